@@ -1,0 +1,49 @@
+"""Everything that `settings.ini` says, told to setuptools; each `<extra>_requirements` there becomes an extra."""
+
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+parser = ConfigParser(delimiters=["="])
+parser.read(here / "settings.ini", encoding="utf-8")
+settings = parser["DEFAULT"]
+
+suffix = "_requirements"
+extras = {key.removesuffix(suffix): value.split() for key, value in settings.items() if key.endswith(suffix)}
+not_for_users = {"dev", "docs", "bench", "examples"}
+extras["all"] = sorted({r for name, wanted in extras.items() if name not in not_for_users for r in wanted})
+
+setup(
+    name=settings["lib_name"],
+    version=settings["version"],
+    description=settings["description"],
+    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    author=settings["author"],
+    url=settings["git_url"],
+    keywords=settings["keywords"].split(),
+    python_requires=f">={settings['min_python']}",
+    install_requires=settings["requirements"].split(),
+    extras_require=extras,
+    packages=find_packages(include=["cjm_worker_ext*"]),
+    package_data={"cjm_worker_ext": ["py.typed", "**/assets/*"]},
+    entry_points={
+        "console_scripts": settings["console_scripts"].split(),
+        "nbdev": [f"{settings['lib_module']}={settings['lib_module']}._modidx:d"],
+    },
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Operating System :: POSIX :: Linux",
+        "Operating System :: MacOS",
+        "Framework :: AsyncIO",
+        "Typing :: Typed",
+    ],
+    zip_safe=False,
+)
