@@ -90,16 +90,16 @@ class _Promise:
     is_bindable: bool = True  # False if its calls cannot be read off, as for overloads
     stub: str = ""  # How its definition begins
 
-# %% ../../nbs/extensions/conformance.ipynb #af411d55
+# %% ../../nbs/extensions/conformance.ipynb #093a14ae
 _HINTS = {
     "awaitable": re.compile(r"[\w.<' ]*\b(Awaitable|Coroutine|Future|Task)\b"),
     "async iterator": re.compile(r"[\w.<' ]*\b(AsyncIterable|AsyncIterator|AsyncGenerator)\b"),
     "iterator": re.compile(r"[\w.<' ]*\b(Iterable|Iterator|Generator)\b"),
 }
 _FLAGS = {
-    "awaitable": inspect.iscoroutinefunction,
-    "async iterator": inspect.isasyncgenfunction,
-    "iterator": inspect.isgeneratorfunction,
+    "awaitable": inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE,
+    "async iterator": inspect.CO_ASYNC_GENERATOR,
+    "iterator": inspect.CO_GENERATOR,
 }
 
 
@@ -120,6 +120,11 @@ def _signature(call: Any, follow_wrapped: bool = True) -> inspect.Signature | No
         return None
 
 
+def _class_of(implementation: object) -> tuple[bool, type[Any]]:
+    "Whether it is a class, and the class to read; `isinstance` would evaluate a `__class__` property."
+    return (True, implementation) if issubclass(type(implementation), type) else (False, type(implementation))  # type: ignore[return-value]  # pyright: ignore[reportReturnType]
+
+
 def _layers(call: Any) -> Iterator[Any]:
     "What a call runs through, outermost first: a wrapper, then what it wraps."
     for _ in range(32):  # a `__getattr__` that answers everything has a `__wrapped__` for ever
@@ -128,27 +133,28 @@ def _layers(call: Any) -> Iterator[Any]:
         elif isinstance(call, types.MethodType):
             call = call.__func__
         else:
-            by_class = inspect.getattr_static(type(call), "__call__", None)
-            yield by_class if isinstance(by_class, types.FunctionType) and not _is_marked(call) else call
+            by_class = inspect.getattr_static(_class_of(call)[1], "__call__", None)
+            yield by_class if isinstance(by_class, types.FunctionType) and not _flags(call) else call
             call = getattr(call, "__wrapped__", None)
             if call is None:
                 return
 
 
-def _is_marked(call: Any) -> bool:
-    "Whether a callable that is no function says of itself that it is async, as `AsyncMock` does."
-    return "_is_coroutine" in getattr(call, "__dict__", ()) or inspect.iscoroutinefunction(call)
+def _flags(call: Any) -> int:
+    "The flags of a callable's code; 0 if it has none. A mock of a function has a `__code__`, and nothing true in it."
+    if not {"_is_coroutine", "_is_coroutine_mark"}.isdisjoint(getattr(call, "__dict__", ())):
+        return inspect.CO_COROUTINE  # something else than a function says of itself that it is async
+    flags: object = getattr(getattr(call, "__code__", None), "co_flags", 0)
+    return flags if isinstance(flags, int) else 0
 
 
 def _answers(call: Any, signature: inspect.Signature | None) -> frozenset[str]:
     "What a call may give back: `value`, `awaitable`, `iterator`, `async iterator`."
     outer, *inner = _layers(call)
-    for answer, flagged in _FLAGS.items():
-        if flagged(outer):
+    for answer, flags in _FLAGS.items():
+        if _flags(outer) & flags:
             return frozenset((answer,))
-    if _is_marked(outer):
-        return frozenset(("awaitable",))
-    if any(map(inspect.iscoroutinefunction, inner)):
+    if any(_flags(layer) & _FLAGS["awaitable"] for layer in inner):
         return frozenset(("value", "awaitable"))
     annotation = signature.return_annotation if signature else None
     text = annotation if isinstance(annotation, str) else str(annotation)
@@ -230,7 +236,7 @@ def _definition(call: Any) -> str:
     plain = signature.replace(parameters=parameters, return_annotation=signature.empty)
     return f"{words} {name}{str(plain).replace('Ellipsis', '...')}"
 
-# %% ../../nbs/extensions/conformance.ipynb #d4b9e15a
+# %% ../../nbs/extensions/conformance.ipynb #64123391
 @dataclass(frozen=True, slots=True)
 class _Absent:
     "What stands where a method should be."
@@ -248,10 +254,9 @@ def _look_up(implementation: object, name: str) -> Any:
 
     Returns an `_Absent` if there is nothing to call.
     """
-    is_class = issubclass(type(implementation), type)  # isinstance would evaluate a `__class__` property
-    owner: Any = implementation if is_class else type(implementation)
+    is_class, owner = _class_of(implementation)
     inherited: Any = next((vars(base)[name] for base in owner.__mro__ if name in vars(base)), _NOTHING)
-    static = inherited if is_class else inspect.getattr_static(implementation, name, _NOTHING)
+    static: Any = inherited if is_class else inspect.getattr_static(implementation, name, _NOTHING)
     if static is _NOTHING:
         return _ask(implementation, owner, name) if not is_class else _NOTHING
     if static is not inherited:  # an instance's own attribute binds nothing
@@ -261,7 +266,7 @@ def _look_up(implementation: object, name: str) -> Any:
 
 def _bind(static: Any, owner: type, instance: object) -> Any:
     "What an attribute of a class gives on an instance; runs no descriptor that is written in Python."
-    kind = type(static)
+    kind: type[Any] = type(static)  # pyright: ignore[reportUnknownVariableType]
     inner: object = static.__func__ if kind is classmethod else static
     if issubclass(type(inner), (property, functools.cached_property)):
         return _Absent("a property", is_missing=False)
@@ -280,8 +285,8 @@ def _bind(static: Any, owner: type, instance: object) -> Any:
 
 def _ask(implementation: object, owner: type, name: str) -> Any:
     "What a proxy answers."
-    plain = owner.__getattribute__ is object.__getattribute__
-    if plain and not any("__getattr__" in vars(base) for base in owner.__mro__):
+    hooks = {"__getattr__", "__getattribute__"}
+    if not any(hooks & vars(base).keys() for base in owner.__mro__ if base is not object):
         return _NOTHING
     try:
         return getattr(implementation, name)
@@ -337,7 +342,7 @@ def _keyword_misfits(
     if promise.any_keyword and not takes_any:
         yield "must accept any keyword", "add **kwargs"
 
-# %% ../../nbs/extensions/conformance.ipynb #8797a791
+# %% ../../nbs/extensions/conformance.ipynb #153d78b1
 def check_protocol(
     implementation: object,  # An instance, a module, a proxy, or a class, which stands for its instances
     protocol: type,  # One of the classes in `extensions.protocols`, or any `typing.Protocol` of yours
@@ -356,8 +361,7 @@ def check_protocol(
 
 def _problems(implementation: object, promise: _Promise) -> Iterator[Problem]:
     "What is wrong with one member."
-    is_class = issubclass(type(implementation), type)
-    owner = implementation if is_class else type(implementation)
+    is_class, owner = _class_of(implementation)
     if promise.name == "__call__" and inspect.isroutine(implementation):
         call: Any = implementation
     else:
@@ -425,7 +429,7 @@ def conforms(
     "Say whether the shape of `implementation` is what `protocol` promises; raises as `check_protocol` does."
     return not check_protocol(implementation, protocol)
 
-# %% ../../nbs/extensions/conformance.ipynb #d8cb9e7e
+# %% ../../nbs/extensions/conformance.ipynb #c5e25c0a
 def require_protocols(
     arguments: Mapping[str, tuple[object, type]],  # Argument's name: (the object that was passed, its protocol)
 ) -> None:
@@ -437,8 +441,8 @@ def require_protocols(
     for name, (implementation, protocol) in arguments.items():
         problems = [*_class_problems(implementation, protocol), *check_protocol(implementation, protocol)]
         if problems:
-            is_class = issubclass(type(implementation), type)
-            shown = implementation.__name__ if is_class else f"{type(implementation).__name__}()"  # type: ignore[attr-defined]  # pyright: ignore
+            is_class, owner = _class_of(implementation)
+            shown = owner.__name__ + ("" if is_class else "()")
             claims = "; ".join(problem.claim for problem in problems)
             lines.append(f"{name}={shown} does not keep {protocol.__name__}: {claims}")
             lines += [f"  {problem.method}: {problem.detail}" for problem in problems]
@@ -455,13 +459,12 @@ def require_protocol(
     require_protocols({name: (implementation, protocol)})
 
 
-def _class_problems(implementation: Any, protocol: type) -> Iterator[Problem]:
+def _class_problems(implementation: object, protocol: type) -> Iterator[Problem]:
     "The forgotten pair of parentheses: a class, whose methods want a `self`, where an instance belongs."
-    if not issubclass(type(implementation), type):
-        return
-    for promise in _promises(protocol):
-        static = inspect.getattr_static(implementation, promise.name, None)
-        if promise.is_method and not isinstance(static, (staticmethod, classmethod)):
-            name = implementation.__name__
-            yield Problem(name, "must be an instance", "the class itself", f"write {name}(...)", implementation)
-            return
+    is_class, owner = _class_of(implementation)
+    methods = [
+        inspect.getattr_static(owner, promise.name, None) for promise in _promises(protocol) if promise.is_method
+    ]
+    if is_class and not all(isinstance(method, (staticmethod, classmethod)) for method in methods):
+        name = owner.__name__
+        yield Problem(name, "must be an instance", "the class itself", f"write {name}(...)", owner)
