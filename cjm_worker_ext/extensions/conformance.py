@@ -90,7 +90,7 @@ class _Promise:
     is_bindable: bool = True  # False if its calls cannot be read off, as for overloads
     stub: str = ""  # How its definition begins
 
-# %% ../../nbs/extensions/conformance.ipynb #093a14ae
+# %% ../../nbs/extensions/conformance.ipynb #01cc5a2a
 _HINTS = {
     "awaitable": re.compile(r"[\w.<' ]*\b(Awaitable|Coroutine|Future|Task)\b"),
     "async iterator": re.compile(r"[\w.<' ]*\b(AsyncIterable|AsyncIterator|AsyncGenerator)\b"),
@@ -147,7 +147,7 @@ def _flags(call: Any) -> int:
     flags: object = getattr(getattr(call, "__code__", None), "co_flags", 0)
     return flags if isinstance(flags, int) else 0
 
-
+# %% ../../nbs/extensions/conformance.ipynb #59ce84c3
 def _answers(call: Any, signature: inspect.Signature | None) -> frozenset[str]:
     "What a call may give back: `value`, `awaitable`, `iterator`, `async iterator`."
     outer, *inner = _layers(call)
@@ -166,7 +166,7 @@ def _answers(call: Any, signature: inspect.Signature | None) -> frozenset[str]:
         return frozenset(hinted)
     return frozenset(hinted | {"value"})
 
-# %% ../../nbs/extensions/conformance.ipynb #6ecc53b9
+# %% ../../nbs/extensions/conformance.ipynb #8f7309dc
 def _promise(name: str, member: object, is_annotated_only: bool) -> _Promise:
     "Read how a protocol's member is used off its definition."
     if is_annotated_only or isinstance(member, (property, functools.cached_property)) or not _is_callable(member):
@@ -189,7 +189,7 @@ def _promise(name: str, member: object, is_annotated_only: bool) -> _Promise:
         any_keyword=any_keyword and not sent,
         answers=_answers(call, signature),
         is_bindable=signature is not None and getattr(call, "__module__", "") != "typing",  # where overloads end up
-        stub=_definition(call),
+        stub=_definition(call, name),
     )
 
 
@@ -221,10 +221,11 @@ def _is_callable(static: object) -> bool:
     return callable(static) or issubclass(type(static), (staticmethod, classmethod, functools.partialmethod))
 
 
-def _definition(call: Any) -> str:
+def _definition(call: Any, name: str) -> str:
     "How a callable's definition begins, without annotations and defaults: `async def broadcast(self, event_type)`."
     call = call.__func__ if isinstance(call, types.MethodType) else call
-    name = getattr(call, "__name__", None) or type(call).__name__
+    own_name = getattr(call, "__name__", None)  # not of a partial, nor of a mock
+    name = own_name if isinstance(own_name, str) else name
     signature = _signature(call)
     words = "def" if _answers(call, signature) & {"value", "iterator"} else "async def"
     if not signature:
@@ -342,7 +343,7 @@ def _keyword_misfits(
     if promise.any_keyword and not takes_any:
         yield "must accept any keyword", "add **kwargs"
 
-# %% ../../nbs/extensions/conformance.ipynb #153d78b1
+# %% ../../nbs/extensions/conformance.ipynb #ef78fc8c
 def check_protocol(
     implementation: object,  # An instance, a module, a proxy, or a class, which stands for its instances
     protocol: type,  # One of the classes in `extensions.protocols`, or any `typing.Protocol` of yours
@@ -373,7 +374,7 @@ def _problems(implementation: object, promise: _Promise) -> Iterator[Problem]:
         hint = ", or check an instance if __init__ sets it" if is_class else ""
         yield Problem(promise.name, "is missing", call.found, f"add {promise.stub}{hint}", owner)
     elif isinstance(call, _Absent) or not callable(call):
-        found = call.found if isinstance(call, _Absent) else f"{type(call).__name__} object"
+        found = call.found if isinstance(call, _Absent) else "None" if call is None else f"{type(call).__name__} object"
         yield Problem(promise.name, "must be a method", found, f"write {promise.stub}", owner)
     else:
         yield from _call_problems(promise, call)
@@ -386,40 +387,41 @@ def _attribute_problems(promise: _Promise, found: Any, owner: Any) -> Iterator[P
             yield Problem(promise.name, "is missing", found.found, f"set {promise.name}", owner)
     elif promise.is_property and isinstance(found, types.MethodType):
         yield Problem(
-            promise.name, "must not be a method", _definition(found), "put @property above it", found.__func__
+            promise.name,
+            "must not be a method",
+            _definition(found, promise.name),
+            "put @property above it",
+            found.__func__,
         )
 
 
 def _call_problems(promise: _Promise, call: Any) -> Iterator[Problem]:
     "What is wrong with something that can be called."
     signature = _signature(call)
-    found, source, name = _definition(call), [*_layers(call)][-1], promise.name
     answers = _answers(call, signature)
+    misfits: list[tuple[str, str]] = []
+    yields = ""
     if promise.answers and not answers & promise.answers:
-        yield Problem(name, *_answer_misfit(promise, answers, found), source)
-    if not promise.is_bindable:
-        return
-    outer = _signature(call, follow_wrapped=False) if hasattr(call, "__wrapped__") else signature
-    for seen in (outer, signature) if outer is not signature else (signature,):
-        misfits = list(_misfits(promise, seen)) if seen else []
-        yield from (Problem(name, rule, found, remedy, source) for rule, remedy in misfits)
-        if misfits:
-            return  # the function inside the wrapper would say the same again
+        yields = " that yields" if answers & {"iterator", "async iterator"} else ""
+        misfits.append(_answer_misfit(promise, answers))
+    if promise.is_bindable and signature:
+        outer = _signature(call, follow_wrapped=False) if hasattr(call, "__wrapped__") else None
+        # what a wrapper refuses, the function inside it need not refuse again
+        misfits += (outer and list(_misfits(promise, outer))) or _misfits(promise, signature)
+    if misfits:
+        found, source = _definition(call, promise.name) + yields, [*_layers(call)][-1]
+        yield from (Problem(promise.name, rule, found, remedy, source) for rule, remedy in misfits)
 
 
-def _answer_misfit(promise: _Promise, answers: frozenset[str], found: str) -> tuple[str, str, str]:
-    "Rule, what was found, and remedy for a method that gives back something of the wrong kind."
-    yields = " that yields" if answers & {"iterator", "async iterator"} else ""
+def _answer_misfit(promise: _Promise, answers: frozenset[str]) -> tuple[str, str]:
+    "Rule and remedy for a method that gives back something of the wrong kind."
+    yields = answers & {"iterator", "async iterator"}
     if "awaitable" in promise.answers:
-        remedy = f"write async def {promise.name}" if not yields else "do not yield"
-        return "must be async" + (" and not yield" if yields else ""), found + yields, remedy
+        remedy = f"write async def {promise.name}" + (" and do not yield" if yields else "")
+        return "must be async" + (" and not yield" if yields else ""), remedy
     if yields:
-        return (
-            "must return and not yield",
-            found + yields,
-            "return a list" if "iterator" in answers else f"write {promise.stub}",
-        )
-    return "must not be async", found, f"write {promise.stub}"
+        return "must return and not yield", f"write {promise.stub}, and return a list"
+    return "must not be async", f"write {promise.stub}"
 
 # %% ../../nbs/extensions/conformance.ipynb #631b94af
 def conforms(
