@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['FIRST_PID', 'Verdict', 'Report', 'BrokenContract', 'NotApplicable', 'Contract', 'ContractSuite', 'judge_contract',
-           'run_contracts', 'check_contracts', 'RegistrySuite', 'ResourceManagerSuite', 'BroadcasterSuite']
+           'without_ground', 'run_contracts', 'check_contracts', 'RegistrySuite', 'ResourceManagerSuite',
+           'BroadcasterSuite']
 
 # %% ../../nbs/extensions/contracts.ipynb #b3d8ae1a
 @dataclass(frozen=True, slots=True)
@@ -182,7 +183,7 @@ async def _awaited(value: Any) -> Any:
     "The value, after waiting for it where that is possible: hooks may be async or not."
     return await value if inspect.isawaitable(value) else value
 
-# %% ../../nbs/extensions/contracts.ipynb #d4d778d0
+# %% ../../nbs/extensions/contracts.ipynb #d1fed646
 async def judge_contract(
     suite: ContractSuite,  # An instance
     contract: Contract,  # One of `suite.contracts`
@@ -205,6 +206,16 @@ async def judge_contract(
     return Verdict(contract.name, "broken", f"no end within {suite.timeout_seconds:g} s")
 
 
+def without_ground(
+    contract: Contract,  # One that needs another
+    needed: Verdict,  # What became of the other: it is not kept
+) -> Verdict:  # Not applicable
+    "The verdict on a contract whose groundwork is missing."
+    return Verdict(
+        contract.name, "not applicable", f"needs {needed.capability.replace('_', ' ')}, which is {needed.outcome}"
+    )
+
+
 async def run_contracts(
     suite: ContractSuite,  # An instance
 ) -> Report:  # One verdict per contract, in the order of the suite
@@ -215,8 +226,7 @@ async def run_contracts(
     verdicts: dict[str, Verdict] = {}
     for name, contract in suite.contracts.items():
         if contract.needs and verdicts[contract.needs].outcome != "kept":
-            why = f"needs {contract.needs.replace('_', ' ')}, which is {verdicts[contract.needs].outcome}"
-            verdicts[name] = Verdict(name, "not applicable", why)
+            verdicts[name] = without_ground(contract, verdicts[contract.needs])
         else:
             verdicts[name] = await judge_contract(suite, contract)
     return Report(type(suite).__name__, tuple(verdicts.values()))
