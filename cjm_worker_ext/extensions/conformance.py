@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 # %% auto #0
-__all__ = ['WORKER_STATE_KEYWORDS', 'Problem', 'check_protocol', 'conforms', 'require_protocols', 'require_protocol']
+__all__ = ['WORKER_STATE_KEYWORDS', 'Problem', 'protocol_members', 'check_protocol', 'conforms', 'require_protocols',
+           'require_protocol']
 
 # %% ../../nbs/extensions/conformance.ipynb #e2f247ba
 @dataclass(frozen=True, slots=True)
@@ -295,6 +296,13 @@ def _ask(implementation: object, owner: type, name: str) -> Any:
         return _NOTHING
     except Exception as e:  # noqa: BLE001  - the boundary to the proxy's own code; what it raises is reported
         return _Absent(f"{type(e).__name__} from its __getattr__: {e}")
+
+# %% ../../nbs/extensions/conformance.ipynb #453c054f
+def protocol_members(
+    protocol: type,  # As for `check_protocol`
+) -> tuple[str, ...]:  # Base protocols first, in the order of their definition
+    "The names of the methods and attributes that a protocol asks for. Raises `TypeError` if it is no protocol class."
+    return tuple(promise.name for promise in _promises(protocol))
 
 # %% ../../nbs/extensions/conformance.ipynb #8a6524d5
 def _listed(names: tuple[str, ...] | list[str]) -> str:
