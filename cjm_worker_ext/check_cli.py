@@ -153,7 +153,7 @@ def _made(name: str, make: Any) -> Any:
     except Exception as e:  # the boundary to the target's own code
         raise CannotCheck(f"{name}() raises {type(e).__name__}: {e}") from e
 
-# %% ../nbs/91_check_cli.ipynb #4f6638c1
+# %% ../nbs/91_check_cli.ipynb #ad1fa498
 @dataclass(frozen=True, slots=True)
 class Check:
     "The verdicts on a target, by depth."
@@ -231,7 +231,8 @@ def _types(target: Target) -> Verdict:
             text=True,
             env=os.environ | {"MYPYPATH": os.pathsep.join(_search_path()), "NO_COLOR": "1"},
         )
-    lines = [line.partition(": ")[2] for line in done.stdout.splitlines() if "assignment.py:" in line]
+    seen = [line for line in done.stdout.splitlines() if "assignment.py:" in line]
+    lines = [line.partition("error: ")[2] for line in seen if "error: " in line]
     if done.returncode and not lines:
         return Verdict("mypy", "not applicable", (done.stdout + done.stderr).strip()[-400:])
     return Verdict("mypy", "broken" if lines else "kept", "; ".join(lines))

@@ -183,7 +183,7 @@ async def _awaited(value: Any) -> Any:
     "The value, after waiting for it where that is possible: hooks may be async or not."
     return await value if inspect.isawaitable(value) else value
 
-# %% ../../nbs/extensions/contracts.ipynb #d1fed646
+# %% ../../nbs/extensions/contracts.ipynb #f6fe8c79
 async def judge_contract(
     suite: ContractSuite,  # An instance
     contract: Contract,  # One of `suite.contracts`
@@ -211,9 +211,9 @@ def without_ground(
     needed: Verdict,  # What became of the other: it is not kept
 ) -> Verdict:  # Not applicable
     "The verdict on a contract whose groundwork is missing."
-    return Verdict(
-        contract.name, "not applicable", f"needs {needed.capability.replace('_', ' ')}, which is {needed.outcome}"
-    )
+    broken = needed.outcome == "broken"
+    reason = f"needs {needed.capability.replace('_', ' ')}, which is broken" if broken else needed.reason
+    return Verdict(contract.name, "not applicable", reason)
 
 
 async def run_contracts(
