@@ -91,7 +91,7 @@ class _Promise:
     is_bindable: bool = True  # False if its calls cannot be read off, as for overloads
     stub: str = ""  # How its definition begins
 
-# %% ../../nbs/extensions/conformance.ipynb #01cc5a2a
+# %% ../../nbs/extensions/conformance.ipynb #36e0d174
 _HINTS = {
     "awaitable": re.compile(r"[\w.<' ]*\b(Awaitable|Coroutine|Future|Task)\b"),
     "async iterator": re.compile(r"[\w.<' ]*\b(AsyncIterable|AsyncIterator|AsyncGenerator)\b"),
@@ -104,8 +104,15 @@ _FLAGS = {
 }
 
 
+def _is_method(call: object) -> bool:
+    "Whether it is a bound method; `isinstance` would believe a mock."
+    return type(call) is types.MethodType
+
+
 def _signature(call: Any, follow_wrapped: bool = True) -> inspect.Signature | None:
     "The signature of a callable, or None if Python cannot tell."
+    if isinstance(call, types.MethodType) and not _is_method(call):  # the mock of a method keeps what it imitates here
+        return getattr(call, "__signature__", None)
     try:
         if sys.version_info >= (
             3,
@@ -131,7 +138,7 @@ def _layers(call: Any) -> Iterator[Any]:
     for _ in range(32):  # a `__getattr__` that answers everything has a `__wrapped__` for ever
         if isinstance(call, functools.partial):
             call = call.func
-        elif isinstance(call, types.MethodType):
+        elif _is_method(call):
             call = call.__func__
         else:
             by_class = inspect.getattr_static(_class_of(call)[1], "__call__", None)
@@ -167,7 +174,7 @@ def _answers(call: Any, signature: inspect.Signature | None) -> frozenset[str]:
         return frozenset(hinted)
     return frozenset(hinted | {"value"})
 
-# %% ../../nbs/extensions/conformance.ipynb #8f7309dc
+# %% ../../nbs/extensions/conformance.ipynb #8f299d31
 def _promise(name: str, member: object, is_annotated_only: bool) -> _Promise:
     "Read how a protocol's member is used off its definition."
     if is_annotated_only or isinstance(member, (property, functools.cached_property)) or not _is_callable(member):
@@ -224,7 +231,7 @@ def _is_callable(static: object) -> bool:
 
 def _definition(call: Any, name: str) -> str:
     "How a callable's definition begins, without annotations and defaults: `async def broadcast(self, event_type)`."
-    call = call.__func__ if isinstance(call, types.MethodType) else call
+    call = call.__func__ if _is_method(call) else call
     own_name = getattr(call, "__name__", None)  # not of a partial, nor of a mock
     name = own_name if isinstance(own_name, str) else name
     signature = _signature(call)
