@@ -3,6 +3,7 @@
 
 python docs/build.py build     run every notebook, render the site into _docs/, check it
 python docs/build.py serve     the same, then serve it at http://127.0.0.1:8000
+python docs/build.py preview   build without running: pages show the outputs that the notebooks hold
 python docs/build.py check     check the site that is there: links, empty pages, tracebacks, spelling
 
 It lives here and not in the package, because a user who installs a wheel has no notebooks to render. The notebooks
@@ -12,6 +13,8 @@ are run at each build, so what a page shows is what the code does today, and a f
 import ast
 import functools
 import http.server
+import inspect
+import io
 import json
 import os
 import posixpath
@@ -20,6 +23,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tokenize
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from pathlib import Path
@@ -27,6 +32,7 @@ from pathlib import Path
 root = Path(__file__).resolve().parent.parent
 notebooks, staged, site = root / "nbs", root / "_proc", root / "_docs"
 package = "cjm_worker_ext"
+functions = ast.FunctionDef | ast.AsyncFunctionDef
 shelves = {  # caption: the folder whose pages it holds, and the order of the pages that come first
     "Tutorials": ("tutorials", ["first_plugin"]),
     "How-to guides": ("howto", ["index"]),
@@ -54,8 +60,7 @@ def execute(source: Path, target: Path) -> None:
 
 
 def execute_all(into: Path) -> None:
-    "Run every notebook in an interpreter of its own, two at a time; pages in Markdown and pictures are copied."
-    shutil.copytree(notebooks, into, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    "Run every notebook in an interpreter of its own, two at a time."
     books = sorted(into.rglob("*.ipynb"))
 
     def run(book: Path) -> subprocess.CompletedProcess:
@@ -70,86 +75,114 @@ def execute_all(into: Path) -> None:
 
 def process(executed: Path) -> None:
     "Let nbdev hide, document and link what it hides, documents and links; quarto is not asked for."
-    from nbdev import processors
+    import fastcore.docments
     from nbdev.serve import proc_nbs
 
-    def with_types(cell):  # the imports that only type checkers need: show_doc evaluates annotations
-        cell.source = cell.source.replace("TYPE_CHECKING = False", "TYPE_CHECKING = True")
+    def signature(symbol, *, eval_str=False):  # names that only type checkers import stay text
+        try:
+            return inspect.signature(symbol, eval_str=eval_str)
+        except NameError:
+            return inspect.signature(symbol)
 
-    class Defaults(processors.FilterDefaults):
-        def base_procs(self):
-            found = super().base_procs()
-            found.insert(found.index(processors.exec_show_docs), with_types)
-            return found
-
-    import nbdev.serve
-
-    nbdev.serve.FilterDefaults = Defaults
+    fastcore.docments.signature = signature
+    warnings.filterwarnings("ignore", message="Found cells containing imports and other code")
     os.environ["IN_TEST"] = "1"
     proc_nbs(path=executed, n_workers=0, force=True)
 
 
-# ------------------------------------------------------------------------------------------------ what show_doc gives
-def signature_table(code: str) -> tuple[str, list[tuple[str, str, str, str]]]:
-    "Split show_doc's commented signature into one line and the rows `(name, type, default, meaning)`."
-    tree = ast.parse(code.rstrip() + "\n    pass").body[0]
-    comments = {n: c.partition(" # ")[2] for n, c in enumerate(code.splitlines(), start=1)}
-    comments = {
-        n: re.sub(r"^(type|pyright): ignore(\[[\w, -]*\])?(\s*# )?", "", c).strip() for n, c in comments.items()
-    }
-    given = tree.args
+# ------------------------------------------------------------------------------------------------ the entries of the API
+@functools.cache
+def parsed(file: Path) -> tuple[dict[int, ast.AST], dict[int, str]]:
+    "The definitions of a module by line, and its comments by line, without the directives of type checkers."
+    text = file.read_text(encoding="utf-8")
+    nodes = {n.lineno: n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.ClassDef | functions)}
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    comments = {t.start[0]: t.string.removeprefix("#").strip() for t in tokens if t.type == tokenize.COMMENT}
+    directive = re.compile(r"(#\s*)?(type: ignore|pyright: ignore|noqa)[^#]*(#\s*)?")
+    return nodes, {line: directive.sub("", comment).strip() for line, comment in comments.items()}
+
+
+def function_rows(node: ast.AST, comments: dict[int, str], said: str) -> list[tuple[str, ...]]:
+    "Name, type, default and meaning of each parameter, then of what is returned."
+    given = node.args
     positional = [*given.posonlyargs, *given.args]
     defaults = [None] * (len(positional) - len(given.defaults)) + given.defaults
     found = [*zip(positional, defaults, strict=True), *zip(given.kwonlyargs, given.kw_defaults, strict=True)]
     rows = [
-        (a.arg, ast.unparse(a.annotation) if a.annotation else "", ast.unparse(d) if d else "", comments[a.lineno])
+        (a.arg, ast.unparse(a.annotation) if a.annotation else "", ast.unparse(d) if d else "", a.lineno)
         for a, d in found
+        if a.arg not in ("self", "cls")
     ]
-    for star, a in (("*", given.vararg), ("**", given.kwarg)):
-        if a and a.annotation:
-            rows.append((star + a.arg, ast.unparse(a.annotation), "", comments[a.lineno]))
-    returned = ast.unparse(tree.returns) if tree.returns else ""
-    if returned not in ("", "None") or comments[len(code.splitlines())]:
-        rows.append(("returns", returned or "None", "", comments[len(code.splitlines())]))
-    names = [r[0] for r in rows if r[0] != "returns"]
-    return f"{tree.name}({', '.join(names)})" + (f" -> {returned}" if returned else ""), rows
+    stars = (("*", given.vararg), ("**", given.kwarg))
+    rows += [(s + a.arg, ast.unparse(a.annotation) if a.annotation else "", "", a.lineno) for s, a in stars if a]
+    returns = ast.unparse(node.returns) if node.returns else "None"
+    alone = {line for *_, line in rows if line != node.lineno}  # a comment on the `def` line is about what is returned
+    rows = [(*row, comments.get(line, "") if line in alone else "") for *row, line in rows]
+    meaning = comments.get(node.returns.lineno, "") if node.returns and node.returns.lineno not in alone else ""
+    if meaning or (returns != "None" and rows and said != "class"):
+        rows.append(("returns", returns, "", meaning))
+    return rows
+
+
+def class_rows(node: ast.ClassDef, comments: dict[int, str]) -> list[tuple[str, ...]]:
+    "The parameters of `__init__`, or the fields of a dataclass, or the members of an enumeration."
+    for part in node.body:
+        if isinstance(part, functions) and part.name == "__init__":
+            return function_rows(part, comments, "class")
+    rows = []
+    for part in node.body:
+        meaning = comments.get(getattr(part, "lineno", 0), "")
+        if isinstance(part, ast.AnnAssign) and not ast.unparse(part.target).startswith("_"):
+            value = ast.unparse(part.value) if part.value else ""
+            made = re.search(r"default_factory=(?:lambda: )?(\w+)", value)
+            rows.append(
+                (ast.unparse(part.target), ast.unparse(part.annotation), f"{made[1]}()" if made else value, meaning)
+            )
+        elif isinstance(part, ast.Assign) and meaning:
+            rows.append((ast.unparse(part.targets[0]), "", ast.unparse(part.value), meaning))
+    return rows
 
 
 def cell_text(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
+def table(rows: list[tuple[str, ...]]) -> str:
+    lines = ["| parameter | type | default | meaning |", "| --- | --- | --- | --- |"]
+    for name, kind, default, meaning in rows:
+        shown = "*returns*" if name == "returns" else f"`{name}`"
+        kind, default = (f"`{cell_text(c)}`" if c else "" for c in (kind, default))
+        lines.append(f"| {shown} | {kind} | {default} | {cell_text(meaning)} |")
+    return "\n".join(lines)
+
+
 def api_entry(markdown: str, up: str) -> str:
-    "Turn what show_doc gives into a heading, a signature with a link to the source, its text, and a table."
+    "Turn what show_doc gives into a heading, a line with a link to the source, its text, and a table."
     heading = re.search(r"^#+ (.+)$", markdown, flags=re.M)
-    block = re.search(r"^```python\n(.*?)^```\n?", markdown, flags=re.M | re.S)
     source = re.search(r"\[source\]\([^)]*/blob/[^/]+/([^)#]+)#L(\d+)\)", markdown)
     if not (heading and source):
         return markdown
     path, number = source[1], int(source[2])
+    nodes, comments = parsed(root / path)
+    node = nodes[min(line for line in nodes if line >= number)]  # past its decorators
     name, module = heading[1].replace("\\", "").strip(), path.removesuffix(".py").replace("/", ".")
+    is_class = isinstance(node, ast.ClassDef)
+    kind = "class" if is_class else "async def" if isinstance(node, ast.AsyncFunctionDef) else "def"
+    rows = class_rows(node, comments) if is_class else function_rows(node, comments, kind)
+    names = ", ".join(r[0] for r in rows if r[0] != "returns")
+    enumeration = is_class and any("Enum" in ast.unparse(base) for base in node.bases)
+    bases = ", ".join(ast.unparse(base) for base in node.bases) if is_class else ""
+    line = f"{name}({bases})" if is_class and (enumeration or not rows) else f"{name}({names})"
+    block = re.search(r"^```python\n.*?^```\n?", markdown, flags=re.M | re.S)
     text = markdown[(block or heading).end() :].strip()
     text = re.sub(r"\A\*(.+?)\*(?=\n\n|\Z)", r"\1", text, flags=re.S)  # a promise, not an aside
-    line = (root / path).read_text(encoding="utf-8").splitlines()[number - 1 : number + 12]
-    kind = next((w[1] for s in line if (w := re.match(r"\s*(class|async def|def) ", s))), "def")
-    signature, rows = signature_table(block[1]) if block else (name, [])
-    if kind == "class":
-        rows = [r for r in rows if r[0] != "returns"]
-        signature = signature.partition(" -> ")[0] if rows else name
-    # Not longer than a line: the table below says the rest.
-    head = f'<a class="api-source" href="{up}source/{module}.html#L-{number}">source</a>'
+    link = f'<a class="api-source" href="{up}source/{module}.html#L-{node.lineno}">source</a>'
     parts = [
         f"({module.removeprefix(package + '.')}.{name})=\n### `{name}`",
-        f'<div class="api"><code><span class="api-kind">{kind}</span> {escape(signature)}</code>{head}</div>',
+        f'<div class="api"><code><span class="api-kind">{kind}</span> {escape(line)}</code>{link}</div>',
         text,
+        table(rows).replace("| parameter |", "| member |" if enumeration else "| parameter |") if rows else "",
     ]
-    if rows:
-        table = ["| parameter | type | default | meaning |", "| --- | --- | --- | --- |"]
-        for parameter, kind_of, default, meaning in rows:
-            shown = f"*{parameter}*" if parameter == "returns" else f"`{parameter}`"
-            code = [f"`{cell_text(c)}`" if c else "" for c in (kind_of, default)]
-            table.append(f"| {shown} | {code[0]} | {code[1]} | {cell_text(meaning)} |")
-        parts.append("\n".join(table))
     return "\n\n".join(p for p in parts if p)
 
 
@@ -340,19 +373,31 @@ def check() -> list[str]:
 def spelling() -> list[str]:
     where = ["README.md", *project_pages, "llms.txt", "nbs", "tests", "docs", ".ci", "settings.ini"]
     skip = "*.svg,*.css,*.js,*.png,*.gif,_proc,_docs"
-    command = [sys.executable, "-m", "codespell_lib", "--skip", skip, "--builtin", "clear,rare"]
+    command = [
+        sys.executable,
+        "-m",
+        "codespell_lib",
+        "--skip",
+        skip,
+        "--builtin",
+        "clear,rare",
+        "--ignore-words-list",
+        "docments",
+    ]
     done = subprocess.run([*command, *where], cwd=root, capture_output=True, text=True)
     return [f"spelling: {line}" for line in done.stdout.splitlines() if "==>" in line]
 
 
 # ------------------------------------------------------------------------------------------------ commands
-def build() -> None:
+def build(run: bool = True) -> None:
     os.chdir(root)
     sys.path.insert(0, str(root))
     shutil.rmtree(staged, ignore_errors=True)
     with tempfile.TemporaryDirectory() as folder:
         executed = Path(folder) / "nbs"
-        execute_all(executed)
+        shutil.copytree(notebooks, executed, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+        if run:
+            execute_all(executed)
         process(executed)
     stage()
     with tempfile.TemporaryDirectory() as folder:  # MyST-NB leaves a folder beside the one it writes to
@@ -367,8 +412,8 @@ def build() -> None:
 def main(command: str = "build", *arguments: str) -> None:
     if command == "execute":
         return execute(*map(Path, arguments))
-    if command in ("build", "serve"):
-        build()
+    if command in ("build", "serve", "preview"):
+        build(run=command != "preview")
     problems = check()
     sys.stdout.write("".join(f"{p}\n" for p in problems))
     sys.stdout.write(f"{len(list(site.rglob('*.html')))} pages in {site}, {len(problems)} problems\n")
