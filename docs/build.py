@@ -33,16 +33,33 @@ root = Path(__file__).resolve().parent.parent
 notebooks, staged, site = root / "nbs", root / "_proc", root / "_docs"
 package = "cjm_worker_ext"
 functions = ast.FunctionDef | ast.AsyncFunctionDef
-shelves = {  # caption: the folder whose pages it holds, and the order of the pages that come first
+shelves = {  # caption: the folder whose pages it holds, and the order of its pages; others follow by name
     "Tutorials": ("tutorials", ["first_plugin"]),
-    "How-to guides": ("howto", ["index"]),
-    "Explanation": ("explanation", ["index", "why_processes", "why_three_protocols", "life_of_a_job", "guarantees"]),
+    "How-to guides": (
+        "howto",
+        ["index", "own_registry", "own_resource_manager", "own_broadcaster", "stream_tokens", "gpu_plugins"]
+        + ["cancel_and_timeouts", "deploy_uvicorn", "from_process_pool", "from_celery", "from_queues"],
+    ),
+    "Explanation": (
+        "explanation",
+        ["index", "why_processes", "why_three_protocols", "life_of_a_job", "guarantees", "security_model"]
+        + ["performance", "comparison"],
+    ),
 }
 layers = [
-    *("extensions/protocols", "errors", "jobs", "plugins", "wire", "worker", "scheduler", "local", "manager"),
-    *("extensions/conformance", "integrations/registry", "integrations/resources", "integrations/sse"),
-    *("integrations/monitor", "cli", "init"),
+    "extensions/protocols",
+    "errors",
+    "jobs",
+    "plugins",
+    "wire",
+    "arena",
+    "worker",
+    "scheduler",
+    "local",
+    "manager",
 ]
+layers += ["extensions/conformance", *(f"integrations/{name}" for name in ("registry", "resources", "sse", "monitor"))]
+layers += ["cli", "init"]
 project_pages = {"CHANGELOG.md": "changelog", "CONTRIBUTING.md": "contributing", "SECURITY.md": "security"}
 
 
@@ -147,13 +164,15 @@ def cell_text(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def table(rows: list[tuple[str, ...]]) -> str:
-    lines = ["| parameter | type | default | meaning |", "| --- | --- | --- | --- |"]
+def table(rows: list[tuple[str, ...]], titles: tuple[str, ...]) -> str:
+    "A table of the rows, without the columns that would be empty."
+    kept = [n for n in range(4) if n in (0, 3) or any(row[n] for row in rows)]
+    lines = [[titles[n] for n in kept], ["---"] * len(kept)]
     for name, kind, default, meaning in rows:
-        shown = "*returns*" if name == "returns" else f"`{name}`"
-        kind, default = (f"`{cell_text(c)}`" if c else "" for c in (kind, default))
-        lines.append(f"| {shown} | {kind} | {default} | {cell_text(meaning)} |")
-    return "\n".join(lines)
+        code = [f"`{cell_text(c)}`" if c else "" for c in (kind, default)]
+        cells = ["*returns*" if name == "returns" else f"`{name}`", *code, cell_text(meaning)]
+        lines.append([cells[n] for n in kept])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def api_entry(markdown: str, up: str) -> str:
@@ -171,6 +190,7 @@ def api_entry(markdown: str, up: str) -> str:
     rows = class_rows(node, comments) if is_class else function_rows(node, comments, kind)
     names = ", ".join(r[0] for r in rows if r[0] != "returns")
     enumeration = is_class and any("Enum" in ast.unparse(base) for base in node.bases)
+    titles = ("member", "", "value", "meaning") if enumeration else ("parameter", "type", "default", "meaning")
     bases = ", ".join(ast.unparse(base) for base in node.bases) if is_class else ""
     line = f"{name}({bases})" if is_class and (enumeration or not rows) else f"{name}({names})"
     block = re.search(r"^```python\n.*?^```\n?", markdown, flags=re.M | re.S)
@@ -181,7 +201,7 @@ def api_entry(markdown: str, up: str) -> str:
         f"({module.removeprefix(package + '.')}.{name})=\n### `{name}`",
         f'<div class="api"><code><span class="api-kind">{kind}</span> {escape(line)}</code>{link}</div>',
         text,
-        table(rows).replace("| parameter |", "| member |" if enumeration else "| parameter |") if rows else "",
+        table(rows, titles) if rows else "",
     ]
     return "\n\n".join(p for p in parts if p)
 
