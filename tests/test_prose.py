@@ -1,4 +1,4 @@
-"""Every Python block in a page of prose runs, the blocks of a page one after the other as one program."""
+"""Pages of prose: every Python block runs, the blocks of a page as one program, and every link to a file finds it."""
 
 import re
 import subprocess
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 root = Path(__file__).resolve().parent.parent
+link = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)[^)]*\)")
 pages = [*root.glob("*.md"), *(root / "nbs").rglob("*.md")]
 block = re.compile(r"^```python\n(.*?)^```$", flags=re.M | re.S)
 # As a notebook does, a page may await at its top level.
@@ -27,3 +28,9 @@ def test_the_blocks_of_a_page_run(page, tmp_path):
     command = [sys.executable, "-c", runner, page]
     done = subprocess.run(command, input=programs[page], capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("page", [*pages, root / "llms.txt"], ids=lambda page: str(page.relative_to(root)))
+def test_links_to_files_lead_to_files(page):
+    links = link.findall(page.read_text(encoding="utf-8"))
+    assert [target for target in links if not (page.parent / target).exists()] == []
