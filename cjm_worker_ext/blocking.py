@@ -22,7 +22,7 @@ T = TypeVar("T")
 # %% auto #0
 __all__ = ['BlockingManager']
 
-# %% ../nbs/07_blocking.ipynb #92ffd250
+# %% ../nbs/07_blocking.ipynb #fa4c8d8c
 class BlockingManager:
     "A manager's methods without await; may be called from any thread. Use it with `with`, or call `shutdown`."
 
@@ -86,7 +86,8 @@ class BlockingManager:
 
     def get_job(self, job_id: str) -> BaseJob:
         "As `BaseJobManager.get_job`."
-        return self._call(self._run(self.manager.get_job, job_id))
+        job: BaseJob = self._call(self._run(self.manager.get_job, job_id))
+        return job
 
     def get_all_jobs(self) -> list[BaseJob]:
         "As `BaseJobManager.get_all_jobs`."
@@ -102,7 +103,8 @@ class BlockingManager:
 
     def clear_completed_jobs(self) -> int:
         "As `BaseJobManager.clear_completed_jobs`."
-        return self._call(self._run(self.manager.clear_completed_jobs))
+        count: int = self._call(self._run(self.manager.clear_completed_jobs))
+        return count
 
     def load_plugin(self, plugin_id: str) -> None:
         "As `BaseJobManager.load_plugin`."

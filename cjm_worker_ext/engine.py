@@ -144,7 +144,7 @@ class ResultReader:
 
         threading.Thread(target=read, name="result-reader", daemon=True).start()
 
-# %% ../nbs/07_engine.ipynb #441d0ec1
+# %% ../nbs/07_engine.ipynb #6288b3df
 class Operation:
     "A request that is no job: loading or unloading a plugin on one worker."
 
@@ -215,7 +215,7 @@ class Engine:
         operations = [Operation(Task(n, entry.plugin_id, entry.version, kind=kind), entry) for n in numbers]
         self.requests.update(zip(numbers, operations, strict=True))
         if everywhere:
-            self.do(self.scheduler.submit_to_all(kind, entry.plugin_id, entry.version, numbers))
+            self.do(self.scheduler.submit_to_all([operation.task for operation in operations]))
         else:
             self.do(self.scheduler.submit(operations[0].task))
         return [operation.done for operation in operations]
