@@ -89,7 +89,7 @@ def plugin_table(
         )
     return table
 
-# %% ../nbs/92_plugins_cli.ipynb #4edca4a8
+# %% ../nbs/92_plugins_cli.ipynb #9b191280
 def list_plugins(
     registry: EntryPointPluginRegistry,
     plugin: str | None = None,  # Unique id or name; None: all
@@ -106,7 +106,7 @@ def list_plugins(
     records = [plugin_record(registry, info) for info in plugins if category in (None, info.category)]
     is_fine = all(record["state"] == PluginState.READY for record in records)
     if json:
-        print(dumps({"ok": is_fine, "plugins": records}, indent=2, default=str))  # noqa: T201
+        sys.stdout.write(dumps({"ok": is_fine, "plugins": records}, indent=2, default=str) + "\n")
     elif records:
         Console().print(plugin_table(records))
     else:
@@ -127,5 +127,5 @@ def plugins(
             raise WorkerExtError(f"config_dir {config_dir!r} is not a directory; name the app's, or leave it out")
         return list_plugins(EntryPointPluginRegistry(config_dir), plugin, category, json)
     except (WorkerExtError, OSError) as e:
-        print(f"cjm-worker-plugins: {printable(e)}", file=sys.stderr)  # noqa: T201
+        sys.stderr.write(f"cjm-worker-plugins: {printable(e)}\n")
         return 2

@@ -193,6 +193,43 @@ def old_items(new: list[Any], old: list[Any], nodes: Sequence[Node]) -> list[Any
             twins.append(alike[0] if alike and all(other == alike[0] for other in alike) else MISSING)
     return twins
 
+# %% ../../nbs/integrations/config_schema.ipynb #37b8e639
+def references(root: Node) -> Iterator[tuple[str, Any]]:
+    "Yield every `$ref` of a schema with its resolver, so that a broken one is found at once and not at some job."
+    waiting: list[Node] = [root]
+    while waiting:
+        part, resolver = waiting.pop()
+        if is_table(part):
+            if isinstance(part.get("$id"), str) and part is not root[0]:
+                resolver = resolver.in_subresource(DRAFT202012.create_resource(part))
+            if isinstance(part.get("$ref"), str):
+                yield part["$ref"], resolver
+            # what stands under these is data and not schema
+            waiting.extend(
+                (sub, resolver) for key, sub in part.items() if key not in ("default", "const", "enum", "examples")
+            )
+        elif is_array(part):
+            waiting.extend((sub, resolver) for sub in part)
+
+# %% ../../nbs/integrations/config_schema.ipynb #2858661c
+def sentence(error: Any, root: Sequence[Node]) -> str:
+    "Say what one jsonschema error means. Its own message may quote the value, so it is used only where that is safe."
+    nodes = list(expand(root, POSSIBLE))
+    secret = is_secret(nodes)
+    for step in error.absolute_path:
+        nodes = list(expand(descend(nodes, step), POSSIBLE))
+        secret = secret or is_secret(nodes)
+    names_keys_only = error.validator in ("required", "additionalProperties", "dependentRequired")
+    if error.validator in ("anyOf", "oneOf") and error.context:
+        inner = dict.fromkeys(sentence(e, root) for e in error.context)
+        found = f"fits not exactly one of its alternatives ({', or '.join(inner)})"
+    elif names_keys_only or not (secret or isinstance(error.instance, (dict, list))):
+        found = error.message
+    else:
+        found = f"does not keep {error.validator!r}: {error.validator_value!r}"
+    where = path_text(error.absolute_path)
+    return f"{where}: {found[:500]}" if where else found[:500]
+
 # %% ../../nbs/integrations/config_schema.ipynb #e3c8f5be
 class ConfigSchema:
     """Answers what a JSON Schema says about a configuration.
@@ -248,40 +285,3 @@ class ConfigSchema:
         if problems:
             raise PluginConfigError("configuration", problems)
         return restored
-
-# %% ../../nbs/integrations/config_schema.ipynb #37b8e639
-def references(root: Node) -> Iterator[tuple[str, Any]]:
-    "Yield every `$ref` of a schema with its resolver, so that a broken one is found at once and not at some job."
-    waiting: list[Node] = [root]
-    while waiting:
-        part, resolver = waiting.pop()
-        if is_table(part):
-            if isinstance(part.get("$id"), str) and part is not root[0]:
-                resolver = resolver.in_subresource(DRAFT202012.create_resource(part))
-            if isinstance(part.get("$ref"), str):
-                yield part["$ref"], resolver
-            # what stands under these is data and not schema
-            waiting.extend(
-                (sub, resolver) for key, sub in part.items() if key not in ("default", "const", "enum", "examples")
-            )
-        elif is_array(part):
-            waiting.extend((sub, resolver) for sub in part)
-
-# %% ../../nbs/integrations/config_schema.ipynb #2858661c
-def sentence(error: Any, root: Sequence[Node]) -> str:
-    "Say what one jsonschema error means. Its own message may quote the value, so it is used only where that is safe."
-    nodes = list(expand(root, POSSIBLE))
-    secret = is_secret(nodes)
-    for step in error.absolute_path:
-        nodes = list(expand(descend(nodes, step), POSSIBLE))
-        secret = secret or is_secret(nodes)
-    names_keys_only = error.validator in ("required", "additionalProperties", "dependentRequired")
-    if error.validator in ("anyOf", "oneOf") and error.context:
-        inner = dict.fromkeys(sentence(e, root) for e in error.context)
-        found = f"fits not exactly one of its alternatives ({', or '.join(inner)})"
-    elif names_keys_only or not (secret or isinstance(error.instance, (dict, list))):
-        found = error.message
-    else:
-        found = f"does not keep {error.validator!r}: {error.validator_value!r}"
-    where = path_text(error.absolute_path)
-    return f"{where}: {found[:500]}" if where else found[:500]

@@ -89,6 +89,28 @@ def parse(
         raise ValueError("must hold a table (an object) at the top level")
     return value
 
+# %% ../../nbs/integrations/plugin_config.ipynb #99ba7dc9
+def same(one: Any, other: Any) -> bool:
+    "Compare values as files see them: `1`, `1.0` and `true` are three different things."
+    if is_array(one) and is_array(other):
+        return len(one) == len(other) and all(map(same, one, other))
+    if is_table(one) and is_table(other):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    return type(one) is type(other) and bool(one == other)
+
+
+def update(document: Any, values: Mapping[str, Any]) -> None:
+    "Make a tomlkit table hold `values`, touching only what differs."
+    plain = document.unwrap()
+    for key in plain:
+        if key not in values:
+            del document[key]
+    for key, value in values.items():
+        if key in plain and is_table(plain[key]) and is_table(value):
+            update(document[key], value)
+        elif key not in plain or not same(plain[key], value):
+            document[key] = value
+
 # %% ../../nbs/integrations/plugin_config.ipynb #289ff24a
 def render(
     values: Mapping[str, Any],  # What the file shall hold
@@ -113,28 +135,6 @@ def render(
     except (TypeError, ValueError, RecursionError, tomlkit.exceptions.TOMLKitError) as e:
         raise ValueError(f"cannot be written as {suffix[1:].upper()}: {type(e).__name__}") from e
     raise ValueError(f"cannot be written as {suffix[1:].upper()} so that it reads the same again")
-
-# %% ../../nbs/integrations/plugin_config.ipynb #99ba7dc9
-def same(one: Any, other: Any) -> bool:
-    "Compare values as files see them: `1`, `1.0` and `true` are three different things."
-    if is_array(one) and is_array(other):
-        return len(one) == len(other) and all(map(same, one, other))
-    if is_table(one) and is_table(other):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    return type(one) is type(other) and bool(one == other)
-
-
-def update(document: Any, values: Mapping[str, Any]) -> None:
-    "Make a tomlkit table hold `values`, touching only what differs."
-    plain = document.unwrap()
-    for key in plain:
-        if key not in values:
-            del document[key]
-    for key, value in values.items():
-        if key in plain and is_table(plain[key]) and is_table(value):
-            update(document[key], value)
-        elif key not in plain or not same(plain[key], value):
-            document[key] = value
 
 # %% ../../nbs/integrations/plugin_config.ipynb #004b3f3a
 class ConfigNotSaved(WorkerExtError, OSError):
