@@ -89,21 +89,21 @@ def plugin_table(
         )
     return table
 
-# %% ../nbs/92_plugins_cli.ipynb #9b191280
+# %% ../nbs/92_plugins_cli.ipynb #6360bba4
 def list_plugins(
     registry: EntryPointPluginRegistry,
-    plugin: str | None = None,  # Unique id or name; None: all
-    category: str | None = None,  # None: all
+    plugin: str = "",  # Unique id or name; empty: all
+    category: str = "",  # Empty: all
     json: bool = False,  # One JSON document instead of a table
 ) -> int:  # Exit status
     "Print plugins with their state and masked configuration. Raises `WorkerExtError` if `plugin` names none, or several."
     plugins = registry.get_plugins()
-    if plugin is not None:
+    if plugin:
         one = registry.get_plugin(plugin)
         if one is None:
             raise WorkerExtError(f"plugin {plugin!r} is not installed; without --plugin all that are get listed")
         plugins = [one]
-    records = [plugin_record(registry, info) for info in plugins if category in (None, info.category)]
+    records = [plugin_record(registry, info) for info in plugins if category in ("", info.category)]
     is_fine = all(record["state"] == PluginState.READY for record in records)
     if json:
         sys.stdout.write(dumps({"ok": is_fine, "plugins": records}, indent=2, default=str) + "\n")
@@ -116,16 +116,16 @@ def list_plugins(
 
 @call_parse
 def plugins(
-    plugin: str | None = None,  # Only this plugin, by unique id or name
-    category: str | None = None,  # Only plugins of this category
-    config_dir: str | None = None,  # Directory of the app's plugin configuration files
+    plugin: str = "",  # Only this plugin, by unique id or name
+    category: str = "",  # Only plugins of this category
+    config: str = "",  # Directory of the app's plugin configuration files
     json: bool = False,  # Print one JSON document
 ) -> int:
     "List the plugins for cjm-worker-ext in this environment, their state and configuration. Secrets are masked."
     try:
-        if config_dir is not None and not Path(config_dir).is_dir():
-            raise WorkerExtError(f"config_dir {config_dir!r} is not a directory; name the app's, or leave it out")
-        return list_plugins(EntryPointPluginRegistry(config_dir), plugin, category, json)
+        if config and not Path(config).is_dir():
+            raise WorkerExtError(f"--config {config!r} is not a directory; name the app's, or leave it out")
+        return list_plugins(EntryPointPluginRegistry(config or None), plugin, category, json)
     except (WorkerExtError, OSError) as e:
         sys.stderr.write(f"cjm-worker-plugins: {printable(e)}\n")
         return 2

@@ -40,7 +40,7 @@ def command(site: Path, *arguments: str, **variables: str) -> subprocess.Complet
 
 
 def test_all_is_well(site: Path) -> None:
-    done = command(site, "--config_dir", str(site.parent / "configs"), "--category", "speech")
+    done = command(site, "--config", str(site.parent / "configs"), "--category", "speech")
     assert (done.returncode, done.stderr) == (0, "")
     for expected in ("acme:speech:acme", "ready", 'model = "tiny"', 'api_key = "********"'):
         assert expected in done.stdout, done.stdout
@@ -48,7 +48,7 @@ def test_all_is_well(site: Path) -> None:
 
 
 def test_json(site: Path) -> None:
-    done = command(site, "--config_dir", str(site.parent / "configs"), "--plugin", "acme", "--json")
+    done = command(site, "--config", str(site.parent / "configs"), "--plugin", "acme", "--json")
     document = json.loads(done.stdout)
     assert (done.returncode, document["ok"], len(document["plugins"])) == (0, True, 1)
     plugin = document["plugins"][0]
@@ -77,7 +77,7 @@ def test_one_that_cannot_be_used_is_status_one(site: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--config_dir", "/no/such/directory"], "is not a directory"),
+        (["--config", "/no/such/directory"], "is not a directory"),
         (["--plugin", "nobody"], "plugin 'nobody' is not installed"),
         (["--plugin", "twice"], "plugin 'twice' could be 'one:speech:twice' and 'two:speech:twice'"),
         (["--no-such-option"], "unrecognized arguments"),
