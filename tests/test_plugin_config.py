@@ -226,9 +226,13 @@ def test_what_is_not_a_file_is_a_problem_and_does_not_block(tmp_path: Path) -> N
     os.mkfifo(tmp_path / "pipe.toml")
     (tmp_path / "folder.toml").mkdir()
     (tmp_path / "loop.toml").symlink_to(tmp_path / "loop.toml")
+    probe = os.open(os.devnull, os.O_RDONLY)
     for plugin_id in ("pipe", "folder", "loop"):
         with pytest.raises(PluginConfigError, match=f"'{plugin_id}'"):
             ConfigFile(tmp_path, plugin_id).load()
+    os.close(probe)
+    assert os.open(os.devnull, os.O_RDONLY) == probe, "a descriptor was left open"
+    os.close(probe)
 
 
 @pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="root may write everywhere")

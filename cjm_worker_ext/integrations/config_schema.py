@@ -54,9 +54,10 @@ def path_text(
             text += f"[{step!r}]"
     return text
 
-# %% ../../nbs/integrations/config_schema.ipynb #21a9b0ee
+# %% ../../nbs/integrations/config_schema.ipynb #0f5ddc0c
 Node = tuple[Any, Any]  # a piece of schema, and the resolver for the references in it
 
+REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 CERTAIN = ("allOf",)
 POSSIBLE = ("allOf", "anyOf", "oneOf", "if", "then", "else", "not", "dependentSchemas")
 
@@ -85,17 +86,18 @@ def expand(
         if "$id" in schema:
             resolver = resolver.in_subresource(DRAFT202012.create_resource(schema))
         yield schema, resolver
-        for reference in ("$ref", "$dynamicRef"):
+        for reference in REFERENCES:
             if isinstance(schema.get(reference), str):
                 found = resolver.lookup(schema[reference])
                 waiting.append((found.contents, found.resolver))
         for branch in branches:
-            part = schema.get(branch, [])
+            part = schema.get(branch)
             if is_table(part):
                 part = list(part.values()) if branch == "dependentSchemas" else [part]
-            waiting.extend((sub, resolver) for sub in part)
+            if is_array(part):  # and not a plain `true`
+                waiting.extend((sub, resolver) for sub in part)
 
-# %% ../../nbs/integrations/config_schema.ipynb #b2138493
+# %% ../../nbs/integrations/config_schema.ipynb #f7109740
 def descend(
     nodes: Iterable[Node],  # Expanded pieces that apply to a table or an array
     step: str | int,  # A key or an index
@@ -111,7 +113,7 @@ def descend(
             subs = subs or [schema.get(rest) for rest in ("additionalProperties", "unevaluatedProperties")]
         else:
             items = schema.get("items")
-            first = schema.get("prefixItems", items if is_array(items) else [])
+            first = items if is_array(items) else schema.get("prefixItems", [])
             rest = schema.get("additionalItems") if is_array(items) else items
             subs = [first[step] if step < len(first) else rest, schema.get("unevaluatedItems"), schema.get("contains")]
         found.extend((sub, resolver) for sub in subs)
@@ -193,7 +195,7 @@ def old_items(new: list[Any], old: list[Any], nodes: Sequence[Node]) -> list[Any
             twins.append(alike[0] if alike and all(other == alike[0] for other in alike) else MISSING)
     return twins
 
-# %% ../../nbs/integrations/config_schema.ipynb #37b8e639
+# %% ../../nbs/integrations/config_schema.ipynb #b42202bb
 def references(root: Node) -> Iterator[tuple[str, Any]]:
     "Yield every `$ref` of a schema with its resolver, so that a broken one is found at once and not at some job."
     waiting: list[Node] = [root]
@@ -202,8 +204,7 @@ def references(root: Node) -> Iterator[tuple[str, Any]]:
         if is_table(part):
             if isinstance(part.get("$id"), str) and part is not root[0]:
                 resolver = resolver.in_subresource(DRAFT202012.create_resource(part))
-            if isinstance(part.get("$ref"), str):
-                yield part["$ref"], resolver
+            yield from ((part[key], resolver) for key in REFERENCES if isinstance(part.get(key), str))
             # what stands under these is data and not schema
             waiting.extend(
                 (sub, resolver) for key, sub in part.items() if key not in ("default", "const", "enum", "examples")
@@ -230,7 +231,7 @@ def sentence(error: Any, root: Sequence[Node]) -> str:
     where = path_text(error.absolute_path)
     return f"{where}: {found[:500]}" if where else found[:500]
 
-# %% ../../nbs/integrations/config_schema.ipynb #e3c8f5be
+# %% ../../nbs/integrations/config_schema.ipynb #8df7a04a
 class ConfigSchema:
     """Answers what a JSON Schema says about a configuration.
 
@@ -263,9 +264,11 @@ class ConfigSchema:
 
     def problems(self, config: Mapping[str, Any]) -> list[str]:
         "List everything that is wrong, one sentence each, sorted by path; secrets are not shown."
-        errors: list[Any] = sorted(
-            self._validator.iter_errors(config), key=lambda e: (path_text(e.absolute_path), e.message)
-        )
+        try:
+            errors: list[Any] = list(self._validator.iter_errors(config))
+        except (RecursionError, ArithmeticError) as e:
+            return [f"cannot be checked against its schema: {e}"]
+        errors.sort(key=lambda error: (path_text(error.absolute_path), error.message))
         return list(dict.fromkeys(sentence(error, [self._root]) for error in errors))
 
     def with_defaults(self, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def config_stem(
     start = re.sub(r"[^a-z0-9]+", "-", plugin_id.lower())[:40].strip("-")
     return f"{start or 'plugin'}~{digest}"
 
-# %% ../../nbs/integrations/plugin_config.ipynb #0dbd9f4c
+# %% ../../nbs/integrations/plugin_config.ipynb #41a0a4fc
 MAX_CONFIG_BYTES = 1 << 20
 
 
@@ -64,10 +64,13 @@ def read_bytes(
 ) -> bytes:
     "Read a small regular file. Raises `OSError`, also for anything that is not one."
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
-    with open(descriptor, "rb") as file:
+    try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(f"{path} is not a regular file")
-        data = file.read(MAX_CONFIG_BYTES + 1)
+        with open(descriptor, "rb", closefd=False) as file:
+            data = file.read(MAX_CONFIG_BYTES + 1)
+    finally:
+        os.close(descriptor)
     if len(data) > MAX_CONFIG_BYTES:
         raise OSError(f"{path} has more than {MAX_CONFIG_BYTES} bytes")
     return data
@@ -136,7 +139,7 @@ def render(
         raise ValueError(f"cannot be written as {suffix[1:].upper()}: {type(e).__name__}") from e
     raise ValueError(f"cannot be written as {suffix[1:].upper()} so that it reads the same again")
 
-# %% ../../nbs/integrations/plugin_config.ipynb #004b3f3a
+# %% ../../nbs/integrations/plugin_config.ipynb #00a2edca
 class ConfigNotSaved(WorkerExtError, OSError):
     "A configuration could not be written; the old file is as it was."
 
@@ -147,7 +150,7 @@ def replace_file(
 ) -> None:
     """Put `data` in the place of a file, atomically, readable by the owner only unless the old file said otherwise.
 
-    Raises `OSError` and leaves the old file. One process at a time may call it for a path: see `ConfigDirectory.save`.
+    Raises `OSError` and leaves the old file. One process at a time may call it for a path: see `ConfigFile.save`.
     """
     for left in path.parent.glob(f".{path.name}.*.tmp"):  # of someone who was killed
         left.unlink(missing_ok=True)
@@ -202,7 +205,7 @@ def find_stamp(
         raise ValueError(f"{base}.toml and {base}.json both exist; remove one")
     return found[0] if found else None
 
-# %% ../../nbs/integrations/plugin_config.ipynb #6978f407
+# %% ../../nbs/integrations/plugin_config.ipynb #b5d83fa6
 class Reading(NamedTuple):
     "What was found at one stamp: the checked configuration, ready to be copied, or what is wrong with it."
 
@@ -231,7 +234,7 @@ def read_config(
         if schema is not None:
             config = schema.with_defaults(config)
             problems = schema.problems(config)
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         problems = [str(e)]
     return Reading(stamp, settled, data, pickle.dumps(config), tuple(problems))
 
@@ -253,7 +256,7 @@ def taking_turns(
     finally:
         os.close(descriptor)  # releases the lock
 
-# %% ../../nbs/integrations/plugin_config.ipynb #8260f3dc
+# %% ../../nbs/integrations/plugin_config.ipynb #68242607
 class ConfigFile:
     """The configuration file of one plugin, TOML or JSON.
 
@@ -313,7 +316,7 @@ class ConfigFile:
                 replace_file(path, render(self._checked(config, old, path.suffix), path.suffix, old))
         except PluginConfigError as e:
             raise PluginConfigError(self._subject, e.problems) from e
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise PluginConfigError(self._subject, [str(e)]) from e
         except OSError as e:
             raise ConfigNotSaved(f"{self._subject} was not saved in {self.directory}: {e}; the old one stays") from e
