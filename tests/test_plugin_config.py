@@ -54,7 +54,7 @@ def stop_in_the_middle(descriptor, mode):
     return Half()
 if point == "write":
     real = open
-    plugin_config.open = lambda f, mode: stop_in_the_middle(f, mode) if mode == "wb" else real(f, mode)
+    plugin_config.open = lambda f, mode, **more: stop_in_the_middle(f, mode) if mode == "wb" else real(f, mode, **more)
 else:
     setattr(os, point, stop)
 plugin_config.ConfigFile(directory, "p").save({"beams": 2, "filler": "x" * 100_000})
