@@ -17,9 +17,9 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['GpuUsage', 'GpuReading', 'sees_host_pids', 'GpuReader']
+__all__ = ['GpuUsage', 'GpuReading', 'most_free', 'sees_host_pids', 'GpuReader']
 
-# %% ../../nbs/integrations/gpu.ipynb #01924565
+# %% ../../nbs/integrations/gpu.ipynb #0c6b9338
 @dataclass(frozen=True, slots=True)
 class GpuUsage:
     "One card at one moment."
@@ -48,11 +48,14 @@ class GpuReading:
         known = [amount for amount in held if amount is not None]
         return sum(known) if len(known) == len(held) else None
 
-    def room(self) -> tuple[int | None, int | None]:  # Total and free bytes of the card with the most free
-        "Say how much the emptiest card has; None where no card gives the figure."
-        cards = [(c.free_bytes, c.total_bytes) for c in self.cards if c.free_bytes is not None]
-        free = max((free for free, _ in cards), default=None)
-        return max((c.total_bytes for c in self.cards if c.total_bytes is not None), default=None), free
+# %% ../../nbs/integrations/gpu.ipynb #b3d0cf80
+def most_free(
+    cards: Iterable[GpuUsage],  # As a reading lists them
+) -> tuple[int | None, int | None]:  # Bytes free on the emptiest card, bytes in all on the largest; None if unknown
+    "Say how much a job could get now, and how much it could ever get."
+    cards = list(cards)
+    free = max((card.free_bytes for card in cards if card.free_bytes is not None), default=None)
+    return free, max((card.total_bytes for card in cards if card.total_bytes is not None), default=None)
 
 # %% ../../nbs/integrations/gpu.ipynb #c3e84112
 def sees_host_pids(
