@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cjm_worker_ext.integrations.gpu import GpuReader
 from cjm_worker_ext.integrations.resources import ProcessResourceManager
 
 FAMILY = """
@@ -155,3 +156,27 @@ def test_limits_and_gpu_need_no_package():
     code += "from cjm_worker_ext.integrations import gpu, limits\nprint(gpu.GpuReader().read())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "None\n"
+
+
+def test_a_snapshot_while_sampling_does_not_wait_for_a_slow_look():
+    class SlowCards(GpuReader):
+        looking, go_on, slow = threading.Event(), threading.Event(), False
+
+        def read(self):
+            if self.slow:
+                self.looking.set()
+                assert self.go_on.wait(30)
+
+    cards = SlowCards()
+    resources = ProcessResourceManager(interval_seconds=0.001, gpu=cards)
+    resources.snapshot()
+    cards.slow = True
+    with resources.sampling():
+        assert cards.looking.wait(30)
+        told = []
+        with resources.sampling(told.append):  # would wait for 30 seconds, and fail the look
+            resources.register_worker(os.getpid(), "test")
+            assert resources.snapshot().workers[0].pid == os.getpid()
+            assert len(told) == 1
+        cards.go_on.set()
+    resources.close()

@@ -203,7 +203,7 @@ def _shortage(job: BaseJob, kinds: list[_Kind]) -> str | None:
             )
     return None
 
-# %% ../../nbs/integrations/admission.ipynb #e09ab665
+# %% ../../nbs/integrations/admission.ipynb #28fae33b
 class _Sampled(Protocol):
     "What the admission needs of a resource manager."
 
@@ -217,7 +217,39 @@ class _Waiter:
     demand: Demand | None = None  # None until it has been looked up
     reason: str | None = None  # Why it waits or was refused
 
-# %% ../../nbs/integrations/admission.ipynb #d29dab38
+
+class _Line:
+    "Jobs that wait, in the order in which they came; not thread-safe."
+
+    def __init__(self, ledger: _Ledger, wait: bool) -> None:
+        self.waiters: list[_Waiter] = []
+        self._ledger, self.wait = ledger, wait
+
+    def move(self) -> None:
+        "Answer everybody who can be answered."
+        blocked = False
+        for waiter in list(self.waiters):
+            blocked |= not self._decide(waiter, blocked)
+
+    def _decide(self, waiter: _Waiter, blocked: bool) -> bool:
+        "Answer one job if that is possible, and say whether it was; behind a blocked one only a *never* is."
+        job, demand = waiter.job, waiter.demand
+        if not (waiter.answer.done() or job.status.is_final):  # otherwise it has been given up
+            if demand is None or not (kinds := self._ledger.kinds(job, demand)):
+                return False  # need or figures are not known yet
+            waiter.reason = _never(job, kinds)
+            if waiter.reason is None:
+                waiter.reason = _shortage(job, kinds)
+                if blocked or (waiter.reason and self.wait):
+                    return False
+                if waiter.reason is None:
+                    self._ledger.reserve(job, demand)
+        self.waiters.remove(waiter)
+        if not waiter.answer.done():
+            waiter.answer.set_result(waiter.reason)
+        return True
+
+# %% ../../nbs/integrations/admission.ipynb #732914e7
 class MemoryAdmission:
     """Answers a manager's question whether a job may start, by memory declared and memory free.
 
@@ -235,9 +267,10 @@ class MemoryAdmission:
         timeout_seconds: float | None = None,  # How long a job may wait before it is refused; None for ever
         headroom_bytes: int = 0,  # Memory that is never given to jobs
     ) -> None:
-        self.wait, self.timeout_seconds = wait, timeout_seconds
+        self.timeout_seconds = timeout_seconds
         self._resources, self._declared = resources, declared
-        self._ledger, self._line = _Ledger(headroom_bytes), list[_Waiter]()
+        self._ledger = _Ledger(headroom_bytes)
+        self._line = _Line(self._ledger, wait)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._asking: AbstractContextManager[None] | None = None
 
@@ -257,8 +290,8 @@ class MemoryAdmission:
             self._ledger.drop(job)
             raise
         finally:
-            if waiter in self._line:
-                self._line.remove(waiter)
+            if waiter in self._line.waiters:
+                self._line.waiters.remove(waiter)
             self._move()
 
     def reserved(self) -> dict[str, Demand]:  # By job id: what was declared, of admitted jobs that have not ended
@@ -268,11 +301,11 @@ class MemoryAdmission:
     def _stand_in_line(self, job: BaseJob) -> _Waiter:
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
-            if self._line:
+            if self._line.waiters:
                 raise WrongLoop(f"MemoryAdmission: job {job.id} asks on another event loop than the jobs that wait")
             self._loop = loop
         waiter = _Waiter(job, loop.create_future())
-        self._line.append(waiter)
+        self._line.waiters.append(waiter)
         return waiter
 
     async def _answer_for(self, waiter: _Waiter) -> str | None:
@@ -302,31 +335,9 @@ class MemoryAdmission:
             self._move()
 
     def _move(self) -> None:
-        "Answer everybody in line who can be answered, and stop asking for figures when nobody needs them."
-        blocked = False
-        for waiter in list(self._line):
-            blocked |= not self._decide(waiter, blocked)
-        if not self._line and not self._ledger.unsettled():
+        self._line.move()
+        if not self._line.waiters and not self._ledger.unsettled():
             self._stop_asking()
-
-    def _decide(self, waiter: _Waiter, blocked: bool) -> bool:
-        "Answer one job if that is possible, and say whether it was; behind a blocked one only a *never* is."
-        job, given_up = waiter.job, waiter.answer.done() or waiter.job.status.is_final
-        kinds = [] if waiter.demand is None or given_up else self._ledger.kinds(job, waiter.demand)
-        if not given_up:
-            if waiter.demand is None or not kinds:
-                return False  # need or figures are not known yet
-            waiter.reason = _never(job, kinds)
-            if waiter.reason is None:
-                waiter.reason = _shortage(job, kinds)
-                if blocked or (waiter.reason and self.wait):
-                    return False
-                if waiter.reason is None:
-                    self._ledger.reserve(job, waiter.demand)
-        self._line.remove(waiter)
-        if not waiter.answer.done():
-            waiter.answer.set_result(waiter.reason)
-        return True
 
     def _stop_asking(self) -> None:
         self._ledger.snapshot = None  # old figures answer nothing

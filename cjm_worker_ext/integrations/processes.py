@@ -105,9 +105,17 @@ def total(
         known.append(amount)
     return sum(known)
 
-# %% ../../nbs/integrations/processes.ipynb #1d604db1
+# %% ../../nbs/integrations/processes.ipynb #d5c0a153
 def _bytes(amount: float | None) -> int | None:
     return None if amount is None else int(amount)
+
+
+def _unique(process: psutil.Process) -> int | None:
+    read = getattr(process, "memory_footprint", None) or process.memory_full_info  # its name before psutil 8
+    try:
+        return getattr(read(), "uss", None)  # not every system tells
+    except psutil.AccessDenied:
+        return None
 
 
 def _figures(process: psutil.Process, uss: bool) -> tuple[float | None, int | None, int | None] | None:
@@ -118,10 +126,7 @@ def _figures(process: psutil.Process, uss: bool) -> tuple[float | None, int | No
             seconds = times.user + times.system + times.children_user + times.children_system
             if not uss:
                 return seconds, memory.rss, None
-            try:
-                return seconds, memory.rss, getattr(process.memory_full_info(), "uss", None)
-            except psutil.AccessDenied:
-                return seconds, memory.rss, None
+            return seconds, memory.rss, _unique(process)
     except psutil.NoSuchProcess:
         return None
     except psutil.AccessDenied:

@@ -62,7 +62,7 @@ class Snapshot:
     cpus: CpuRoom | None = None
     gpus: tuple[GpuUsage, ...] | None = None  # None if this machine has no NVML
 
-# %% ../../nbs/integrations/resources.ipynb #d615aea6
+# %% ../../nbs/integrations/resources.ipynb #636e2135
 STATE = ("job_id", "plugin_id", "plugin_name", "loaded_plugin_resource", "status")
 SHORTEST_CPU_WINDOW_SECONDS = 0.1
 
@@ -78,6 +78,7 @@ class _Record:
     pid: int
     worker_type: str
     process: psutil.Process | None = None  # None if it had ended before it could be looked at
+    started_at: str | None = None
     alive: bool = False
     state: dict[str, Any] = field(default_factory=dict[str, Any])
     usage: FamilyUsage | None = None
@@ -90,7 +91,7 @@ class _Record:
             self.process = psutil.Process(self.pid)
         except psutil.Error:
             return
-        self.alive = is_alive(self.process)
+        self.alive, self.started_at = is_alive(self.process), _iso(self.process.create_time())
 
     def note(self, usage: FamilyUsage | None, gpu: GpuReading | None, now: float) -> None:
         "Take over what was measured; `usage` is None for a worker that has ended."
@@ -110,7 +111,7 @@ class _Record:
         return WorkerUsage(
             pid=self.pid,
             worker_type=self.worker_type,
-            started_at=_iso(self.process.create_time()) if self.process else None,
+            started_at=self.started_at,
             alive=self.alive,
             processes=len(usage.pids) if usage else None,
             cpu_percent=self.cpu_percent,
@@ -212,7 +213,7 @@ class _WorkerBook:
         with self._lock:
             return tuple(record.row() for record in self._records.values())
 
-# %% ../../nbs/integrations/resources.ipynb #2f054431
+# %% ../../nbs/integrations/resources.ipynb #a527c955
 class _Looks:
     "Takes looks, one at a time, and keeps the past ones."
 
@@ -226,8 +227,10 @@ class _Looks:
 
     def take(self, max_age_seconds: float, uss: bool = False) -> None:
         "Look now, unless the latest look ended less than `max_age_seconds` ago."
+        if self._young(max_age_seconds):  # without waiting for a look that is under way
+            return
         with self._lock:
-            if time.monotonic() - self._ended < max_age_seconds:
+            if self._young(max_age_seconds):
                 return
             began, processes = time.time(), self._book.processes()
             gpu = self._gpu.read()
@@ -246,6 +249,9 @@ class _Looks:
     def close(self) -> None:
         with self._lock:
             self._gpu.close()
+
+    def _young(self, max_age_seconds: float) -> bool:
+        return time.monotonic() - self._ended < max_age_seconds
 
 
 def _memory_room() -> MemoryRoom:
