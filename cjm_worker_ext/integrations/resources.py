@@ -62,7 +62,7 @@ class Snapshot:
     cpus: CpuRoom | None = None
     gpus: tuple[GpuUsage, ...] | None = None  # None if this machine has no NVML
 
-# %% ../../nbs/integrations/resources.ipynb #636e2135
+# %% ../../nbs/integrations/resources.ipynb #90fbb8b3
 STATE = ("job_id", "plugin_id", "plugin_name", "loaded_plugin_resource", "status")
 SHORTEST_CPU_WINDOW_SECONDS = 0.1
 
@@ -89,9 +89,9 @@ class _Record:
     def __post_init__(self) -> None:
         try:
             self.process = psutil.Process(self.pid)
-        except psutil.Error:
+            self.alive, self.started_at = is_alive(self.process), _iso(self.process.create_time())
+        except psutil.Error:  # ended, or not ours to ask: it stays without figures
             return
-        self.alive, self.started_at = is_alive(self.process), _iso(self.process.create_time())
 
     def note(self, usage: FamilyUsage | None, gpu: GpuReading | None, now: float) -> None:
         "Take over what was measured; `usage` is None for a worker that has ended."
