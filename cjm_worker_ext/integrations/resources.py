@@ -121,7 +121,7 @@ class _Record:
             **self.state,
         )
 
-# %% ../../nbs/integrations/resources.ipynb #2aa84f54
+# %% ../../nbs/integrations/resources.ipynb #afcd6232
 class Sampler:
     "Calls a function at an interval, in a daemon thread that lives only while somebody asks."
 
@@ -132,9 +132,8 @@ class Sampler:
     ) -> None:
         self.take, self.interval_seconds = take, interval_seconds
         self._lock, self._askers = threading.Lock(), 0
-        self._stop, self._thread = threading.Event(), None
-
-    _thread: threading.Thread | None
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
 
     @property
     def running(self) -> bool:  # True while somebody asks
