@@ -203,7 +203,7 @@ def _shortage(job: BaseJob, kinds: list[_Kind]) -> str | None:
             )
     return None
 
-# %% ../../nbs/integrations/admission.ipynb #28fae33b
+# %% ../../nbs/integrations/admission.ipynb #ef7d2885
 class _Sampled(Protocol):
     "What the admission needs of a resource manager."
 
@@ -216,6 +216,9 @@ class _Waiter:
     answer: asyncio.Future[str | None]
     demand: Demand | None = None  # None until it has been looked up
     reason: str | None = None  # Why it waits or was refused
+
+    def why(self) -> str:
+        return self.reason or f"plugin {self.job.plugin_id!r}: job {self.job.id} waits for its turn"
 
 
 class _Line:
@@ -249,13 +252,14 @@ class _Line:
             waiter.answer.set_result(waiter.reason)
         return True
 
-# %% ../../nbs/integrations/admission.ipynb #732914e7
+# %% ../../nbs/integrations/admission.ipynb #cd6c3435
 class MemoryAdmission:
     """Answers a manager's question whether a job may start, by memory declared and memory free.
 
     Several managers may share one admission, if they live on one event loop; the answer to a call on another raises
-    `WrongLoop` while jobs wait. *Not promised*: that a job keeps to what its plugin declares, nor that other programs
-    leave free what was free.
+    `WrongLoop` while jobs wait. *Not promised*: that a job keeps to what its plugin declares, that other programs
+    leave free what was free, and that an idle worker gives up another plugin's memory: an app may unload that plugin,
+    or set a time-out.
     """
 
     def __init__(
@@ -294,6 +298,10 @@ class MemoryAdmission:
                 self._line.waiters.remove(waiter)
             self._move()
 
+    def waiting(self) -> dict[str, str]:  # By job id, in the order in which they will start
+        "Say why each waiting job waits, as of the latest figures: something to show beside *pending*."
+        return {waiter.job.id: waiter.why() for waiter in self._line.waiters}
+
     def reserved(self) -> dict[str, Demand]:  # By job id: what was declared, of admitted jobs that have not ended
         "List the reservations, as of the latest figures."
         return {reservation.job.id: reservation.demand for reservation in self._ledger.reservations}
@@ -319,8 +327,7 @@ class MemoryAdmission:
                 return await waiter.answer
         except TimeoutError:
             self._ledger.drop(waiter.job)  # it may have been let in at the very last moment
-            reason = waiter.reason or f"plugin {waiter.job.plugin_id!r}: job {waiter.job.id} is not the first in line"
-            return f"{reason} (waited {self.timeout_seconds:g} s)"
+            return f"{waiter.why()} (waited {self.timeout_seconds:g} s)"
 
     def _on_sample(self, snapshot: Snapshot) -> None:  # in the sampler's thread
         try:
