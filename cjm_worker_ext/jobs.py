@@ -106,7 +106,7 @@ def _number_problem(name: str, value: object) -> str | None:
     noun = "a whole number" if kind is int else "a number of seconds"
     return f"{name} must be {noun} >= {least:g}{' or None' if optional else ''}, got {value!r}"
 
-# %% ../nbs/01_jobs.ipynb #812161f4
+# %% ../nbs/01_jobs.ipynb #4a1aa84c
 @dataclass(frozen=True, kw_only=True)
 class WorkerConfig:
     "How many workers a manager has, and how it treats them; raises `ConfigError` that names every wrong field."
@@ -139,9 +139,10 @@ class WorkerConfig:
             choices = ", ".join(RestartPolicy)
             problems.append(f"restart_policy must be one of {choices}, got {self.restart_policy!r}")
         types, environment, python = cast(list[Any], [self.allowed_types, self.environment, self.python])
-        if not (isinstance(types, tuple) and all(isinstance(t, (type, str)) for t in types)):
+        if not (isinstance(types, tuple) and all(isinstance(t, (type, str)) for t in cast(tuple[Any, ...], types))):
             problems.append(f"allowed_types must be a tuple of classes and module names, got {types!r}")
-        if not (isinstance(environment, Mapping) and all(isinstance(s, str) for p in environment.items() for s in p)):
+        pairs = cast(Mapping[Any, Any], environment).items() if isinstance(environment, Mapping) else [(None, None)]
+        if not all(isinstance(text, str) for pair in pairs for text in pair):
             problems.append(f"environment must map names to texts, got {environment!r}")
         if not (isinstance(python, str) and python):
             problems.append(f"python must be the path of an interpreter, got {python!r}")
