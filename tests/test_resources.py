@@ -5,13 +5,30 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
 import pytest
 
+from cjm_worker_ext.extensions.contract_tests import ResourceManagerTests
 from cjm_worker_ext.integrations.gpu import GpuReader
 from cjm_worker_ext.integrations.resources import ProcessResourceManager
+
+
+class TestContracts(ResourceManagerTests):
+    "The promises of the protocol, judged by the library's own suite."
+
+    def make(self) -> ProcessResourceManager:
+        return ProcessResourceManager()
+
+    def close(self, manager: ProcessResourceManager) -> None:
+        manager.close()
+
+    def state(self, manager: ProcessResourceManager, pid: int) -> dict | None:
+        rows = manager.find(pid=pid)
+        return asdict(rows[0]) if rows else None
+
 
 FAMILY = """
 import subprocess, sys
