@@ -197,3 +197,23 @@ def test_a_snapshot_while_sampling_does_not_wait_for_a_slow_look():
             assert len(told) == 1
         cards.go_on.set()
     resources.close()
+
+
+def test_two_who_ask_at_once_share_one_look():
+    class Cards(GpuReader):
+        looking, go_on = threading.Event(), threading.Event()
+
+        def read(self):
+            self.looking.set()
+            assert self.go_on.wait(30)
+
+    cards = Cards()
+    resources = ProcessResourceManager(gpu=cards)
+    askers = [threading.Thread(target=resources.snapshot, args=(60,)) for _ in range(2)]
+    for asker in askers:
+        asker.start()
+    assert cards.looking.wait(30)
+    cards.go_on.set()
+    for asker in askers:
+        asker.join(30)
+    assert len(resources.history()) == 1
