@@ -85,7 +85,7 @@ class Cause(StrEnum):
 
 Action = Start | Send | Interrupt | Kill | Stop | SetTimer | ClearTimer | End
 
-# %% ../nbs/05_scheduler.ipynb #7e4302d0
+# %% ../nbs/05_scheduler.ipynb #5c7f75f8
 EXECUTE, LOAD, UNLOAD = "execute", "load", "unload"
 
 
@@ -112,7 +112,7 @@ class Task:
 class WorkerState:
     "What the scheduler knows of one worker process."
 
-    __slots__ = ("number", "ready", "task", "loaded", "own", "doomed", "stopping")
+    __slots__ = ("number", "ready", "task", "loaded", "own", "doomed", "stopping", "dying")
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -122,6 +122,7 @@ class WorkerState:
         self.own: deque[Task] = deque()  # Tasks that only this worker can do
         self.doomed = False  # Killed on purpose: its death is no crash
         self.stopping = False
+        self.dying = False  # Its end has been noticed, its last words have not all been read
 
 # %% ../nbs/05_scheduler.ipynb #8a62703b
 class Restarts:
@@ -158,7 +159,7 @@ class Restarts:
     def capacity(self) -> int:  # Processes that may exist at the same time
         return max(0, self.config.max_workers + self.config.standby_workers - self.lost)
 
-# %% ../nbs/05_scheduler.ipynb #a39974ba
+# %% ../nbs/05_scheduler.ipynb #37f8ba2c
 class Scheduler:
     """Decides; holds the pending tasks and what each worker does.
 
@@ -249,6 +250,22 @@ class Scheduler:
         worker.task = None
         return [*self._clear(task), self._end(task, cause), *self._free(worker), *self._go_on()]
 
+    def dying(self, number: int, undelivered: bool = False) -> list[Action]:
+        "A worker is about to end: it gets nothing more. A task that never reached it goes to another."
+        worker = self.workers.get(number)
+        if worker is None:
+            return []
+        worker.dying = True
+        self.idle.pop(number, None)
+        task = worker.task
+        if not undelivered or task is None or task.kind != EXECUTE or task.ending:
+            return []
+        self.busy -= 1
+        worker.task, task.worker, task.queued = None, None, True
+        self.pending.appendleft(task)
+        self.pending_count += 1
+        return [*self._clear(task), *self._go_on()]
+
     def died(self, number: int) -> list[Action]:
         "A worker process has ended, for whatever reason: its task is lost, and no other."
         worker = self.workers.pop(number, None)
@@ -328,7 +345,7 @@ class Scheduler:
         "Nothing waits any more, and nothing will come."
         actions: list[Action] = []
         for worker in self.workers.values():
-            if worker.stopping or worker.doomed or worker.task is not None:
+            if worker.stopping or worker.doomed or worker.dying or worker.task is not None:
                 continue
             if worker.ready:
                 worker.stopping = True
@@ -362,11 +379,11 @@ class Scheduler:
 
     def _free(self, worker: WorkerState) -> list[Action]:
         "A worker has nothing to do: its own tasks come first."
-        while worker.own:
+        while worker.own and not worker.dying:
             task = worker.own.popleft()
             if not task.ended:
                 return self._give(worker, task)
-        if not worker.stopping:
+        if not (worker.stopping or worker.dying):
             self.idle[worker.number] = worker
         return []
 
