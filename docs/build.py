@@ -46,20 +46,11 @@ shelves = {  # caption: the folder whose pages it holds, and the order of its pa
         + ["performance", "comparison"],
     ),
 }
-layers = [
-    "extensions/protocols",
-    "errors",
-    "jobs",
-    "plugins",
-    "wire",
-    "arena",
-    "worker",
-    "scheduler",
-    "local",
-    "manager",
-]
-layers += ["extensions/conformance", *(f"integrations/{name}" for name in ("registry", "resources", "sse", "monitor"))]
-layers += ["cli", "init"]
+layers = """
+extensions/protocols errors jobs plugins wire arena worker scheduler local catalog chunks announcer manager
+extensions/conformance extensions/contracts extensions/contract_tests
+integrations/registry integrations/resources integrations/sse integrations/monitor cli check_cli init
+""".split()  # the reference, from what imports least to what imports most; others follow by name
 project_pages = {"CHANGELOG.md": "changelog", "CONTRIBUTING.md": "contributing", "SECURITY.md": "security"}
 
 
