@@ -24,7 +24,6 @@ import subprocess
 import sys
 import tempfile
 import tokenize
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from pathlib import Path
@@ -84,6 +83,7 @@ def execute_all(into: Path) -> None:
 def process(executed: Path) -> None:
     "Let nbdev hide, document and link what it hides, documents and links; quarto is not asked for."
     import fastcore.docments
+    from nbdev import processors
     from nbdev.serve import proc_nbs
 
     def signature(symbol, *, eval_str=False):  # names that only type checkers import stay text
@@ -92,8 +92,17 @@ def process(executed: Path) -> None:
         except NameError:
             return inspect.signature(symbol)
 
+    def runs(cell):  # nbdev also runs each cell that holds an import, a test in the midst of others included
+        if cell.cell_type != "code" or "nbdev_export(" in cell.source:
+            return False
+        if {"export", "exports", "exporti", "exec_doc"} & set(cell.directives_):
+            return True
+        statements = cell.parsed_() or []
+        imports = all(isinstance(s, ast.Import | ast.ImportFrom) for s in statements)
+        return imports or any(ast.unparse(s).startswith("show_doc(") for s in statements)
+
     fastcore.docments.signature = signature
-    warnings.filterwarnings("ignore", message="Found cells containing imports and other code")
+    processors._do_eval = runs
     os.environ["IN_TEST"] = "1"
     proc_nbs(path=executed, n_workers=0, force=True)
 
@@ -189,7 +198,7 @@ def api_entry(markdown: str, up: str) -> str:
     text = re.sub(r"\A\*(.+?)\*(?=\n\n|\Z)", r"\1", text, flags=re.S)  # a promise, not an aside
     link = f'<a class="api-source" href="{up}source/{module}.html#L-{node.lineno}">source</a>'
     parts = [
-        f"({module.removeprefix(package + '.')}.{name})=\n### `{name}`",
+        f"({module.removeprefix(package + '.')}.{name}{'' if is_class else '.def'})=\n### `{name}`",  # Check, check
         f'<div class="api"><code><span class="api-kind">{kind}</span> {escape(line)}</code>{link}</div>',
         text,
         table(rows, titles) if rows else "",
@@ -222,8 +231,9 @@ def relink(text: str, page: str, known: dict[str, Path], targets: set[str]) -> s
         target = f"{name.replace('/', '.')}.{fragment.lstrip('#')}"
         if name == "local":
             target = "backends." + target
-        if target in targets:
-            return f"(#{target})"
+        for label in (target, target + ".def"):
+            if label in targets:
+                return f"(#{label})"
         return f"({posixpath.relpath(name, folder or '.')}.md)" if name in known else match[0]
 
     def local(match: re.Match) -> str:
@@ -237,7 +247,7 @@ def relink(text: str, page: str, known: dict[str, Path], targets: set[str]) -> s
         return f"({posixpath.relpath(name + known[name].suffix, folder or '.')}{fragment})"
 
     text = re.sub(r"\(https://[\w.-]+\.github\.io/[\w-]+/([\w/]+)\.html(#[\w.]+)?\)", published, text)
-    return re.sub(r"\((?!\w+:|#)([^()\s]+\.(?:ipynb|md))(#[\w.-]+)?\)", local, text)
+    return re.sub(r"\((?!\w+:|#)([^()\s]+\.(?:ipynb|md|html))(#[\w.-]+)?\)", local, text)
 
 
 def shown_cell(cell: dict, up: str) -> dict | None:
