@@ -4,6 +4,7 @@
 python docs/build.py build     run every notebook, render the site into _docs/, check it
 python docs/build.py serve     the same, then serve it at http://127.0.0.1:8000
 python docs/build.py preview   build without running: pages show the outputs that the notebooks hold
+python docs/build.py process   only let nbdev process the notebooks, for `quarto render _proc`
 python docs/build.py check     check the site that is there: links, empty pages, tracebacks, spelling
 
 It lives here and not in the package, because a user who installs a wheel has no notebooks to render. The notebooks
@@ -398,7 +399,7 @@ def spelling() -> list[str]:
 
 
 # ------------------------------------------------------------------------------------------------ commands
-def build(run: bool = True) -> None:
+def build(run: bool = True, render: bool = True) -> None:
     os.chdir(root)
     sys.path.insert(0, str(root))
     shutil.rmtree(staged, ignore_errors=True)
@@ -408,6 +409,8 @@ def build(run: bool = True) -> None:
         if run:
             execute_all(executed)
         process(executed)
+    if not render:
+        return
     stage()
     with tempfile.TemporaryDirectory() as folder:  # MyST-NB leaves a folder beside the one it writes to
         sphinx = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-j", "2", "-b", "html", "-c", "docs"]
@@ -421,6 +424,11 @@ def build(run: bool = True) -> None:
 def main(command: str = "build", *arguments: str) -> None:
     if command == "execute":
         return execute(*map(Path, arguments))
+    if command == "process":
+        from nbdev.quarto import nbdev_sidebar
+
+        nbdev_sidebar.__wrapped__()
+        return build(run=False, render=False)
     if command in ("build", "serve", "preview"):
         build(run=command != "preview")
     problems = check()
