@@ -32,6 +32,7 @@ def run(book):
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             cell.execution_count = None
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]  # the log
             for output in cell.outputs:
                 if "text" in output:
                     output.text = steady(output.text)
