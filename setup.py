@@ -22,7 +22,6 @@ setup(
     long_description=(here / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    license_files=["LICENSE"],
     author=settings["author"],
     url=settings["git_url"],
     keywords=settings["keywords"].split(),

@@ -1,0 +1,448 @@
+#!/usr/bin/env python3
+"""Render the notebooks as a site, without quarto.
+
+python docs/build.py build     run every notebook, render the site into _docs/, check it
+python docs/build.py serve     the same, then serve it at http://127.0.0.1:8000
+python docs/build.py preview   build without running: pages show the outputs that the notebooks hold
+python docs/build.py check     check the site that is there: links, empty pages, tracebacks, spelling
+
+It lives here and not in the package, because a user who installs a wheel has no notebooks to render. The notebooks
+are run at each build, so what a page shows is what the code does today, and a failing cell fails the build.
+"""
+
+import ast
+import functools
+import http.server
+import inspect
+import io
+import json
+import os
+import posixpath
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tokenize
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from html import escape
+from pathlib import Path
+
+root = Path(__file__).resolve().parent.parent
+notebooks, staged, site = root / "nbs", root / "_proc", root / "_docs"
+package = "cjm_worker_ext"
+functions = ast.FunctionDef | ast.AsyncFunctionDef
+shelves = {  # caption: the folder whose pages it holds, and the order of its pages; others follow by name
+    "Tutorials": ("tutorials", ["first_plugin"]),
+    "How-to guides": (
+        "howto",
+        ["index", "own_registry", "own_resource_manager", "own_broadcaster", "stream_tokens", "gpu_plugins"]
+        + ["cancel_and_timeouts", "deploy_uvicorn", "from_process_pool", "from_celery", "from_queues"],
+    ),
+    "Explanation": (
+        "explanation",
+        ["index", "why_processes", "why_three_protocols", "life_of_a_job", "guarantees", "security_model"]
+        + ["performance", "comparison"],
+    ),
+}
+layers = [
+    "extensions/protocols",
+    "errors",
+    "jobs",
+    "plugins",
+    "wire",
+    "arena",
+    "worker",
+    "scheduler",
+    "local",
+    "manager",
+]
+layers += ["extensions/conformance", *(f"integrations/{name}" for name in ("registry", "resources", "sse", "monitor"))]
+layers += ["cli", "init"]
+project_pages = {"CHANGELOG.md": "changelog", "CONTRIBUTING.md": "contributing", "SECURITY.md": "security"}
+
+
+# ------------------------------------------------------------------------------------------------ run the notebooks
+def execute(source: Path, target: Path) -> None:
+    "Run one notebook as `nbdev_test` does, in its own folder, and write it with its outputs."
+    from execnb.nbio import read_nb, write_nb
+    from execnb.shell import CaptureShell
+
+    os.environ["IN_TEST"] = "1"
+    os.chdir(source.parent)
+    book, shell = read_nb(source), CaptureShell(source)
+    shell.run_all(book, exc_stop=True, preproc=lambda cell: cell.cell_type != "code" or "nbdev_export(" in cell.source)
+    write_nb(book, target)
+
+
+def execute_all(into: Path) -> None:
+    "Run every notebook in an interpreter of its own, two at a time."
+    books = sorted(into.rglob("*.ipynb"))
+
+    def run(book: Path) -> subprocess.CompletedProcess:
+        source = notebooks / book.relative_to(into)
+        return subprocess.run([sys.executable, __file__, "execute", source, book], capture_output=True, text=True)
+
+    with ThreadPoolExecutor(2) as pool:
+        for book, done in zip(books, pool.map(run, books), strict=True):
+            if done.returncode:
+                sys.exit(f"{book.relative_to(into)} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+
+
+def process(executed: Path) -> None:
+    "Let nbdev hide, document and link what it hides, documents and links; quarto is not asked for."
+    import fastcore.docments
+    from nbdev.serve import proc_nbs
+
+    def signature(symbol, *, eval_str=False):  # names that only type checkers import stay text
+        try:
+            return inspect.signature(symbol, eval_str=eval_str)
+        except NameError:
+            return inspect.signature(symbol)
+
+    fastcore.docments.signature = signature
+    warnings.filterwarnings("ignore", message="Found cells containing imports and other code")
+    os.environ["IN_TEST"] = "1"
+    proc_nbs(path=executed, n_workers=0, force=True)
+
+
+# ------------------------------------------------------------------------------------------------ the entries of the API
+@functools.cache
+def parsed(file: Path) -> tuple[dict[int, ast.AST], dict[int, str]]:
+    "The definitions of a module by line, and its comments by line, without the directives of type checkers."
+    text = file.read_text(encoding="utf-8")
+    nodes = {n.lineno: n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.ClassDef | functions)}
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    comments = {t.start[0]: t.string.removeprefix("#").strip() for t in tokens if t.type == tokenize.COMMENT}
+    directive = re.compile(r"(#\s*)?(type: ignore|pyright: ignore|noqa)[^#]*(#\s*)?")
+    return nodes, {line: directive.sub("", comment).strip() for line, comment in comments.items()}
+
+
+def function_rows(node: ast.AST, comments: dict[int, str], said: str) -> list[tuple[str, ...]]:
+    "Name, type, default and meaning of each parameter, then of what is returned."
+    given = node.args
+    positional = [*given.posonlyargs, *given.args]
+    defaults = [None] * (len(positional) - len(given.defaults)) + given.defaults
+    found = [*zip(positional, defaults, strict=True), *zip(given.kwonlyargs, given.kw_defaults, strict=True)]
+    rows = [
+        (a.arg, ast.unparse(a.annotation) if a.annotation else "", ast.unparse(d) if d else "", a.lineno)
+        for a, d in found
+        if a.arg not in ("self", "cls")
+    ]
+    stars = (("*", given.vararg), ("**", given.kwarg))
+    rows += [(s + a.arg, ast.unparse(a.annotation) if a.annotation else "", "", a.lineno) for s, a in stars if a]
+    returns = ast.unparse(node.returns) if node.returns else "None"
+    alone = {line for *_, line in rows if line != node.lineno}  # a comment on the `def` line is about what is returned
+    rows = [(*row, comments.get(line, "") if line in alone else "") for *row, line in rows]
+    meaning = comments.get(node.returns.lineno, "") if node.returns and node.returns.lineno not in alone else ""
+    if meaning or (returns != "None" and rows and said != "class"):
+        rows.append(("returns", returns, "", meaning))
+    return rows
+
+
+def class_rows(node: ast.ClassDef, comments: dict[int, str]) -> list[tuple[str, ...]]:
+    "The parameters of `__init__`, or the fields of a dataclass, or the members of an enumeration."
+    for part in node.body:
+        if isinstance(part, functions) and part.name == "__init__":
+            return function_rows(part, comments, "class")
+    rows = []
+    for part in node.body:
+        meaning = comments.get(getattr(part, "lineno", 0), "")
+        if isinstance(part, ast.AnnAssign) and not ast.unparse(part.target).startswith("_"):
+            value = ast.unparse(part.value) if part.value else ""
+            made = re.search(r"default_factory=(?:lambda: )?(\w+)", value)
+            rows.append(
+                (ast.unparse(part.target), ast.unparse(part.annotation), f"{made[1]}()" if made else value, meaning)
+            )
+        elif isinstance(part, ast.Assign) and meaning:
+            rows.append((ast.unparse(part.targets[0]), "", ast.unparse(part.value), meaning))
+    return rows
+
+
+def cell_text(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def table(rows: list[tuple[str, ...]], titles: tuple[str, ...]) -> str:
+    "A table of the rows, without the columns that would be empty."
+    kept = [n for n in range(4) if n in (0, 3) or any(row[n] for row in rows)]
+    lines = [[titles[n] for n in kept], ["---"] * len(kept)]
+    for name, kind, default, meaning in rows:
+        code = [f"`{cell_text(c)}`" if c else "" for c in (kind, default)]
+        cells = ["*returns*" if name == "returns" else f"`{name}`", *code, cell_text(meaning)]
+        lines.append([cells[n] for n in kept])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def api_entry(markdown: str, up: str) -> str:
+    "Turn what show_doc gives into a heading, a line with a link to the source, its text, and a table."
+    heading = re.search(r"^#+ (.+)$", markdown, flags=re.M)
+    source = re.search(r"\[source\]\([^)]*/blob/[^/]+/([^)#]+)#L(\d+)\)", markdown)
+    if not (heading and source):
+        return markdown
+    path, number = source[1], int(source[2])
+    nodes, comments = parsed(root / path)
+    node = nodes[min(line for line in nodes if line >= number)]  # past its decorators
+    name, module = heading[1].replace("\\", "").strip(), path.removesuffix(".py").replace("/", ".")
+    is_class = isinstance(node, ast.ClassDef)
+    kind = "class" if is_class else "async def" if isinstance(node, ast.AsyncFunctionDef) else "def"
+    rows = class_rows(node, comments) if is_class else function_rows(node, comments, kind)
+    names = ", ".join(r[0] for r in rows if r[0] != "returns")
+    enumeration = is_class and any("Enum" in ast.unparse(base) for base in node.bases)
+    titles = ("member", "", "value", "meaning") if enumeration else ("parameter", "type", "default", "meaning")
+    bases = ", ".join(ast.unparse(base) for base in node.bases) if is_class else ""
+    line = f"{name}({bases})" if is_class and (enumeration or not rows) else f"{name}({names})"
+    block = re.search(r"^```python\n.*?^```\n?", markdown, flags=re.M | re.S)
+    text = markdown[(block or heading).end() :].strip()
+    text = re.sub(r"\A\*(.+?)\*(?=\n\n|\Z)", r"\1", text, flags=re.S)  # a promise, not an aside
+    link = f'<a class="api-source" href="{up}source/{module}.html#L-{node.lineno}">source</a>'
+    parts = [
+        f"({module.removeprefix(package + '.')}.{name})=\n### `{name}`",
+        f'<div class="api"><code><span class="api-kind">{kind}</span> {escape(line)}</code>{link}</div>',
+        text,
+        table(rows, titles) if rows else "",
+    ]
+    return "\n\n".join(p for p in parts if p)
+
+
+# ------------------------------------------------------------------------------------------------ pages
+def pages() -> dict[str, Path]:
+    "Name each staged page as it will be called: nbdev drops the number of `00_errors.ipynb`."
+    found = sorted([*staged.rglob("*.ipynb"), *staged.rglob("*.md")])
+    return {re.sub(r"(^|/)\d+[a-z]?_", r"\1", str(p.relative_to(staged).with_suffix(""))): p for p in found}
+
+
+def inline_diagram(match: re.Match, folder: str) -> str:
+    "Put an SVG into the page itself, where the site's colours reach it, in the dark too."
+    picture = staged / posixpath.normpath(posixpath.join(folder, match[2]))
+    svg = re.sub(r"<\?xml.*?\?>|<!--.*?-->", "", picture.read_text(encoding="utf-8"), flags=re.S)
+    svg = re.sub(r"\n\s*", " ", svg).strip()
+    return f'<figure class="diagram-box" role="img" aria-label="{escape(match[1])}">{svg}</figure>'
+
+
+def relink(text: str, page: str, known: dict[str, Path], targets: set[str]) -> str:
+    "Point links at pages of this site: nbdev makes addresses of the published site, and prose names files."
+    folder = posixpath.dirname(page)
+    text = re.sub(r"!\[([^\]]*)\]\(([^)]+\.svg)\)", lambda m: inline_diagram(m, folder), text)
+
+    def published(match: re.Match) -> str:
+        name, fragment = match[1], match[2] or ""
+        target = f"{name.replace('/', '.')}.{fragment.lstrip('#')}"
+        if name == "local":
+            target = "backends." + target
+        if target in targets:
+            return f"(#{target})"
+        return f"({posixpath.relpath(name, folder or '.')}.md)" if name in known else match[0]
+
+    def local(match: re.Match) -> str:
+        path, fragment = match[1], match[2] or ""
+        full = posixpath.normpath(posixpath.join(folder, path))
+        if full.startswith("../") and full[3:] in project_pages:
+            full = f"project/{project_pages[full[3:]]}.md"
+        name = re.sub(r"(^|/)\d+[a-z]?_", r"\1", posixpath.splitext(full)[0])
+        if name not in known:
+            return match[0]
+        return f"({posixpath.relpath(name + known[name].suffix, folder or '.')}{fragment})"
+
+    text = re.sub(r"\(https://[\w.-]+\.github\.io/[\w-]+/([\w/]+)\.html(#[\w.]+)?\)", published, text)
+    return re.sub(r"\((?!\w+:|#)([^()\s]+\.(?:ipynb|md))(#[\w.-]+)?\)", local, text)
+
+
+def shown_cell(cell: dict, up: str) -> dict | None:
+    "One cell as Sphinx shall see it, or None."
+    text = "".join(cell["source"])
+    if cell["cell_type"] == "raw" or "AUTOGENERATED! DO NOT EDIT" in text:
+        return None
+    if cell["cell_type"] == "code" and "show_doc(" in text:
+        entries = [api_entry("".join(o["data"]["text/markdown"]), up) for o in cell["outputs"] if "data" in o]
+        return dict(cell_type="markdown", id=cell["id"], metadata={}, source="\n\n".join(entries))
+    if cell["cell_type"] == "code":
+        wishes = {"echo: false": "remove-input", "code-fold: true": "hide-input", "output: false": "remove-output"}
+        tags = [tag for wish, tag in wishes.items() if f"#| {wish}" in text]
+        text = re.sub(r"^#\|.*\n?", "", text, flags=re.M).strip("\n")
+        outputs = [o for o in cell["outputs"] if o.get("name") != "stderr"]
+        for o in outputs:
+            o.setdefault("metadata", {}) if o["output_type"] != "stream" else None
+        return dict(cell, source=text, outputs=outputs, metadata=dict(tags=tags), execution_count=None)
+    return dict(cell, source=text, metadata={})
+
+
+def stage_notebook(page: str, path: Path) -> None:
+    "Give a processed notebook its title, its entries and its foot."
+    book = json.loads(path.read_text(encoding="utf-8"))
+    front = "".join(book["cells"][0]["source"]) if book["cells"][0]["cell_type"] == "raw" else ""
+    import yaml
+
+    told = yaml.safe_load(front.strip().strip("-")) or {} if front else {}
+    up = "../" * page.count("/")
+    cells = [c for c in (shown_cell(cell, up) for cell in book["cells"]) if c and "".join(c["source"]).strip()]
+    title = [f"# {told.get('title', page)}"]
+    if told.get("description"):
+        title.append(f":::{{rst-class}} lead\n:::\n\n{told['description']}")
+    cells.insert(0, dict(cell_type="markdown", id="title", metadata={}, source="\n\n".join(title)))
+    original = next(notebooks.glob(str(path.relative_to(staged))))
+    foot = f"This page is the notebook `{original.relative_to(root)}`."
+    module = dict(local="backends/local").get(page, page)
+    if (root / package / f"{module}.py").exists():
+        name = f"{package}.{module.replace('/', '.')}"
+        foot += f' The whole module: <a href="{up}source/{name}.html">{name}</a>.'
+    cells.append(dict(cell_type="markdown", id="foot", metadata={}, source=f"---\n\n{foot}"))
+    book["cells"] = cells
+    book["metadata"]["language_info"] = {"name": "python"}
+    path.unlink()
+    (staged / f"{page}.ipynb").write_text(json.dumps(book), encoding="utf-8")
+
+
+def stage_sources() -> None:
+    "A page for each module, with a number and an anchor at each line."
+    from pygments import highlight
+    from pygments.formatters import HtmlFormatter
+    from pygments.lexers import PythonLexer
+
+    (staged / "source").mkdir()
+    for file in sorted((root / package).rglob("*.py")):
+        name = ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+        if file.name == "_modidx.py" or not file.read_text().strip():
+            continue
+        form = HtmlFormatter(linenos="inline", lineanchors="L", anchorlinenos=False, cssclass="highlight source-page")
+        code = highlight(file.read_text(encoding="utf-8"), PythonLexer(), form)
+        page = f"---\norphan: true\n---\n\n# {name}\n\n```{{raw}} html\n{code}\n```\n"
+        (staged / "source" / f"{name}.md").write_text(page, encoding="utf-8")
+
+
+def toctree(known: dict[str, Path]) -> str:
+    "The table of contents, for the end of the first page."
+    left = set(known) - {"index"} - {p for p in known if p.startswith("source/")}
+    groups = {}
+    for caption, (folder, first) in shelves.items():
+        here = {p for p in left if p.startswith(folder + "/")}
+        groups[caption] = [p for f in first if (p := f"{folder}/{f}") in here]
+        groups[caption] += sorted(here - set(groups[caption]))
+        left -= here
+    groups["Project"] = sorted(p for p in left if p.startswith("project/"))
+    left -= set(groups["Project"])
+    groups["Reference"] = [p for p in layers if p in left] + sorted(left - set(layers))
+    order = ["Tutorials", "How-to guides", "Reference", "Explanation", "Project"]
+    blocks = [
+        f"```{{toctree}}\n:hidden:\n:caption: {g}\n\n" + "\n".join(groups[g]) + "\n```" for g in order if groups[g]
+    ]
+    return "\n\n".join(blocks)
+
+
+def stage() -> None:
+    "Make of nbdev's output what Sphinx reads."
+    (staged / "project").mkdir(exist_ok=True)
+    for file, name in project_pages.items():
+        shutil.copy(root / file, staged / "project" / f"{name}.md")
+    for page, path in pages().items():
+        if path.suffix == ".ipynb":
+            stage_notebook(page, path)
+    known = pages()
+    texts = {page: path.read_text(encoding="utf-8") for page, path in known.items()}
+    targets = {t.lower() for text in texts.values() for t in re.findall(r"\(((?:\w+\.)+\w+)\)=", text)}
+    for page, path in known.items():
+        if path.suffix == ".md":
+            path.write_text(relink(texts[page], page, known, targets), encoding="utf-8")
+            continue
+        book = json.loads(texts[page])
+        for cell in book["cells"]:
+            if cell["cell_type"] == "markdown":
+                cell["source"] = relink("".join(cell["source"]), page, known, targets)
+        if page == "index":
+            contents = dict(cell_type="markdown", id="contents", metadata={}, source=toctree(known))
+            book["cells"].append(contents)
+        path.write_text(json.dumps(book), encoding="utf-8")
+    stage_sources()
+
+
+# ------------------------------------------------------------------------------------------------ checks
+def check() -> list[str]:
+    "Every internal link leads somewhere, every page says something, no traceback shows, words are spelt."
+    from bs4 import BeautifulSoup
+
+    problems, ids, soups = [], {}, {}
+    for file in sorted(site.rglob("*.html")):
+        soups[file] = BeautifulSoup(file.read_text(encoding="utf-8"), "html.parser")
+        ids[file] = {tag["id"] for tag in soups[file].find_all(id=True)}
+        ids[file] |= {tag["name"] for tag in soups[file].find_all("a", attrs={"name": True})}
+    for file, soup in soups.items():
+        page = file.relative_to(site)
+        for tag, attribute in [
+            *((t, "href") for t in soup.find_all(href=True)),
+            *((t, "src") for t in soup.find_all(src=True)),
+        ]:
+            address = tag[attribute]
+            if re.match(r"[a-z]+:|//", address) or address in ("#", ""):
+                continue
+            path, _, fragment = address.partition("#")
+            target = (file.parent / path.partition("?")[0]).resolve() if path else file
+            if not target.exists():
+                problems.append(f"{page}: {address} leads nowhere")
+            elif fragment and target in ids and fragment not in ids[target]:
+                problems.append(f"{page}: {address} has no such place")
+        body = soup.find("article")
+        words = body.get_text(" ").split() if body else []
+        if body and len(words) < 20 and page.name not in ("search.html", "genindex.html"):
+            problems.append(f"{page}: {len(words)} words are not a page")
+        if body and "source" not in page.parts and "Traceback (most recent call last)" in body.get_text():
+            problems.append(f"{page}: a raw traceback")
+    return problems + spelling()
+
+
+def spelling() -> list[str]:
+    where = ["README.md", *project_pages, "llms.txt", "nbs", "tests", "docs", ".ci", "settings.ini"]
+    skip = "*.svg,*.css,*.js,*.png,*.gif,_proc,_docs"
+    command = [
+        sys.executable,
+        "-m",
+        "codespell_lib",
+        "--skip",
+        skip,
+        "--builtin",
+        "clear,rare",
+        "--ignore-words-list",
+        "docments",
+    ]
+    done = subprocess.run([*command, *where], cwd=root, capture_output=True, text=True)
+    return [f"spelling: {line}" for line in done.stdout.splitlines() if "==>" in line]
+
+
+# ------------------------------------------------------------------------------------------------ commands
+def build(run: bool = True) -> None:
+    os.chdir(root)
+    sys.path.insert(0, str(root))
+    shutil.rmtree(staged, ignore_errors=True)
+    with tempfile.TemporaryDirectory() as folder:
+        executed = Path(folder) / "nbs"
+        shutil.copytree(notebooks, executed, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+        if run:
+            execute_all(executed)
+        process(executed)
+    stage()
+    with tempfile.TemporaryDirectory() as folder:  # MyST-NB leaves a folder beside the one it writes to
+        sphinx = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-j", "2", "-b", "html", "-c", "docs"]
+        done = subprocess.run([*sphinx, "-d", f"{folder}/doctrees", staged, f"{folder}/html"])
+        if done.returncode:
+            sys.exit(done.returncode)
+        shutil.rmtree(site, ignore_errors=True)
+        shutil.move(f"{folder}/html", site)
+
+
+def main(command: str = "build", *arguments: str) -> None:
+    if command == "execute":
+        return execute(*map(Path, arguments))
+    if command in ("build", "serve", "preview"):
+        build(run=command != "preview")
+    problems = check()
+    sys.stdout.write("".join(f"{p}\n" for p in problems))
+    sys.stdout.write(f"{len(list(site.rglob('*.html')))} pages in {site}, {len(problems)} problems\n")
+    if command == "serve":
+        handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=site)
+        http.server.ThreadingHTTPServer(("127.0.0.1", 8000), handler).serve_forever()
+    elif problems:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,159 @@
+#!/usr/bin/env python3
+"""Draw the diagrams of the explanation pages: `python docs/diagrams.py` writes nbs/images/*.svg.
+
+Plain SVG from a few shapes, so that a change of a box is a change of a line here. Colours are variables: they follow
+the reader's dark mode where the picture stands alone, and the site's own switch where it stands in a page.
+"""
+
+import sys
+from html import escape
+from pathlib import Path
+
+images = Path(__file__).resolve().parent.parent / "nbs" / "images"
+
+STYLE = """
+.diagram { --ink: #1f2933; --line: #64748b; --soft: #f1f5f9; --accent: #2f6f4f; --bad: #b42318;
+  font-family: system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; font-size: 14px; }
+@media (prefers-color-scheme: dark) {
+  .diagram { --ink: #e6edf3; --line: #8b98a9; --soft: #1b2430; --accent: #6fcf97; --bad: #ff8a7a; } }
+.diagram text { fill: var(--ink); }
+.diagram .small { font-size: 12px; fill: var(--line); }
+.diagram .strong { font-weight: 600; }
+.diagram .code { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: 12.5px; }
+.diagram .box { fill: var(--soft); stroke: var(--line); stroke-width: 1.2; }
+.diagram .zone { fill: none; stroke: var(--line); stroke-dasharray: 5 4; }
+.diagram .good { stroke: var(--accent); stroke-width: 2; }
+.diagram .bad { stroke: var(--bad); stroke-width: 2; }
+.diagram .arrow { fill: none; stroke: var(--line); stroke-width: 1.4; }
+.diagram .tip { fill: var(--line); }
+.diagram .arrow.bad { stroke: var(--bad); }
+"""
+
+
+def text(x, y, words, kind="", anchor="middle"):
+    return f'<text x="{x}" y="{y}" text-anchor="{anchor}" class="{kind}">{escape(words)}</text>'
+
+
+def box(x, y, width, height, title, *lines, kind="", title_kind="strong"):
+    "A box with a title and smaller lines under it, all centred."
+    middle, top = x + width / 2, y + height / 2 + 5 - 9 * len(lines)
+    parts = [f'<rect x="{x}" y="{y}" width="{width}" height="{height}" rx="8" class="box {kind}"/>']
+    parts.append(text(middle, top, title, title_kind))
+    parts += [text(middle, top + 18 * n, line, "small") for n, line in enumerate(lines, start=1)]
+    return "\n".join(parts)
+
+
+def zone(x, y, width, height, title):
+    rect = f'<rect x="{x}" y="{y}" width="{width}" height="{height}" rx="12" class="zone"/>'
+    return rect + "\n" + text(x + 14, y + 22, title, "small", "start")
+
+
+def arrow(*points, label="", at=None, kind="", anchor="middle"):
+    "A line through the points, with a tip at its end and a label at `at`."
+    path = "M" + " L".join(f"{x} {y}" for x, y in points)
+    parts = [f'<path d="{path}" class="arrow {kind}" marker-end="url(#tip)"/>']
+    if label:
+        x, y = at or ((points[0][0] + points[-1][0]) / 2, (points[0][1] + points[-1][1]) / 2 - 7)
+        parts.append(text(x, y, label, "small", anchor))
+    return "\n".join(parts)
+
+
+def picture(width, height, title, *parts):
+    tip = '<path d="M0 0 L8 4 L0 8 z" class="tip"/>'
+    marker = f'<marker id="tip" markerWidth="9" markerHeight="8" refX="8" refY="4" orient="auto">{tip}</marker>'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        f'class="diagram">\n<title>{escape(title)}</title>\n<style>{STYLE}</style>\n<defs>{marker}</defs>\n'
+        + "\n".join(parts)
+        + "\n</svg>\n"
+    )
+
+
+def architecture():
+    return picture(
+        *(760, 400, "A web app with a manager and two workers"),
+        zone(10, 10, 470, 380, "the app's process: one event loop"),
+        box(40, 50, 150, 60, "pages, routes", "your app"),
+        box(230, 50, 220, 60, "BaseJobManager", "start, stream, wait, cancel"),
+        box(230, 150, 170, 60, "scheduler", "decides, and only that"),
+        box(230, 250, 220, 60, "backends.local", "starts, feeds, kills; decides nothing"),
+        box(40, 165, 150, 50, "your registry", "which plugins?"),
+        box(40, 235, 150, 50, "your resources", "who uses what?"),
+        box(40, 305, 150, 50, "your broadcaster", "who listens?"),
+        arrow((190, 80), (230, 80)),
+        arrow((306, 110), (306, 150), label="events", at=(298, 134), anchor="end"),
+        arrow((326, 150), (326, 110), label="actions", at=(334, 134), anchor="start"),
+        arrow((425, 110), (425, 250)),
+        '<path d="M250 110 L250 130 L210 130 L210 330" class="arrow"/>',
+        *(arrow((210, y), (190, y)) for y in (190, 260, 330)),
+        box(
+            570,
+            60,
+            170,
+            110,
+            "worker 1",
+            "a process group of its own",
+            "plugin loaded and kept",
+            "one job at a time",
+            kind="good",
+        ),
+        box(
+            570, 200, 170, 110, "worker 2", "killed by SIGSEGV", "costs the job it ran,", "and is replaced", kind="bad"
+        ),
+        arrow((450, 270), (510, 270), (510, 115), (570, 115), label="socket pair", at=(518, 190), anchor="start"),
+        arrow((450, 285), (570, 285)),
+        text(655, 345, "own session, output captured,", "small"),
+        text(655, 362, "gone when the app is gone", "small"),
+    )
+
+
+def life_of_a_job():
+    return picture(
+        *(760, 330, "pending, running, and then one of completed, failed, cancelled"),
+        box(30, 130, 130, 60, "pending", "job:queued"),
+        box(290, 130, 150, 60, "running", "job:started"),
+        box(605, 40, 140, 60, "completed", "job:completed", kind="good"),
+        box(605, 130, 140, 60, "failed", "job:failed", kind="bad"),
+        box(605, 220, 140, 60, "cancelled", "job:cancelled"),
+        arrow((160, 160), (290, 160), label="a worker is free", at=(225, 152)),
+        arrow((440, 145), (460, 145), (460, 70), (605, 70), label="result", at=(532, 62)),
+        arrow((440, 160), (605, 160), label="error, time-out, crash", at=(532, 152)),
+        arrow((440, 175), (460, 175), (460, 243), (605, 243), label="cancel", at=(532, 235)),
+        arrow((95, 190), (95, 262), (605, 262), label="cancel while pending", at=(225, 254)),
+        '<path d="M330 130 C330 85 400 85 400 126" class="arrow" marker-end="url(#tip)"/>',
+        text(365, 84, "job:progress, job:chunk", "small"),
+        text(675, 312, "final, published once", "small"),
+    )
+
+
+def ending_a_job():
+    return picture(
+        *(760, 260, "Cancel and time-out: first an exception inside the plugin, then a kill of the process group"),
+        box(20, 95, 150, 60, "cancel or time-out", "of a running job"),
+        box(230, 95, 170, 60, "JobCancelled", "raised inside the plugin"),
+        box(480, 20, 250, 60, "the plugin ends", "worker and loaded model stay", kind="good"),
+        box(480, 170, 250, 60, "SIGKILL to the process group", "ffmpeg and loaders go too", kind="bad"),
+        arrow((170, 125), (230, 125)),
+        arrow((400, 115), (440, 115), (440, 50), (480, 50), label="within the grace", at=(448, 104), anchor="start"),
+        arrow(
+            (400, 135),
+            (440, 135),
+            (440, 200),
+            (480, 200),
+            label="after cancel_grace_seconds",
+            at=(448, 158),
+            anchor="start",
+        ),
+        text(620, 130, "either way the next job runs", "small"),
+    )
+
+
+def main():
+    images.mkdir(exist_ok=True)
+    for draw in (architecture, life_of_a_job, ending_a_job):
+        (images / f"{draw.__name__}.svg").write_text(draw(), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""What an import costs, in modules and not in seconds: a count is the same on every machine."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {"fastcore", "httpx", "jsonschema", "numpy", "psutil", "rich", "starlette", "tomlkit", "uvicorn"}
+
+
+def loaded_by(statement: str) -> set[str]:
+    "Run `statement` in a fresh interpreter, and name the modules that it brings."
+    code = f"import sys; before = set(sys.modules); {statement}; print(*(set(sys.modules) - before))"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_protocols_load_typing_and_nothing_else():
+    extra = loaded_by("import cjm_worker_ext.extensions.protocols") - loaded_by("import typing")
+    assert extra == {"cjm_worker_ext", "cjm_worker_ext.extensions", "cjm_worker_ext.extensions.protocols"}
+
+
+@pytest.mark.parametrize("module", ["manager", "scheduler", "wire", "extensions.conformance"])
+def test_the_core_loads_no_dependency_of_an_extra(module):
+    brought = {name.partition(".")[0] for name in loaded_by(f"import cjm_worker_ext.{module}")}
+    assert not brought & HEAVY
+
+
+def test_a_worker_imports_little():
+    brought = loaded_by("import cjm_worker_ext.worker")
+    assert not {"asyncio", "multiprocessing", "concurrent.futures", "cloudpickle", "cjm_worker_ext.manager"} & brought
+    assert not {name.partition(".")[0] for name in brought} & HEAVY
+    assert len(brought) < 60, sorted(brought)
+
+
+def test_the_package_offers_its_names_without_loading_them():
+    brought = loaded_by("import cjm_worker_ext; dir(cjm_worker_ext)")
+    assert {name for name in brought if name.startswith("cjm_worker_ext")} == {"cjm_worker_ext"}
