@@ -153,7 +153,7 @@ def _made(name: str, make: Any) -> Any:
     except Exception as e:  # the boundary to the target's own code
         raise CannotCheck(f"{name}() raises {type(e).__name__}: {e}") from e
 
-# %% ../nbs/91_check_cli.ipynb #ad1fa498
+# %% ../nbs/91_check_cli.ipynb #9c86b8bf
 @dataclass(frozen=True, slots=True)
 class Check:
     "The verdicts on a target, by depth."
@@ -219,7 +219,7 @@ def _types(target: Target) -> Verdict:
     signature, value = (f"value: {target.typed}", "value") if is_class else ("", target.typed)
     code = (
         f"import {module}\nimport {protocol.__module__} as p\n\n\n"
-        f"def f({signature}) -> p.{protocol.__name__}:\n    return {value}\n"
+        f"def f({signature}) -> p.{protocol.__name__}:\n    reveal_type({value})\n    return {value}\n"
     )
     options = ["--no-error-summary", "--hide-error-context", "--follow-imports=silent", f"--cache-dir={os.devnull}"]
     with tempfile.TemporaryDirectory() as folder:
@@ -233,6 +233,8 @@ def _types(target: Target) -> Verdict:
         )
     seen = [line for line in done.stdout.splitlines() if "assignment.py:" in line]
     lines = [line.partition("error: ")[2] for line in seen if "error: " in line]
+    if 'Revealed type is "Any"' in done.stdout:
+        return Verdict("mypy", "not applicable", f"{target.typed} has the type Any; annotate what it gives")
     if done.returncode and not lines:
         return Verdict("mypy", "not applicable", (done.stdout + done.stderr).strip()[-400:])
     return Verdict("mypy", "broken" if lines else "kept", "; ".join(lines))

@@ -62,16 +62,14 @@ class Problem:
     def __str__(self) -> str:
         return f"{self.claim}: {self.detail}"
 
-# %% ../../nbs/extensions/conformance.ipynb #fbe55b86
+# %% ../../nbs/extensions/conformance.ipynb #0823b736
 #: What a manager sends to `update_worker_state`: any of these, and no others.
 WORKER_STATE_KEYWORDS = ("job_id", "plugin_id", "plugin_name", "loaded_plugin_resource", "config", "status")
 
-_EXCLUDED = frozenset(
-    "__abstractmethods__ __annotate__ __annotate_func__ __annotations__ __annotations_cache__ __class_getitem__"
-    " __conditional_annotations__ __dict__ __doc__ __firstlineno__ __init__ __init_subclass__ __match_args__ __module__"
-    " __new__ __non_callable_proto_members__ __orig_bases__ __parameters__ __protocol_attrs__ __qualname__ __slots__"
-    " __static_attributes__ __subclasshook__ __type_params__ __weakref__ _abc_impl _is_protocol _is_runtime_protocol".split()
-)
+_MACHINERY = {
+    *("_abc_impl", "_is_protocol", "_is_runtime_protocol", "__init__", "__new__", "__init_subclass__"),
+    *("__subclasshook__", "__class_getitem__", "__annotate__", "__annotate_func__"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +172,7 @@ def _answers(call: Any, signature: inspect.Signature | None) -> frozenset[str]:
         return frozenset(hinted)
     return frozenset(hinted | {"value"})
 
-# %% ../../nbs/extensions/conformance.ipynb #8f299d31
+# %% ../../nbs/extensions/conformance.ipynb #82d9f9a7
 def _promise(name: str, member: object, is_annotated_only: bool) -> _Promise:
     "Read how a protocol's member is used off its definition."
     if is_annotated_only or isinstance(member, (property, functools.cached_property)) or not _is_callable(member):
@@ -211,8 +209,14 @@ def _promises(protocol: type) -> tuple[_Promise, ...]:
         if base.__module__ in ("typing", "typing_extensions", "builtins") or not getattr(base, "_is_protocol", False):
             continue
         members |= {name: (None, True) for name in _annotations(base)}
-        members |= {name: (member, False) for name, member in vars(base).items()}
-    return tuple(_promise(name, *member) for name, member in members.items() if name not in _EXCLUDED)
+        members |= {name: (member, False) for name, member in vars(base).items() if _is_member(name, member)}
+    return tuple(_promise(name, *member) for name, member in members.items())
+
+
+def _is_member(name: str, member: object) -> bool:
+    "Whether a name in a protocol's body is part of the promise, and not of the machinery of classes."
+    is_special = name.startswith("__") and name.endswith("__")
+    return name not in _MACHINERY and (not is_special or isinstance(member, types.FunctionType))
 
 
 def _annotations(owner: type) -> Mapping[str, object]:
