@@ -62,7 +62,7 @@ class Problem:
     def __str__(self) -> str:
         return f"{self.claim}: {self.detail}"
 
-# %% ../../nbs/extensions/conformance.ipynb #0823b736
+# %% ../../nbs/extensions/conformance.ipynb #6596b25d
 #: What a manager sends to `update_worker_state`: any of these, and no others.
 WORKER_STATE_KEYWORDS = ("job_id", "plugin_id", "plugin_name", "loaded_plugin_resource", "config", "status")
 
@@ -88,6 +88,7 @@ class _Promise:
     is_property: bool = False
     is_bindable: bool = True  # False if its calls cannot be read off, as for overloads
     stub: str = ""  # How its definition begins
+    empty: object = None  # The protocol's own function, if its body does nothing: to inherit it is not to write it
 
 # %% ../../nbs/extensions/conformance.ipynb #36e0d174
 _HINTS = {
@@ -172,7 +173,7 @@ def _answers(call: Any, signature: inspect.Signature | None) -> frozenset[str]:
         return frozenset(hinted)
     return frozenset(hinted | {"value"})
 
-# %% ../../nbs/extensions/conformance.ipynb #82d9f9a7
+# %% ../../nbs/extensions/conformance.ipynb #87e5eeb1
 def _promise(name: str, member: object, is_annotated_only: bool) -> _Promise:
     "Read how a protocol's member is used off its definition."
     if is_annotated_only or isinstance(member, (property, functools.cached_property)) or not _is_callable(member):
@@ -196,13 +197,30 @@ def _promise(name: str, member: object, is_annotated_only: bool) -> _Promise:
         answers=_answers(call, signature),
         is_bindable=signature is not None and getattr(call, "__module__", "") != "typing",  # where overloads end up
         stub=_definition(call, name),
+        empty=member if _is_empty(member) else None,
     )
+
+
+def _is_empty(member: object) -> bool:
+    "Whether a function's body does nothing, but for a docstring."
+    return isinstance(member, types.FunctionType) and member.__code__.co_code[::2] in _EMPTY_BODIES
+
+
+def _plain() -> None: ...
+
+
+async def _async() -> None: ...
+
+
+_EMPTY_BODIES = {
+    function.__code__.co_code[::2] for function in (_plain, _async)
+}  # the operations without their operands
 
 
 @functools.lru_cache(maxsize=64)
 def _promises(protocol: type) -> tuple[_Promise, ...]:
     "All members of a protocol, base protocols first, in the order of their definition."
-    if not getattr(protocol, "_is_protocol", False):
+    if not isinstance(protocol, type) or not getattr(protocol, "_is_protocol", False):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"protocol must be a class that derives directly from typing.Protocol, got {protocol!r}")
     members: dict[str, tuple[object, bool]] = {}
     for base in reversed(protocol.__mro__):
@@ -362,7 +380,7 @@ def _keyword_misfits(
     if promise.any_keyword and not takes_any:
         yield "must accept any keyword", "add **kwargs"
 
-# %% ../../nbs/extensions/conformance.ipynb #ef78fc8c
+# %% ../../nbs/extensions/conformance.ipynb #9b70298c
 def check_protocol(
     implementation: object,  # An instance, a module, a proxy, or a class, which stands for its instances
     protocol: type,  # One of the classes in `extensions.protocols`, or any `typing.Protocol` of yours
@@ -389,6 +407,8 @@ def _problems(implementation: object, promise: _Promise) -> Iterator[Problem]:
     if not promise.is_method:
         yield from _attribute_problems(promise, call, owner)
         return
+    if promise.empty and getattr(call, "__func__", None) is promise.empty:
+        call = _Absent("the protocol's own definition, which does nothing")
     if isinstance(call, _Absent) and call.is_missing:
         hint = ", or check an instance if __init__ sets it" if is_class else ""
         yield Problem(promise.name, "is missing", call.found, f"add {promise.stub}{hint}", owner)
