@@ -267,7 +267,7 @@ def _definition(call: Any, name: str) -> str:
     plain = signature.replace(parameters=parameters, return_annotation=signature.empty)
     return f"{words} {name}{str(plain).replace('Ellipsis', '...')}"
 
-# %% ../../nbs/extensions/conformance.ipynb #64123391
+# %% ../../nbs/extensions/conformance.ipynb #3af22bb8
 @dataclass(frozen=True, slots=True)
 class _Absent:
     "What stands where a method should be."
@@ -289,7 +289,7 @@ def _look_up(implementation: object, name: str) -> Any:
     inherited: Any = next((vars(base)[name] for base in owner.__mro__ if name in vars(base)), _NOTHING)
     static: Any = inherited if is_class else inspect.getattr_static(implementation, name, _NOTHING)
     if static is _NOTHING:
-        return _ask(implementation, owner, name) if not is_class else _NOTHING
+        return _ask(implementation, name) if not is_class else _NOTHING
     if static is not inherited:  # an instance's own attribute binds nothing
         return static
     return _bind(static, owner, object() if is_class else implementation)
@@ -314,11 +314,8 @@ def _bind(static: Any, owner: type, instance: object) -> Any:
     return _Absent(f"a descriptor, {kind.__name__}", is_missing=False)
 
 
-def _ask(implementation: object, owner: type, name: str) -> Any:
-    "What a proxy answers."
-    hooks = {"__getattr__", "__getattribute__"}
-    if not any(hooks & vars(base).keys() for base in owner.__mro__ if base is not object):
-        return _NOTHING
+def _ask(implementation: object, name: str) -> Any:
+    "What a proxy answers: nothing stands in the class, so only a `__getattr__` can run."
     try:
         return getattr(implementation, name)
     except AttributeError:
