@@ -90,7 +90,7 @@ class _Promise:
     stub: str = ""  # How its definition begins
     empty: object = None  # The protocol's own function, if its body does nothing: to inherit it is not to write it
 
-# %% ../../nbs/extensions/conformance.ipynb #36e0d174
+# %% ../../nbs/extensions/conformance.ipynb #99f86a7b
 _HINTS = {
     "awaitable": re.compile(r"[\w.<' ]*\b(Awaitable|Coroutine|Future|Task)\b"),
     "async iterator": re.compile(r"[\w.<' ]*\b(AsyncIterable|AsyncIterator|AsyncGenerator)\b"),
@@ -113,10 +113,7 @@ def _signature(call: Any, follow_wrapped: bool = True) -> inspect.Signature | No
     if isinstance(call, types.MethodType) and not _is_method(call):  # the mock of a method keeps what it imitates here
         return getattr(call, "__signature__", None)
     try:
-        if sys.version_info >= (
-            3,
-            14,
-        ):  # annotations are evaluated there, and may name what only a type checker imports
+        if sys.version_info >= (3, 14):  # which evaluates annotations, also those that name what is only typed
             import annotationlib
 
             return inspect.signature(
@@ -173,7 +170,7 @@ def _answers(call: Any, signature: inspect.Signature | None) -> frozenset[str]:
         return frozenset(hinted)
     return frozenset(hinted | {"value"})
 
-# %% ../../nbs/extensions/conformance.ipynb #87e5eeb1
+# %% ../../nbs/extensions/conformance.ipynb #b7378d78
 def _promise(name: str, member: object, is_annotated_only: bool) -> _Promise:
     "Read how a protocol's member is used off its definition."
     if is_annotated_only or isinstance(member, (property, functools.cached_property)) or not _is_callable(member):
@@ -212,11 +209,10 @@ def _plain() -> None: ...
 async def _async() -> None: ...
 
 
-_EMPTY_BODIES = {
-    function.__code__.co_code[::2] for function in (_plain, _async)
-}  # the operations without their operands
+# the operations without their operands, so that a docstring makes no difference
+_EMPTY_BODIES = {function.__code__.co_code[::2] for function in (_plain, _async)}
 
-
+# %% ../../nbs/extensions/conformance.ipynb #e2d6606f
 @functools.lru_cache(maxsize=64)
 def _promises(protocol: type) -> tuple[_Promise, ...]:
     "All members of a protocol, base protocols first, in the order of their definition."
@@ -250,7 +246,7 @@ def _is_callable(static: object) -> bool:
     "Whether what stands in a class body is there to be called."
     return callable(static) or issubclass(type(static), (staticmethod, classmethod, functools.partialmethod))
 
-
+# %% ../../nbs/extensions/conformance.ipynb #d7c61ada
 def _definition(call: Any, name: str) -> str:
     "How a callable's definition begins, without annotations and defaults: `async def broadcast(self, event_type)`."
     call = call.__func__ if _is_method(call) else call
