@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from cjm_worker_ext.jobs import BaseJob, JobStatus, RestartPolicy, WorkerConfig
     from cjm_worker_ext.manager import BaseJobManager
 
-# %% ../nbs/init.ipynb #52307561
+# %% ../nbs/init.ipynb #0d8abbf9
 __all__ = ["BaseJob", "BaseJobManager", "JobStatus", "RestartPolicy", "WorkerConfig"]
 
 
@@ -25,9 +25,12 @@ def __getattr__(
         module = import_module(".manager" if name == "BaseJobManager" else ".jobs", __name__)
         return getattr(module, name)
     if name == "__version__":
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        return version("cjm-worker-ext")
+        try:
+            return version("cjm-worker-ext")
+        except PackageNotFoundError:  # a checkout that was not installed
+            return "0+unknown"
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

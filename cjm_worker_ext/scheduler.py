@@ -159,7 +159,7 @@ class Restarts:
     def capacity(self) -> int:  # Processes that may exist at the same time
         return max(0, self.config.max_workers + self.config.standby_workers - self.lost)
 
-# %% ../nbs/05_scheduler.ipynb #37f8ba2c
+# %% ../nbs/05_scheduler.ipynb #d137695d
 class Scheduler:
     """Decides; holds the pending tasks and what each worker does.
 
@@ -190,11 +190,11 @@ class Scheduler:
         self.pending_count += 1
         return self._go_on()
 
-    def submit_to_all(self, kind: str, plugin: str, version: int, numbers: list[int]) -> list[Action]:
-        "Load again or unload a plugin wherever it is loaded; one number for each such worker (`loaded_on`)."
+    def submit_to_all(self, tasks: list[Task]) -> list[Action]:
+        "Load again or unload a plugin wherever it is loaded; one task for each such worker (`loaded_on`)."
         actions: list[Action] = []
-        for worker, number in zip(self.loaded_on(plugin), numbers, strict=True):
-            task = self.tasks[number] = Task(number, plugin, version, kind=kind)
+        for worker, task in zip(self.loaded_on(tasks[0].plugin) if tasks else [], tasks, strict=True):
+            self.tasks[task.number] = task
             worker.own.append(task)
             if worker.number in self.idle:
                 actions += self._free(worker)

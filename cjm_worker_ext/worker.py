@@ -271,7 +271,7 @@ class Interrupter:
             self._armed = False
             raise JobCancelled(f"job {self._ctx.job_id} is to end")
 
-# %% ../nbs/04_worker.ipynb #856ec055
+# %% ../nbs/04_worker.ipynb #096ba035
 class Worker:
     "Serves one manager until it says `STOP`; all of it happens in the main thread."
 
@@ -402,7 +402,8 @@ class Worker:
         finally:
             self.interrupter.disarm()
         self._configs[plugin_id] = config
-        self.channel.send(encode(LOADED, request))
+        streams = bool(plugins.check_streaming_support(plugin_id))
+        self.channel.send(encode(LOADED, request, b"\1" if streams else b"\0"))
 
     def _plugin_manager(self) -> Any:
         if self._plugins is None:
