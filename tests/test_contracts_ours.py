@@ -8,6 +8,7 @@ import json
 
 import pytest
 
+from cjm_worker_ext.errors import ProtocolError
 from cjm_worker_ext.extensions.conformance import check_protocol, require_protocols
 from cjm_worker_ext.extensions.contract_tests import BroadcasterTests, RegistryTests, ResourceManagerTests
 from cjm_worker_ext.extensions.contracts import run_contracts
@@ -16,14 +17,16 @@ from cjm_worker_ext.extensions.protocols import (
     PluginRegistryProtocol,
     ResourceManagerProtocol,
 )
+from cjm_worker_ext.integrations.registry import EntryPointPluginRegistry
+from cjm_worker_ext.integrations.resources import ProcessResourceManager
+from cjm_worker_ext.manager import BaseJobManager
 
 
 class TestEntryPointPluginRegistry(RegistryTests):
     category = "contract"
 
     def make(self):
-        module = pytest.importorskip("cjm_worker_ext.integrations.registry")
-        registry = module.EntryPointPluginRegistry(path=[])
+        registry = EntryPointPluginRegistry(path=[])
         registry.register("words", str.split, category="contract")
         registry.register("lines", str.splitlines, category="contract")
         return registry
@@ -31,7 +34,7 @@ class TestEntryPointPluginRegistry(RegistryTests):
 
 class TestProcessResourceManager(ResourceManagerTests):
     def make(self):
-        return pytest.importorskip("cjm_worker_ext.integrations.resources").ProcessResourceManager()
+        return ProcessResourceManager()
 
     def state(self, manager, pid):
         names = ("job_id", "plugin_id", "plugin_name", "loaded_plugin_resource", "status")
@@ -180,9 +183,8 @@ def word_count(text: str) -> int:
 
 
 async def run_one_job():
-    manager_module = pytest.importorskip("cjm_worker_ext.manager")
     registry, resources, broadcaster = EarlierRegistry(), EarlierResources(), EarlierBroadcaster()
-    manager = manager_module.BaseJobManager(
+    manager = BaseJobManager(
         "text",
         "text",
         plugins={"words": word_count},
@@ -211,3 +213,25 @@ def test_earlier_implementations_run_under_the_manager_unchanged():
 def test_every_contract_of_ours_is_kept_and_none_is_left_out(tests):
     report = asyncio.run(run_contracts(tests()))
     assert report.kept == list(tests.contracts), str(report)
+
+
+class SyncBus:
+    def broadcast(self, event_type, data): ...
+
+
+def test_a_manager_refuses_what_is_wrong_and_names_all_of_it():
+    with pytest.raises(ProtocolError) as caught:
+        BaseJobManager("text", "text", plugin_registry=object(), event_broadcaster=SyncBus())
+    lines = [line for line in str(caught.value).splitlines() if not line.startswith(" ")]
+    methods = ("get_plugins_by_category", "get_plugin", "load_plugin_config")
+    missing = "; ".join(f"{method} is missing" for method in methods)
+    assert lines == [
+        f"plugin_registry=object() does not keep PluginRegistryProtocol: {missing}",
+        "event_broadcaster=SyncBus() does not keep EventBroadcasterProtocol: broadcast must be async",
+    ]
+    assert f"{__file__}:{SyncBus.broadcast.__code__.co_firstlineno}; write async def broadcast" in str(caught.value)
+
+
+def test_a_manager_refuses_a_class_where_an_instance_belongs():
+    with pytest.raises(ProtocolError, match=r"EarlierBroadcaster must be an instance\n.*write EarlierBroadcaster\("):
+        BaseJobManager("text", "text", event_broadcaster=EarlierBroadcaster)
