@@ -205,7 +205,7 @@ class EventLog:
             return events[0].frame, events[0].seq
         return b"".join(coalesce(events[:count], self.epoch)), events[count - 1].seq if count else self.end
 
-# %% ../../nbs/integrations/sse_log.ipynb #dcaa75d4
+# %% ../../nbs/integrations/sse_log.ipynb #202794db
 class Subscriber:
     "One client's place in a log."
 
@@ -231,6 +231,8 @@ class Subscriber:
             held, self.held = self.held, []
             return b"".join(event.frame for event in held)
         log = self.log
+        if self.position == log.end:
+            return b""
         if self.select is None:
             body, self.position = log.piece(self.position)
             return body
