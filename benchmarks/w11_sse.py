@@ -135,7 +135,7 @@ def serve(kind: str, sock: socket.socket, events: int, burst: int, window: int, 
     app, broadcast, count = make()
 
     async def drive(server: uvicorn.Server) -> None:
-        while not server.started:
+        while not server.started:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         loop = asyncio.get_running_loop()
         acknowledged = asyncio.Event()
@@ -148,7 +148,7 @@ def serve(kind: str, sock: socket.socket, events: int, burst: int, window: int, 
                 acknowledged.set()
 
         expected = await loop.run_in_executor(None, pipe.recv)
-        while count() < expected:
+        while count() < expected:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.3)
         loop.add_reader(pipe.fileno(), on_pipe)
