@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['TERMINAL_TYPES', 'COALESCED_TYPES', 'Event', 'Filter', 'coalesce', 'EventLog', 'Subscriber', 'FanOut']
 
-# %% ../../nbs/integrations/sse_log.ipynb #4dbb908b
+# %% ../../nbs/integrations/sse_log.ipynb #8649f599
 TERMINAL_TYPES = frozenset({"job:completed", "job:failed", "job:cancelled"})
 COALESCED_TYPES = frozenset({"job:progress", "job:chunk"})
 
@@ -30,8 +30,7 @@ class Event:
     event_type: str  # One line, for example `"job:completed"`; `"snapshot"` for an item of a snapshot
     data: Mapping[str, Any]  # As it was broadcast
     seq: int = 0  # Position in its log, from 1; 0 for an item of a snapshot
-    body: bytes = b""  # The frame without its id
-    frame: bytes = b""  # The frame with its id
+    frame: bytes = b""  # Encoded, with its id
 
     @property
     def job_id(self) -> str | None:  # None if the event is about no job
@@ -42,6 +41,11 @@ class Event:
     def worker_type(self) -> str | None:  # None if the data does not say
         "The manager that the event comes from, when several share a stream."
         return self.data.get("worker_type")
+
+    @property
+    def body(self) -> bytes:  # What of the frame follows the line of the id
+        "The frame without its id."
+        return self.frame.partition(b"\n")[2]
 
 # %% ../../nbs/integrations/sse_log.ipynb #3c9db825
 @dataclass(frozen=True, slots=True)
@@ -137,7 +141,7 @@ def coalesce(
             frames.append(event.frame)
     return frames
 
-# %% ../../nbs/integrations/sse_log.ipynb #fcd35bd4
+# %% ../../nbs/integrations/sse_log.ipynb #365afa5b
 class EventLog:
     "A bounded log of encoded events, with positions that keep rising."
 
@@ -163,7 +167,7 @@ class EventLog:
         "Write one event with the next position; call `overflow` afterwards."
         self.end += 1
         frame = b"id: %s-%d\n%s" % (self.epoch.encode(), self.end, body)
-        event = Event(event_type, data, self.end, body, frame)
+        event = Event(event_type, data, self.end, frame)
         self._events.append(event)
         self._bytes += len(frame)
         return event
