@@ -7,7 +7,8 @@ Servers, all under uvicorn with uvloop and httptools, each in a process of its o
   ours    SSEBroadcaster
   plain   the least that does it: an ASGI app, a deque and a future per client, bytes joined that wait together
   plain1  the same with one send per event
-  queue   sse-starlette with one asyncio.Queue per client, given ready bytes ("serialised once")
+  queue   sse-starlette with one asyncio.Queue per client, given an event as its documentation does; JSON made once
+  bytes   the same, given ready bytes: nothing is serialised per client
 The clients are raw sockets in one further process, which counts events and takes the time from publication to arrival.
 Needs uvicorn, uvloop, httptools, starlette and sse-starlette.
 """
@@ -28,7 +29,7 @@ import sys
 import time
 from pathlib import Path
 
-KINDS = ("ours", "plain", "plain1", "queue")
+KINDS = ("ours", "plain", "plain1", "queue", "bytes")
 MARK = b'"t":'
 
 
@@ -98,17 +99,17 @@ def plain(join: bool):
     return app, broadcast, lambda: len(clients)
 
 
-def queue():
+def queue(ready: bool):
     from sse_starlette import EventSourceResponse
 
-    clients: set[asyncio.Queue[bytes]] = set()
+    clients: set[asyncio.Queue] = set()
 
     async def app(scope, receive, send):
         if scope["type"] != "http":
             raise RuntimeError
 
         async def stream():
-            mine: asyncio.Queue[bytes] = asyncio.Queue()
+            mine: asyncio.Queue = asyncio.Queue()
             clients.add(mine)
             try:
                 yield b":\n"
@@ -120,9 +121,13 @@ def queue():
         await EventSourceResponse(stream())(scope, receive, send)
 
     async def broadcast():
-        body = encoded()
+        if ready:
+            event = encoded()
+        else:
+            data = json.dumps(payload(), separators=(",", ":"))
+            event = {"event": "job:started", "id": f"12345678-{time.monotonic_ns()}", "data": data}
         for client in clients:
-            client.put_nowait(body)
+            client.put_nowait(event)
 
     return app, broadcast, lambda: len(clients)
 
@@ -131,8 +136,9 @@ def serve(kind: str, sock: socket.socket, events: int, burst: int, window: int, 
     """Publish `events` events in bursts; the next burst follows when the readers have, on average, that before the last."""
     import uvicorn
 
-    make = {"ours": ours, "plain": lambda: plain(True), "plain1": lambda: plain(False), "queue": queue}[kind]
-    app, broadcast, count = make()
+    make = {"ours": ours, "plain": lambda: plain(True), "plain1": lambda: plain(False)}
+    make |= {"queue": lambda: queue(False), "bytes": lambda: queue(True)}
+    app, broadcast, count = make[kind]()
 
     async def drive(server: uvicorn.Server) -> None:
         while not server.started:  # noqa: ASYNC110
@@ -182,7 +188,7 @@ def serve(kind: str, sock: socket.socket, events: int, burst: int, window: int, 
 
 
 # ---------------------------------------------------------------------------------------------------------- readers
-def read(port: int, clients: int, stuck: int, events: int, burst: int, pipe) -> None:
+def read(port: int, clients: int, stuck: int, events: int, burst: int, pause: float, pipe) -> None:
     """Open the connections, count events, say when all clients have got so many, and note how long one in 17 took."""
     poll = select.epoll()
     sockets = []
@@ -217,6 +223,8 @@ def read(port: int, clients: int, stuck: int, events: int, burst: int, pipe) -> 
             if number % 17 == 0 and MARK in data:
                 stamp = data[data.rindex(MARK) + len(MARK) :].split(b"}", 1)[0]
                 delays.append(time.monotonic_ns() - int(stamp))
+        if pause:
+            time.sleep(pause)
         if total >= (acknowledged + burst) * clients:  # on average; what is on the way is bounded by the window
             acknowledged = total // clients // burst * burst
             pipe.send(acknowledged)
@@ -227,7 +235,9 @@ def read(port: int, clients: int, stuck: int, events: int, burst: int, pipe) -> 
 
 
 # ---------------------------------------------------------------------------------------------------------- rounds
-def run_once(kind: str, clients: int, stuck: int, burst: int, deliveries: int, window: int) -> dict[str, object]:
+def run_once(
+    kind: str, clients: int, stuck: int, burst: int, deliveries: int, window: int, pause: float
+) -> dict[str, object]:
     spawn = multiprocessing.get_context("spawn")
     events = max(burst * 4, deliveries // clients // burst * burst)
     sock = socket.create_server(("127.0.0.1", 0), backlog=4096)
@@ -236,7 +246,7 @@ def run_once(kind: str, clients: int, stuck: int, burst: int, deliveries: int, w
     port = sock.getsockname()[1]
     server = spawn.Process(target=serve, args=(kind, sock, events, burst, window, server_end), daemon=True)
     server.start()
-    reader = spawn.Process(target=read, args=(port, clients, stuck, events, burst, reader_end), daemon=True)
+    reader = spawn.Process(target=read, args=(port, clients, stuck, events, burst, pause, reader_end), daemon=True)
     reader.start()
     seconds = cpu = None
     while True:
@@ -264,6 +274,12 @@ def main() -> None:
     parser.add_argument("--stuck", type=int, nargs="+", default=[0, 1], help="clients that read nothing")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--window", type=int, default=2, help="bursts on the way at the same time")
+    parser.add_argument(
+        "--pause",
+        type=float,
+        default=0,
+        help="seconds that the readers rest after each look, so that they cost less than the server",
+    )
     parser.add_argument("--deliveries", type=int, default=200_000, help="per run; a fifth of it with one client")
     parser.add_argument("--json", type=Path, help="append one line per run")
     options = parser.parse_args()
@@ -278,7 +294,7 @@ def main() -> None:
                 deliveries = options.deliveries if clients > 1 else options.deliveries // 5
                 for _ in range(options.rounds):  # interleaved: a slow phase of the machine hits all alike
                     for kind in options.kinds:
-                        result = run_once(kind, clients, stuck, burst, deliveries, options.window)
+                        result = run_once(kind, clients, stuck, burst, deliveries, options.window, options.pause)
                         runs[kind].append(result)
                         if options.json:
                             with options.json.open("a") as file:
