@@ -32,10 +32,10 @@ class Server:
         self.port, self.log = free_port(), log
         self.url = f"http://127.0.0.1:{self.port}"
         self.out = log.open("w")
-        path = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+        path = os.pathsep.join([str(HERE), str(HERE.parent), environment.pop("PYTHONPATH", "")])
         self.process = subprocess.Popen(
             [sys.executable, "-m", "uvicorn", app, "--port", str(self.port), *options],
-            env={**os.environ, "PYTHONPATH": path, **environment},
+            env={**os.environ, **environment, "PYTHONPATH": path},
             stdout=self.out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -509,3 +509,41 @@ asyncio.run(main())
         env={**os.environ, "PYTHONPATH": str(HERE.parent)},
     )  # fmt: skip
     assert done.stdout == "ended\n" and done.stderr == "", done.stderr
+
+
+FRAMEWORKS = {
+    "fastapi": "from fastapi import FastAPI; app = FastAPI(); app.add_route('/events', events.endpoint)",
+    "fasthtml": """
+from fasthtml.common import FastHTML, signal_shutdown
+from starlette.routing import Route
+app = FastHTML()
+shutdown = signal_shutdown()  # patches uvicorn: its first signal is a forced exit
+app.routes.insert(0, Route('/events', events.endpoint))
+""",
+}
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_under_another_framework(framework, serve, tmp_path):
+    """The endpoint is a route, events arrive, and one Ctrl-C ends the server."""
+    pytest.importorskip(framework)
+    start = "from cjm_worker_ext.integrations.sse import SSEBroadcaster\nevents = SSEBroadcaster()\n"
+    publish = """
+@app.post('/publish')
+async def publish():
+    await events.broadcast('job:completed', {'job_id': 'a'})
+    return {}
+"""
+    (tmp_path / "other_app.py").write_text(start + FRAMEWORKS[framework] + publish)
+    server = serve(app="other_app:app", PYTHONPATH=str(tmp_path))
+    clients = [server.connect() for _ in range(50)]
+    for client in clients:
+        read_until(client, b"event: snapshot")
+    server.post("/publish")
+    for client in clients:
+        read_until(client, b'event: job:completed\ndata: {"job_id":"a"}')
+    began = time.monotonic()
+    server.process.send_signal(signal.SIGINT)
+    server.process.wait(30)
+    assert time.monotonic() - began < 2
+    assert "integrations/sse" not in server.log.read_text()  # no traceback through the stream
