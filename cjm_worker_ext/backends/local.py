@@ -130,7 +130,9 @@ class ExitWatch:
         else:
             os.close(self.fd)
 
-# %% ../../nbs/06_local.ipynb #569d5544
+# %% ../../nbs/06_local.ipynb #6d5963bb
+BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from cjm_worker_ext.worker import main; main()"
+
 _running: weakref.WeakSet[WorkerProcess] = weakref.WeakSet()
 
 
@@ -142,7 +144,18 @@ def _kill_what_is_left() -> None:
         with contextlib.suppress(Exception):
             worker.process.wait(timeout=2)
 
-# %% ../../nbs/06_local.ipynb #d511b045
+
+def _let_go_after_fork() -> None:
+    "The app has forked: the child must neither kill the workers at its exit, nor keep them alive by their lifelines."
+    for worker in list(_running):
+        worker.let_go()
+    _running.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_after_fork)
+
+# %% ../../nbs/06_local.ipynb #0efc6d49
 class WorkerProcess:
     "One process with its descriptors; lives on the event loop that made it."
 
@@ -163,8 +176,6 @@ class WorkerProcess:
         self._start()
 
     def _start(self) -> None:
-        from cjm_worker_ext.worker import BOOT
-
         self.sock, theirs = socket.socketpair()
         lifeline, self._lifeline = os.pipe()
         self._output, output = os.pipe()
@@ -235,6 +246,12 @@ class WorkerProcess:
         self.killed = True
         with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: a group of zombies
             os.killpg(self.pid, signal.SIGKILL)
+
+    def let_go(self) -> None:
+        "In a child that the app has forked: close the copies of what only the manager may hold."
+        for fd in (self._lifeline, self.sock.fileno()):
+            with contextlib.suppress(OSError):
+                os.close(fd)
 
     def pause(self, paused: bool) -> None:
         "Stop or go on reading its messages; it blocks when its socket is full."
