@@ -81,7 +81,7 @@ def _find_transport(scope: Mapping[str, Any], receive: object) -> _Transport | N
         receive = getattr(owner, "receive", None)
     return None
 
-# %% ../../nbs/integrations/sse.ipynb #5a9d8afe
+# %% ../../nbs/integrations/sse.ipynb #f1715778
 _HEARTBEAT = b":\n"  # a comment; without an empty line, which some readers take for an event
 _LINGER_SECONDS = 0.3
 
@@ -103,10 +103,13 @@ class _Stream:
         self.beat = False  # a heartbeat is due
         self._pump: asyncio.Task[None] | None = None
 
-    async def run(self, opening: bytes) -> None:
-        "Serve the client until it goes or the stream is ended; the response has been started."
+    async def run(self, opening: bytes, control: bytes | None = None) -> None:
+        """Serve the client until it goes or the stream is ended; the response has been started.
+
+        With `control` (which may be empty) a snapshot follows the opening.
+        """
         loop = asyncio.get_running_loop()
-        self._pump = loop.create_task(self._send_all(opening))
+        self._pump = loop.create_task(self._send_all(opening, control))
         listen = loop.create_task(self._wait_for_disconnect())
         try:
             await asyncio.wait({self._pump, listen}, return_when=asyncio.FIRST_COMPLETED)
@@ -125,9 +128,11 @@ class _Stream:
         while (await self.receive())["type"] != "http.disconnect":
             pass
 
-    async def _send_all(self, body: bytes) -> None:
+    async def _send_all(self, body: bytes, control: bytes | None) -> None:
         subscriber, hub, send = self.subscriber, self.hub, self.send
         create_future = asyncio.get_running_loop().create_future
+        if control is not None:
+            body += control + await self.snapshot()
         while True:
             if body:
                 await send({"type": "http.response.body", "body": body, "more_body": True})
@@ -350,7 +355,7 @@ def _refusal(request: Request) -> Response | None:
         return PlainTextResponse("Method Not Allowed", 405, {"allow": "GET, HEAD"})
     return Response(headers={k.decode(): v.decode() for k, v in _HEADERS}) if request.method == "HEAD" else None
 
-# %% ../../nbs/integrations/sse.ipynb #92881cbb
+# %% ../../nbs/integrations/sse.ipynb #d80361ef
 class StreamEndpoint:
     """The ASGI app that serves a broadcaster's events; made by `SSEBroadcaster`, as its `endpoint`.
 
@@ -409,7 +414,7 @@ class StreamEndpoint:
         core.house.add(stream)
         try:
             await send(_start(scope))
-            await stream.run(retry if control is None else retry + control + await snapshot())
+            await stream.run(retry, control)
         except asyncio.CancelledError:
             if not core.house.is_stopping():
                 raise
