@@ -32,6 +32,7 @@ class Server:
         self.port, self.log = free_port(), log
         self.url = f"http://127.0.0.1:{self.port}"
         self.out = log.open("w")
+        self.http = httpx.Client(timeout=60)
         path = os.pathsep.join([str(HERE), str(HERE.parent), environment.pop("PYTHONPATH", "")])
         self.process = subprocess.Popen(
             [sys.executable, "-m", "uvicorn", app, "--port", str(self.port), *options],
@@ -59,10 +60,10 @@ class Server:
         return sock
 
     def post(self, path, body=None):
-        return httpx.post(self.url + path, json=body, timeout=60).raise_for_status().json()
+        return self.http.post(self.url + path, json=body).raise_for_status().json()
 
     def stats(self):
-        return httpx.get(self.url + "/stats", timeout=60).json()
+        return self.http.get(self.url + "/stats").json()
 
     def wait_for_clients(self, count):
         deadline = time.monotonic() + 60
@@ -74,6 +75,7 @@ class Server:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(30)
+        self.http.close()
         self.out.close()
 
 
