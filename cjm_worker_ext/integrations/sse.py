@@ -425,7 +425,14 @@ class StreamEndpoint:
             core.unsubscribe(subscriber)
             core.house.remove(stream)
 
-# %% ../../nbs/integrations/sse.ipynb #db72bfe5
+# %% ../../nbs/integrations/sse.ipynb #0bd255ea
+def _check_positive(**settings: float) -> None:
+    "Raise `ConfigError` that names every setting which is not above zero."
+    problems = [f"SSEBroadcaster.{name}: must be > 0, got {n!r}" for name, n in settings.items() if not n > 0]
+    if problems:
+        raise ConfigError("; ".join(problems))
+
+# %% ../../nbs/integrations/sse.ipynb #1628f952
 class SSEBroadcaster:
     """Serves a manager's events as server-sent events; several managers may share one.
 
@@ -449,16 +456,13 @@ class SSEBroadcaster:
         max_events: int = 2048,  # >= 1, kept for replay and slow clients
         max_bytes: int = 8 << 20,  # Bytes, >= 1, of encoded events, kept at most
     ) -> None:
-        numbers = {
-            "heartbeat_seconds": heartbeat_seconds,
-            "stuck_seconds": stuck_seconds,
-            "retry_seconds": retry_seconds,
-        }
-        problems = [f"{name}: must be > 0, got {value!r}" for name, value in numbers.items() if not value > 0]
-        counts = {"max_events": max_events, "max_bytes": max_bytes}
-        problems += [f"{name}: must be >= 1, got {value!r}" for name, value in counts.items() if not value >= 1]
-        if problems:
-            raise ConfigError("SSEBroadcaster." + "; SSEBroadcaster.".join(problems))
+        _check_positive(
+            heartbeat_seconds=heartbeat_seconds,
+            stuck_seconds=stuck_seconds,
+            retry_seconds=retry_seconds,
+            max_events=max_events,
+            max_bytes=max_bytes,
+        )
         hub = FanOut(EventLog(secrets.token_hex(4), max_events, max_bytes))
         self._core = _Core(hub, _Housekeeping(heartbeat_seconds, stuck_seconds), snapshot, visible)
         self.endpoint = StreamEndpoint(self._core, authorize, retry_seconds)
