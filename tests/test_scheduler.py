@@ -317,13 +317,12 @@ class SchedulerMachine(RuleBasedStateMachine):
                 self.do(self.scheduler.died(number))
         assert not self.processes and not self.scheduler.workers, "after the end new workers come"
         assert not self.waiting and set(self.ended) == set(self.tasks), "tasks without an end"
-        assert all(count == 1 for n, count in self.sent.items() if self.ended[n] is Cause.ANSWERED and n not in self.own) or True
         assert not [timer for timer in self.timers if timer[0] != "start"], "a timer is left"
 
 
 TestScheduler = SchedulerMachine.TestCase
 TestScheduler.settings = settings(
-    max_examples=int(os.environ.get("SCHEDULER_EXAMPLES", "250")),
+    max_examples=int(os.environ.get("SCHEDULER_EXAMPLES", "300")),
     stateful_step_count=60,
     deadline=None,
     suppress_health_check=list(HealthCheck),
