@@ -130,7 +130,7 @@ class ExitWatch:
         else:
             os.close(self.fd)
 
-# %% ../../nbs/06_local.ipynb #6d5963bb
+# %% ../../nbs/06_local.ipynb #af957762
 BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from cjm_worker_ext.worker import main; main()"
 
 _running: weakref.WeakSet[WorkerProcess] = weakref.WeakSet()
@@ -139,23 +139,26 @@ _running: weakref.WeakSet[WorkerProcess] = weakref.WeakSet()
 @atexit.register
 def _kill_what_is_left() -> None:
     "The app ends without `shutdown`: take the workers along, and wait for them, so that nothing is left behind."
-    for worker in list(_running):
+    workers = list(_running)
+    for worker in workers:
+        worker.abandon()
+    for worker in workers:
         worker.kill()
         with contextlib.suppress(Exception):
             worker.process.wait(timeout=2)
 
 
-def _let_go_after_fork() -> None:
-    "The app has forked: the child must neither kill the workers at its exit, nor keep them alive by their lifelines."
+def _forget_after_fork() -> None:
+    "A child that the app forked has copies of our descriptors: they must not keep workers alive, nor its exit kill them."
     for worker in list(_running):
-        worker.let_go()
+        worker.give_up_copies()
     _running.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go_after_fork)
+    os.register_at_fork(after_in_child=_forget_after_fork)
 
-# %% ../../nbs/06_local.ipynb #0efc6d49
+# %% ../../nbs/06_local.ipynb #3c6854d8
 class WorkerProcess:
     "One process with its descriptors; lives on the event loop that made it."
 
@@ -168,7 +171,7 @@ class WorkerProcess:
     ) -> None:
         self.number, self.config, self.host, self._scratch = number, config, host, scratch
         self.loop = asyncio.get_running_loop()
-        self.oom_kills, self.killed, self.ended = count_oom_kills(), False, False
+        self.oom_kills, self.killed, self.ended, self.abandoned = count_oom_kills(), False, False, False
         self.lines = LineReader(config.output_tail_lines)
         self._reader = FrameReader(limit=config.max_result_bytes + (1 << 20))
         self._unsent: deque[memoryview] = deque()
@@ -247,11 +250,14 @@ class WorkerProcess:
         with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: a group of zombies
             os.killpg(self.pid, signal.SIGKILL)
 
-    def let_go(self) -> None:
-        "In a child that the app has forked: close the copies of what only the manager may hold."
-        for fd in (self._lifeline, self.sock.fileno()):
-            with contextlib.suppress(OSError):
-                os.close(fd)
+    def abandon(self) -> None:
+        "Tell the host nothing more: the app is about to exit. May be called in any thread."
+        self.abandoned = True
+
+    def give_up_copies(self) -> None:
+        "Close what a forked child of the app has inherited; the app's own descriptors stay open."
+        for fd in (self.sock.detach(), self._lifeline):
+            os.close(fd)
 
     def pause(self, paused: bool) -> None:
         "Stop or go on reading its messages; it blocks when its socket is full."
@@ -315,6 +321,9 @@ class WorkerProcess:
 
     def _on_exit(self) -> None:
         "The process has ended: hear its last words, clear up, and tell."
+        if self.abandoned:
+            self.loop.remove_reader(self._watch.fd)
+            return
         by_us = self.killed
         self.kill()  # children that it left behind; its own number is not free yet, nobody has waited for it
         exitcode = self.process.wait()
