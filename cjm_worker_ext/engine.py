@@ -301,7 +301,7 @@ class Actions:
         self.outcomes.finish(record, cause)
         self.changed.set()
 
-# %% ../nbs/07_engine.ipynb #65dd5e98
+# %% ../nbs/07_engine.ipynb #11cbee33
 class Engine(Actions):
     "Runs jobs; lives on the event loop that made it, and implements `backends.local.Host`."
 
@@ -359,7 +359,7 @@ class Engine(Actions):
             task = record.task
 
             def pause(paused: bool) -> None:
-                if task.worker is not None and not task.ended:
+                if task.worker is not None and not (paused and task.ended):
                     self.backend.pause(task.worker, paused)
 
             record.chunks = ChunkLog(self.config.max_buffered_chunks, pause)

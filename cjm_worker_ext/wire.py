@@ -68,7 +68,7 @@ def _holds_large_bytes(value: Any, depth: int = 2) -> bool:
         return any(_holds_large_bytes(item, depth - 1) for item in items)  # pyright: ignore[reportUnknownVariableType]
     return False
 
-# %% ../nbs/03_wire.ipynb #a1259e59
+# %% ../nbs/03_wire.ipynb #75648e9f
 def dumps(
     value: Any,  # What is to be sent
     what: str = "value",  # How an error calls it, for example `result of job 'j1'`
@@ -83,7 +83,8 @@ def dumps(
     try:
         if not _holds_large_bytes(value):
             data = pickle.dumps(value, 5, buffer_callback=lambda buffer: _keep_small(buffer, buffers))
-            if not (by_value and b"__main__" in data):
+            deep = len(data) >= 8 * LARGE and _holds_large_bytes(value, depth=8)
+            if not (deep or (by_value and b"__main__" in data)):
                 return data, buffers
     except Exception:  # noqa: BLE001, S110  - a plugin's object; the second way below decides, and reports
         pass
@@ -94,7 +95,7 @@ def dumps(
         if by_value:
             cloudpickle: Any = import_module("cloudpickle")  # slow to import, and seldom needed
             pickler = cloudpickle.Pickler
-            if _holds_large_bytes(value):
+            if _holds_large_bytes(value, depth=8):
                 pickler = type("LargePickler", (pickler,), {"persistent_id": _persistent_id})
         pickler(file, 5, buffer_callback=lambda buffer: _keep_small(buffer, buffers)).dump(value)  # pyright: ignore
     except Exception as e:  # a plugin's object: its __reduce__ may raise anything

@@ -158,7 +158,7 @@ def _forget_after_fork() -> None:
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_after_fork)
 
-# %% ../../nbs/06_local.ipynb #3c6854d8
+# %% ../../nbs/06_local.ipynb #8b39cd3e
 class WorkerProcess:
     "One process with its descriptors; lives on the event loop that made it."
 
@@ -240,6 +240,7 @@ class WorkerProcess:
         "Ask it to end a request."
         from cjm_worker_ext.worker import Interrupter
 
+        self.pause(False)  # it may wait for us to read
         self.send(encode(CANCEL, request))
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, Interrupter.SIGNAL)
@@ -311,7 +312,7 @@ class WorkerProcess:
 
     def _on_output(self) -> None:
         try:
-            data = os.read(self._output, 1 << 16)
+            data = os.read(self._output, 1 << 12)  # a few lines at a time: a plugin that floods must not hold the loop
         except BlockingIOError:
             return
         for line in self.lines.feed(data):
