@@ -100,7 +100,7 @@ class LineView(NoView):
     def note(self, text: str) -> None:
         self._line("log", text)
 
-# %% ../nbs/90_demo_view.ipynb #84504902
+# %% ../nbs/90_demo_view.ipynb #5c90b40a
 class BarView:
     "Draws a bar for each job."
 
@@ -108,7 +108,7 @@ class BarView:
         self,
         console: Console,  # The terminal
     ) -> None:
-        last = Column(no_wrap=True, overflow="ellipsis", ratio=1)
+        last = Column(no_wrap=True, overflow="ellipsis")
         self.progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(20, complete_style="cyan", finished_style="green"),
@@ -117,7 +117,6 @@ class BarView:
             TimeElapsedColumn(),
             TextColumn("{task.fields[says]}", markup=False, table_column=last),
             console=console,
-            expand=True,
         )
         self._tasks: dict[str, TaskID] = {}
 
