@@ -167,7 +167,7 @@ class Announcer:
                 task.cancel()
                 await asyncio.wait([task], timeout=1)
 
-# %% ../nbs/07_announcer.ipynb #dd8579f5
+# %% ../nbs/07_announcer.ipynb #9468b6dd
 class WorkerBook:
     "The queue towards a resource manager."
 
@@ -187,6 +187,10 @@ class WorkerBook:
         if resource_manager is not None:
             self._exit = weakref.WeakMethod(self.unregister_all)
             atexit.register(_at_exit, self._exit)
+
+    @property
+    def active(self) -> bool:  # False if there is nobody to tell
+        return self._manager is not None
 
     def register(self, pid: int, worker_type: str) -> None:
         "A worker was started."

@@ -85,7 +85,7 @@ class Cause(StrEnum):
 
 Action = Start | Send | Interrupt | Kill | Stop | SetTimer | ClearTimer | End
 
-# %% ../nbs/05_scheduler.ipynb #5c7f75f8
+# %% ../nbs/05_scheduler.ipynb #ea0071f9
 EXECUTE, LOAD, UNLOAD = "execute", "load", "unload"
 
 
@@ -123,6 +123,13 @@ class WorkerState:
         self.doomed = False  # Killed on purpose: its death is no crash
         self.stopping = False
         self.dying = False  # Its end has been noticed, its last words have not all been read
+
+    @property
+    def status(self) -> str:  # `starting`, `idle`, `running` or `stopping`
+        "What it does, in a word for people."
+        if self.stopping or self.doomed or self.dying:
+            return "stopping"
+        return "starting" if not self.ready else "running" if self.task else "idle"
 
 # %% ../nbs/05_scheduler.ipynb #8a62703b
 class Restarts:

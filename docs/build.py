@@ -4,6 +4,7 @@
 python docs/build.py build     run every notebook, render the site into _docs/, check it
 python docs/build.py serve     the same, then serve it at http://127.0.0.1:8000
 python docs/build.py preview   build without running: pages show the outputs that the notebooks hold
+python docs/build.py process   only let nbdev process the notebooks, for `quarto render _proc`
 python docs/build.py check     check the site that is there: links, empty pages, tracebacks, spelling
 
 It lives here and not in the package, because a user who installs a wheel has no notebooks to render. The notebooks
@@ -24,7 +25,6 @@ import subprocess
 import sys
 import tempfile
 import tokenize
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from pathlib import Path
@@ -46,20 +46,11 @@ shelves = {  # caption: the folder whose pages it holds, and the order of its pa
         + ["performance", "comparison"],
     ),
 }
-layers = [
-    "extensions/protocols",
-    "errors",
-    "jobs",
-    "plugins",
-    "wire",
-    "arena",
-    "worker",
-    "scheduler",
-    "local",
-    "manager",
-]
-layers += ["extensions/conformance", *(f"integrations/{name}" for name in ("registry", "resources", "sse", "monitor"))]
-layers += ["cli", "init"]
+layers = """
+extensions/protocols errors jobs plugins wire arena worker scheduler local catalog chunks announcer manager
+extensions/conformance extensions/contracts extensions/contract_tests
+integrations/registry integrations/resources integrations/sse integrations/monitor cli check_cli init
+""".split()  # the reference, from what imports least to what imports most; others follow by name
 project_pages = {"CHANGELOG.md": "changelog", "CONTRIBUTING.md": "contributing", "SECURITY.md": "security"}
 
 
@@ -93,6 +84,7 @@ def execute_all(into: Path) -> None:
 def process(executed: Path) -> None:
     "Let nbdev hide, document and link what it hides, documents and links; quarto is not asked for."
     import fastcore.docments
+    from nbdev import processors
     from nbdev.serve import proc_nbs
 
     def signature(symbol, *, eval_str=False):  # names that only type checkers import stay text
@@ -101,8 +93,17 @@ def process(executed: Path) -> None:
         except NameError:
             return inspect.signature(symbol)
 
+    def runs(cell):  # nbdev also runs each cell that holds an import, a test in the midst of others included
+        if cell.cell_type != "code" or "nbdev_export(" in cell.source:
+            return False
+        if {"export", "exports", "exporti", "exec_doc"} & set(cell.directives_):
+            return True
+        statements = cell.parsed_() or []
+        imports = all(isinstance(s, ast.Import | ast.ImportFrom) for s in statements)
+        return imports or any(ast.unparse(s).startswith("show_doc(") for s in statements)
+
     fastcore.docments.signature = signature
-    warnings.filterwarnings("ignore", message="Found cells containing imports and other code")
+    processors._do_eval = runs
     os.environ["IN_TEST"] = "1"
     proc_nbs(path=executed, n_workers=0, force=True)
 
@@ -198,7 +199,7 @@ def api_entry(markdown: str, up: str) -> str:
     text = re.sub(r"\A\*(.+?)\*(?=\n\n|\Z)", r"\1", text, flags=re.S)  # a promise, not an aside
     link = f'<a class="api-source" href="{up}source/{module}.html#L-{node.lineno}">source</a>'
     parts = [
-        f"({module.removeprefix(package + '.')}.{name})=\n### `{name}`",
+        f"({module.removeprefix(package + '.')}.{name}{'' if is_class else '.def'})=\n### `{name}`",  # Check, check
         f'<div class="api"><code><span class="api-kind">{kind}</span> {escape(line)}</code>{link}</div>',
         text,
         table(rows, titles) if rows else "",
@@ -231,8 +232,9 @@ def relink(text: str, page: str, known: dict[str, Path], targets: set[str]) -> s
         target = f"{name.replace('/', '.')}.{fragment.lstrip('#')}"
         if name == "local":
             target = "backends." + target
-        if target in targets:
-            return f"(#{target})"
+        for label in (target, target + ".def"):
+            if label in targets:
+                return f"(#{label})"
         return f"({posixpath.relpath(name, folder or '.')}.md)" if name in known else match[0]
 
     def local(match: re.Match) -> str:
@@ -246,7 +248,7 @@ def relink(text: str, page: str, known: dict[str, Path], targets: set[str]) -> s
         return f"({posixpath.relpath(name + known[name].suffix, folder or '.')}{fragment})"
 
     text = re.sub(r"\(https://[\w.-]+\.github\.io/[\w-]+/([\w/]+)\.html(#[\w.]+)?\)", published, text)
-    return re.sub(r"\((?!\w+:|#)([^()\s]+\.(?:ipynb|md))(#[\w.-]+)?\)", local, text)
+    return re.sub(r"\((?!\w+:|#)([^()\s]+\.(?:ipynb|md|html))(#[\w.-]+)?\)", local, text)
 
 
 def shown_cell(cell: dict, up: str) -> dict | None:
@@ -391,25 +393,13 @@ def check() -> list[str]:
 
 
 def spelling() -> list[str]:
-    where = ["README.md", *project_pages, "llms.txt", "nbs", "tests", "docs", ".ci", "settings.ini"]
-    skip = "*.svg,*.css,*.js,*.png,*.gif,_proc,_docs"
-    command = [
-        sys.executable,
-        "-m",
-        "codespell_lib",
-        "--skip",
-        skip,
-        "--builtin",
-        "clear,rare",
-        "--ignore-words-list",
-        "docments",
-    ]
-    done = subprocess.run([*command, *where], cwd=root, capture_output=True, text=True)
-    return [f"spelling: {line}" for line in done.stdout.splitlines() if "==>" in line]
+    where = ["README.md", *project_pages, "llms.txt", "settings.ini", "nbs", "tests", "docs", ".ci"]
+    done = subprocess.run([sys.executable, "-m", "codespell_lib", *where], cwd=root, capture_output=True, text=True)
+    return [f"spelling: {line}" for line in (done.stdout + done.stderr).splitlines() if "==>" in line or "rror" in line]
 
 
 # ------------------------------------------------------------------------------------------------ commands
-def build(run: bool = True) -> None:
+def build(run: bool = True, render: bool = True) -> None:
     os.chdir(root)
     sys.path.insert(0, str(root))
     shutil.rmtree(staged, ignore_errors=True)
@@ -419,6 +409,8 @@ def build(run: bool = True) -> None:
         if run:
             execute_all(executed)
         process(executed)
+    if not render:
+        return
     stage()
     with tempfile.TemporaryDirectory() as folder:  # MyST-NB leaves a folder beside the one it writes to
         sphinx = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-j", "2", "-b", "html", "-c", "docs"]
@@ -432,6 +424,11 @@ def build(run: bool = True) -> None:
 def main(command: str = "build", *arguments: str) -> None:
     if command == "execute":
         return execute(*map(Path, arguments))
+    if command == "process":
+        from nbdev.quarto import nbdev_sidebar
+
+        nbdev_sidebar.__wrapped__()
+        return build(run=False, render=False)
     if command in ("build", "serve", "preview"):
         build(run=command != "preview")
     problems = check()

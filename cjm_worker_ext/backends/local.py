@@ -130,8 +130,7 @@ class ExitWatch:
         else:
             os.close(self.fd)
 
-# %% ../../nbs/06_local.ipynb #5ee1905c
-_SCRATCH = bytearray(1 << 18)  # what small frames are read into; all workers of a process share it, one loop at a time
+# %% ../../nbs/06_local.ipynb #569d5544
 _running: weakref.WeakSet[WorkerProcess] = weakref.WeakSet()
 
 
@@ -143,7 +142,7 @@ def _kill_what_is_left() -> None:
         with contextlib.suppress(Exception):
             worker.process.wait(timeout=2)
 
-# %% ../../nbs/06_local.ipynb #a47c8d35
+# %% ../../nbs/06_local.ipynb #d511b045
 class WorkerProcess:
     "One process with its descriptors; lives on the event loop that made it."
 
@@ -152,8 +151,9 @@ class WorkerProcess:
         number: int,  # How the host calls it
         config: WorkerConfig,  # Interpreter, environment and sizes
         host: Host,  # Who is told
+        scratch: bytearray,  # What small messages are read into; all workers of one event loop may share it
     ) -> None:
-        self.number, self.config, self.host = number, config, host
+        self.number, self.config, self.host, self._scratch = number, config, host, scratch
         self.loop = asyncio.get_running_loop()
         self.oom_kills, self.killed, self.ended = count_oom_kills(), False, False
         self.lines = LineReader(config.output_tail_lines)
@@ -255,7 +255,7 @@ class WorkerProcess:
     def _read(self) -> bool:  # False at the end
         room = self._reader.room()
         try:
-            count = self.sock.recv_into(_SCRATCH if room is None else room)
+            count = self.sock.recv_into(self._scratch if room is None else room)
         except BlockingIOError:
             return True
         except OSError:
@@ -263,7 +263,9 @@ class WorkerProcess:
         if not count:
             return False
         try:
-            frames = self._reader.feed(memoryview(_SCRATCH)[:count]) if room is None else self._reader.filled(count)
+            frames = (
+                self._reader.feed(memoryview(self._scratch)[:count]) if room is None else self._reader.filled(count)
+            )
             for frame in frames:
                 self.host.on_frame(self.number, frame)
         except ValueError as e:
@@ -327,7 +329,7 @@ class WorkerProcess:
         if self.arena is not None:
             os.close(self.arena.fd)
 
-# %% ../../nbs/06_local.ipynb #98d1019c
+# %% ../../nbs/06_local.ipynb #0c32a79f
 class LocalBackend:
     "The workers of one manager, as processes on this machine; raises `PlatformError` where that is not possible."
 
@@ -341,11 +343,12 @@ class LocalBackend:
             raise PlatformError("workers cannot be started on Windows yet; use Linux, macOS or WSL")
         self.config, self.host, self.hello = config, host, hello
         self.workers: dict[int, WorkerProcess] = {}
+        self._scratch = bytearray(1 << 18)
 
     def start(self, number: int) -> int:  # Its process id; 0 if it could not be started
         "Start a worker; its failure is told like any other end."
         try:
-            worker = WorkerProcess(number, self.config, self.host)
+            worker = WorkerProcess(number, self.config, self.host, self._scratch)
         except OSError as e:
             end = WorkerExit(0, None, False, (f"cannot start {self.config.python}: {e}",))
             asyncio.get_running_loop().call_soon(self.host.on_exit, number, end)

@@ -62,16 +62,14 @@ class Problem:
     def __str__(self) -> str:
         return f"{self.claim}: {self.detail}"
 
-# %% ../../nbs/extensions/conformance.ipynb #fbe55b86
+# %% ../../nbs/extensions/conformance.ipynb #6596b25d
 #: What a manager sends to `update_worker_state`: any of these, and no others.
 WORKER_STATE_KEYWORDS = ("job_id", "plugin_id", "plugin_name", "loaded_plugin_resource", "config", "status")
 
-_EXCLUDED = frozenset(
-    "__abstractmethods__ __annotate__ __annotate_func__ __annotations__ __annotations_cache__ __class_getitem__"
-    " __conditional_annotations__ __dict__ __doc__ __firstlineno__ __init__ __init_subclass__ __match_args__ __module__"
-    " __new__ __non_callable_proto_members__ __orig_bases__ __parameters__ __protocol_attrs__ __qualname__ __slots__"
-    " __static_attributes__ __subclasshook__ __type_params__ __weakref__ _abc_impl _is_protocol _is_runtime_protocol".split()
-)
+_MACHINERY = {
+    *("_abc_impl", "_is_protocol", "_is_runtime_protocol", "__init__", "__new__", "__init_subclass__"),
+    *("__subclasshook__", "__class_getitem__", "__annotate__", "__annotate_func__"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +88,9 @@ class _Promise:
     is_property: bool = False
     is_bindable: bool = True  # False if its calls cannot be read off, as for overloads
     stub: str = ""  # How its definition begins
+    empty: object = None  # The protocol's own function, if its body does nothing: to inherit it is not to write it
 
-# %% ../../nbs/extensions/conformance.ipynb #36e0d174
+# %% ../../nbs/extensions/conformance.ipynb #99f86a7b
 _HINTS = {
     "awaitable": re.compile(r"[\w.<' ]*\b(Awaitable|Coroutine|Future|Task)\b"),
     "async iterator": re.compile(r"[\w.<' ]*\b(AsyncIterable|AsyncIterator|AsyncGenerator)\b"),
@@ -114,10 +113,7 @@ def _signature(call: Any, follow_wrapped: bool = True) -> inspect.Signature | No
     if isinstance(call, types.MethodType) and not _is_method(call):  # the mock of a method keeps what it imitates here
         return getattr(call, "__signature__", None)
     try:
-        if sys.version_info >= (
-            3,
-            14,
-        ):  # annotations are evaluated there, and may name what only a type checker imports
+        if sys.version_info >= (3, 14):  # which evaluates annotations, also those that name what is only typed
             import annotationlib
 
             return inspect.signature(
@@ -174,7 +170,7 @@ def _answers(call: Any, signature: inspect.Signature | None) -> frozenset[str]:
         return frozenset(hinted)
     return frozenset(hinted | {"value"})
 
-# %% ../../nbs/extensions/conformance.ipynb #8f299d31
+# %% ../../nbs/extensions/conformance.ipynb #b7378d78
 def _promise(name: str, member: object, is_annotated_only: bool) -> _Promise:
     "Read how a protocol's member is used off its definition."
     if is_annotated_only or isinstance(member, (property, functools.cached_property)) or not _is_callable(member):
@@ -198,21 +194,43 @@ def _promise(name: str, member: object, is_annotated_only: bool) -> _Promise:
         answers=_answers(call, signature),
         is_bindable=signature is not None and getattr(call, "__module__", "") != "typing",  # where overloads end up
         stub=_definition(call, name),
+        empty=member if _is_empty(member) else None,
     )
 
 
+def _is_empty(member: object) -> bool:
+    "Whether a function's body does nothing, but for a docstring."
+    return isinstance(member, types.FunctionType) and member.__code__.co_code[::2] in _EMPTY_BODIES
+
+
+def _plain() -> None: ...
+
+
+async def _async() -> None: ...
+
+
+# the operations without their operands, so that a docstring makes no difference
+_EMPTY_BODIES = {function.__code__.co_code[::2] for function in (_plain, _async)}
+
+# %% ../../nbs/extensions/conformance.ipynb #e2d6606f
 @functools.lru_cache(maxsize=64)
 def _promises(protocol: type) -> tuple[_Promise, ...]:
     "All members of a protocol, base protocols first, in the order of their definition."
-    if not getattr(protocol, "_is_protocol", False):
+    if not isinstance(protocol, type) or not getattr(protocol, "_is_protocol", False):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"protocol must be a class that derives directly from typing.Protocol, got {protocol!r}")
     members: dict[str, tuple[object, bool]] = {}
     for base in reversed(protocol.__mro__):
         if base.__module__ in ("typing", "typing_extensions", "builtins") or not getattr(base, "_is_protocol", False):
             continue
         members |= {name: (None, True) for name in _annotations(base)}
-        members |= {name: (member, False) for name, member in vars(base).items()}
-    return tuple(_promise(name, *member) for name, member in members.items() if name not in _EXCLUDED)
+        members |= {name: (member, False) for name, member in vars(base).items() if _is_member(name, member)}
+    return tuple(_promise(name, *member) for name, member in members.items())
+
+
+def _is_member(name: str, member: object) -> bool:
+    "Whether a name in a protocol's body is part of the promise, and not of the machinery of classes."
+    is_special = name.startswith("__") and name.endswith("__")
+    return name not in _MACHINERY and (not is_special or isinstance(member, types.FunctionType))
 
 
 def _annotations(owner: type) -> Mapping[str, object]:
@@ -228,7 +246,7 @@ def _is_callable(static: object) -> bool:
     "Whether what stands in a class body is there to be called."
     return callable(static) or issubclass(type(static), (staticmethod, classmethod, functools.partialmethod))
 
-
+# %% ../../nbs/extensions/conformance.ipynb #d7c61ada
 def _definition(call: Any, name: str) -> str:
     "How a callable's definition begins, without annotations and defaults: `async def broadcast(self, event_type)`."
     call = call.__func__ if _is_method(call) else call
@@ -245,7 +263,7 @@ def _definition(call: Any, name: str) -> str:
     plain = signature.replace(parameters=parameters, return_annotation=signature.empty)
     return f"{words} {name}{str(plain).replace('Ellipsis', '...')}"
 
-# %% ../../nbs/extensions/conformance.ipynb #64123391
+# %% ../../nbs/extensions/conformance.ipynb #3af22bb8
 @dataclass(frozen=True, slots=True)
 class _Absent:
     "What stands where a method should be."
@@ -267,7 +285,7 @@ def _look_up(implementation: object, name: str) -> Any:
     inherited: Any = next((vars(base)[name] for base in owner.__mro__ if name in vars(base)), _NOTHING)
     static: Any = inherited if is_class else inspect.getattr_static(implementation, name, _NOTHING)
     if static is _NOTHING:
-        return _ask(implementation, owner, name) if not is_class else _NOTHING
+        return _ask(implementation, name) if not is_class else _NOTHING
     if static is not inherited:  # an instance's own attribute binds nothing
         return static
     return _bind(static, owner, object() if is_class else implementation)
@@ -292,11 +310,8 @@ def _bind(static: Any, owner: type, instance: object) -> Any:
     return _Absent(f"a descriptor, {kind.__name__}", is_missing=False)
 
 
-def _ask(implementation: object, owner: type, name: str) -> Any:
-    "What a proxy answers."
-    hooks = {"__getattr__", "__getattribute__"}
-    if not any(hooks & vars(base).keys() for base in owner.__mro__ if base is not object):
-        return _NOTHING
+def _ask(implementation: object, name: str) -> Any:
+    "What a proxy answers: nothing stands in the class, so only a `__getattr__` can run."
     try:
         return getattr(implementation, name)
     except AttributeError:
@@ -358,7 +373,7 @@ def _keyword_misfits(
     if promise.any_keyword and not takes_any:
         yield "must accept any keyword", "add **kwargs"
 
-# %% ../../nbs/extensions/conformance.ipynb #ef78fc8c
+# %% ../../nbs/extensions/conformance.ipynb #9b70298c
 def check_protocol(
     implementation: object,  # An instance, a module, a proxy, or a class, which stands for its instances
     protocol: type,  # One of the classes in `extensions.protocols`, or any `typing.Protocol` of yours
@@ -385,6 +400,8 @@ def _problems(implementation: object, promise: _Promise) -> Iterator[Problem]:
     if not promise.is_method:
         yield from _attribute_problems(promise, call, owner)
         return
+    if promise.empty and getattr(call, "__func__", None) is promise.empty:
+        call = _Absent("the protocol's own definition, which does nothing")
     if isinstance(call, _Absent) and call.is_missing:
         hint = ", or check an instance if __init__ sets it" if is_class else ""
         yield Problem(promise.name, "is missing", call.found, f"add {promise.stub}{hint}", owner)

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Make README.md from nbs/index.ipynb, with the outputs that the notebook holds.
 
-.ci/readme             write README.md
-.ci/readme --run       run the notebook first and store its outputs in it
-.ci/readme --check     change nothing; exit status 1 if README.md is not what the notebook makes
+.ci/readme.py             write README.md
+.ci/readme.py --run       run the notebook first and store its outputs in it
+.ci/readme.py --check     change nothing; exit status 1 if README.md is not what the notebook makes
 """
 
 import posixpath
@@ -28,10 +28,12 @@ def steady(text):
 def run(book):
     "Run every cell, and keep of what comes out only what a reader sees."
     ExecutePreprocessor(timeout=120, kernel_name="python3").preprocess(book, {"metadata": {"path": str(root)}})
+    book.metadata.pop("language_info", None)
     for cell in book.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             cell.execution_count = None
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]  # the log
             for output in cell.outputs:
                 if "text" in output:
                     output.text = steady(output.text)
@@ -56,7 +58,7 @@ def markdown(book):
     prose_and_code = re.split(r"(^```.*?^```$)", body, flags=re.M | re.S)
     prose_and_code[::2] = [re.sub(r"\n{3,}", "\n\n", prose) for prose in prose_and_code[::2]]
     prose_and_code[::2] = [re.sub(r"\]\((?!\w+:|#)([^)\s]+)\)", from_root, prose) for prose in prose_and_code[::2]]
-    note = "<!-- Made from nbs/index.ipynb by .ci/readme: change it there. -->\n"
+    note = "<!-- Made from nbs/index.ipynb by .ci/readme.py: change it there. -->\n"
     return note + "".join(prose_and_code).strip() + "\n"
 
 
@@ -68,7 +70,7 @@ def main(arguments):
     if "--check" not in arguments:
         readme.write_text(text, encoding="utf-8")
     elif readme.read_text(encoding="utf-8") != text:
-        return "README.md is not what nbs/index.ipynb makes: run .ci/readme"
+        return "README.md is not what nbs/index.ipynb makes: run .ci/readme.py"
     if len(text.splitlines()) > 120:
         return f"README.md has {len(text.splitlines())} lines; a first screen and 120 lines are enough"
     return 0

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Check what a built wheel and sdist hold: `.ci/distributions dist/`."""
+"""Check what a built wheel and sdist hold: `.ci/distributions.py dist/`."""
 
 import sys
 import tarfile

@@ -1,0 +1,549 @@
+"""The event stream under real servers, with clients that read, that do not, and that people use."""
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+HERE = Path(__file__).parent
+TERMINAL = [["job:completed", {"job_id": f"j{n}"}, 1, 0] for n in range(5)]
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+class Server:
+    "uvicorn with `sse_app`, as a process of its own."
+
+    def __init__(self, *options, log: Path, app="sse_app:app", **environment):
+        self.port, self.log = free_port(), log
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.out = log.open("w")
+        path = os.pathsep.join([str(HERE), str(HERE.parent), environment.pop("PYTHONPATH", "")])
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "uvicorn", app, "--port", str(self.port), *options],
+            env={**os.environ, **environment, "PYTHONPATH": path},
+            stdout=self.out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", self.port), 1).close()
+                return
+            assert self.process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+
+    def connect(self, path="/events", receive_buffer=0, last_event_id="") -> socket.socket:
+        sock = socket.socket()
+        if receive_buffer:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        sock.settimeout(30)
+        sock.connect(("127.0.0.1", self.port))
+        header = f"Last-Event-ID: {last_event_id}\r\n" if last_event_id else ""
+        sock.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{header}\r\n".encode())
+        return sock
+
+    def post(self, path, body=None):
+        return httpx.post(self.url + path, json=body, timeout=60).raise_for_status().json()
+
+    def stats(self):
+        return httpx.get(self.url + "/stats", timeout=60).json()
+
+    def wait_for_clients(self, count):
+        deadline = time.monotonic() + 60
+        while (found := self.stats()["clients"]) != count:
+            assert time.monotonic() < deadline, f"{found} clients, expected {count}"
+            time.sleep(0.05)
+
+    def stop(self):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(30)
+        self.out.close()
+
+
+@pytest.fixture
+def serve(tmp_path):
+    servers = []
+
+    def start(*options, **environment):
+        servers.append(Server(*options, log=tmp_path / f"server{len(servers)}.log", **environment))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+def read_until(sock: socket.socket, ending: bytes) -> bytes:
+    data, deadline = bytearray(), time.monotonic() + 30
+    while ending not in data[-140_000:] or not data.endswith(b"\r\n"):  # the end of an HTTP chunk
+        more = sock.recv(65536)
+        assert more, f"closed before {ending!r}: {data[-500:]!r}"
+        assert time.monotonic() < deadline, f"no {ending!r} in {len(data)} bytes: {data[-500:]!r}"
+        data += more
+    return bytes(data)
+
+
+def read_events(stream: str) -> list[tuple[str, str, dict]]:
+    "What the standard makes of a stream: (id, type, data)."
+    events, last_id, kind, data = [], "", "message", []
+    for line in stream.replace("\r\n", "\n").split("\n"):
+        field, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if not line:
+            if data:
+                events.append((last_id, kind, json.loads("\n".join(data))))
+            kind, data = "message", []
+        elif field == "data":
+            data.append(value)
+        elif field == "event":
+            kind = value
+        elif field == "id":
+            last_id = value
+    return events
+
+
+# ------------------------------------------------------------------------------------------------ the end of a server
+def test_a_server_in_a_thread_ends_with_its_streams(tmp_path):
+    """No signal at all: `should_exit` is set by the program, as FastHTML's JupyUvi does."""
+    code = """
+import socket, threading, time, uvicorn, sse_app
+server = uvicorn.Server(uvicorn.Config(sse_app.app, port=0, log_level="warning"))
+thread = threading.Thread(target=server.run)
+thread.start()
+while not server.started: time.sleep(0.01)
+port = server.servers[0].sockets[0].getsockname()[1]
+sockets = []
+for _ in range(5):
+    sockets.append(socket.create_connection(("127.0.0.1", port)))
+    sockets[-1].sendall(b"GET /events HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n")
+    assert sockets[-1].recv(10)
+began = time.monotonic()
+server.should_exit = True
+thread.join(30)
+assert not thread.is_alive()
+print(time.monotonic() - began)
+"""
+    path = os.pathsep.join([str(HERE), str(HERE.parent)])
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert float(done.stdout) < 2
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "sign"),
+    [
+        pytest.param([], {}, signal.SIGINT, id="ctrl-c"),
+        pytest.param(["--loop", "asyncio", "--http", "h11"], {}, signal.SIGINT, id="asyncio and h11"),
+        pytest.param([], {}, signal.SIGTERM, id="terminate"),
+        pytest.param(["--lifespan", "off"], {"FORCED_EXIT": "1"}, signal.SIGINT, id="forced, as FastHTML does"),
+        pytest.param(["--workers", "2"], {}, signal.SIGINT, id="two workers"),
+        pytest.param(["--reload"], {}, signal.SIGINT, id="ctrl-c under reload"),
+    ],
+)
+def test_one_signal_ends_the_server(serve, options, environment, sign):
+    server = serve(*options, **environment)
+    clients = [server.connect() for _ in range(50)]
+    for client in clients:
+        read_until(client, b"event: snapshot")
+    began = time.monotonic()
+    # a terminal sends Ctrl-C to the whole group; a signal from elsewhere goes to one process
+    os.killpg(server.process.pid, sign) if sign == signal.SIGINT else server.process.send_signal(sign)
+    server.process.wait(30)
+    took = time.monotonic() - began
+    assert took < 2, f"{took:.1f} s"
+    text = server.log.read_text()
+    assert "Traceback" not in text and "ERROR" not in text, text
+    for client in clients:
+        assert read_to_end(client).endswith(b"0\r\n\r\n")  # ended, not torn
+
+
+def read_to_end(sock: socket.socket) -> bytes:
+    data, deadline = b"", time.monotonic() + 30
+    while more := sock.recv(65536):
+        data += more
+        assert time.monotonic() < deadline, f"still open: {data[-200:]!r}"
+    return data
+
+
+def test_a_stuck_client_does_not_hold_up_the_end(serve):
+    server = serve()
+    stuck = server.connect(receive_buffer=4096)
+    healthy = server.connect()
+    read_until(healthy, b"event: snapshot")
+    server.wait_for_clients(2)
+    server.post("/publish", [["job:started", {"job_id": "a"}, 500, 20_000]])
+    began = time.monotonic()
+    server.process.send_signal(signal.SIGINT)
+    server.process.wait(30)
+    assert time.monotonic() - began < 2.5
+    assert stuck.recv(1)
+
+
+def test_a_reload_does_not_wait_for_streams(serve, tmp_path):
+    watched = tmp_path / "watched"
+    watched.mkdir()
+    (watched / "module.py").write_text("")
+    server = serve("--reload", "--reload-dir", str(watched))
+    clients = [server.connect() for _ in range(50)]
+    epochs = {read_until(c, b"event: snapshot").partition(b"id: ")[2][:8] for c in clients}
+    began = time.monotonic()
+    while "Reloading" not in server.log.read_text():  # the watcher may begin late, and knows only later changes
+        assert time.monotonic() - began < 30, server.log.read_text()
+        (watched / "module.py").write_text("changed = True")
+        time.sleep(0.1)
+    began = time.monotonic()
+    for client in clients:
+        read_to_end(client)
+    assert time.monotonic() - began < 2
+    while "Finished server process" not in server.log.read_text():
+        assert time.monotonic() - began < 10, server.log.read_text()
+        time.sleep(0.02)
+    again = server.connect(last_event_id=epochs.pop().decode() + "-0")  # the socket is the reloader's and stays open
+    assert b'event: resync\ndata: {"reason":"unknown"}' in read_until(again, b"event: snapshot")
+
+
+# ------------------------------------------------------------------------------------------------ many, and bad ones
+async def read_ticks(server, count, delays):
+    "A healthy client: reads `count` ticks, in order, and notes how long each one took."
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(b"GET /events?event=tick HTTP/1.1\r\nHost: x\r\n\r\n")
+    seen = []
+    while len(seen) < count:
+        line = await asyncio.wait_for(reader.readline(), 60)
+        assert line
+        if line.startswith(b"data: ") and b'"at"' in line:
+            data = json.loads(line[6:])
+            seen.append(data["tick"])
+            delays.append(time.monotonic() - data["at"])
+    writer.close()
+    assert seen == list(range(count))
+
+
+def test_500_clients_one_stuck_one_slow(serve):
+    """Memory stays bounded, the healthy ones do not wait, and publishing takes no longer."""
+    server = serve("--loop", "uvloop", "--http", "httptools", STUCK="3", MAX_BYTES=str(1 << 20))
+    stuck = server.connect(receive_buffer=4096)
+    slow = server.connect(receive_buffer=4096)
+    ticks, delays, longest = 10, [], []
+
+    async def drip():
+        slow.setblocking(False)
+        with contextlib.suppress(ConnectionError):
+            while True:
+                with contextlib.suppress(BlockingIOError):
+                    slow.recv(1)
+                await asyncio.sleep(1)
+
+    async def publish_all():
+        await asyncio.to_thread(server.wait_for_clients, 500)
+        async with httpx.AsyncClient(timeout=60) as client:
+            before = (await client.get(server.url + "/stats")).json()["rss"]
+            for n in range(ticks):  # 4 MB that only the two slow ones want, and then a tick for all others
+                body = [["job:started", {"job_id": "a"}, 200, 20_000], ["tick", {"tick": n}, 1, 0]]
+                answer = await client.post(server.url + "/publish", json=body)
+                longest.append(answer.json()["longest"])
+            return before, (await client.get(server.url + "/stats")).json()["rss"]
+
+    async def main():
+        dripping = asyncio.create_task(drip())
+        healthy = [asyncio.create_task(read_ticks(server, ticks, delays)) for _ in range(498)]
+        before, after = await publish_all()
+        await asyncio.wait_for(asyncio.gather(*healthy), 120)
+        dripping.cancel()
+        return before, after
+
+    before, after = asyncio.run(main())
+    assert after - before < 16 << 20, f"{(after - before) >> 20} MiB more, for 40 MB that two clients did not read"
+    delays.sort()
+    assert delays[len(delays) * 99 // 100] < 1, f"p99 {delays[len(delays) * 99 // 100]:.3f} s"
+    assert sorted(longest)[len(longest) // 2] < 0.05, longest
+    server.wait_for_clients(0)  # the healthy ones have gone, the two others were cut
+    stuck.close()
+    slow.close()
+
+
+def test_a_client_that_fell_behind_gets_one_gap_and_every_end(serve):
+    server = serve(MAX_EVENTS="100")
+    client = server.connect(receive_buffer=4096)
+    head = read_until(client, b"event: snapshot")
+    for n in range(6):  # far more than buffers and log hold, with ends of jobs in between
+        server.post(
+            "/publish",
+            [["job:progress", {"job_id": "p", "round": n}, 400, 20_000], TERMINAL[0][:1] + [{"job_id": f"e{n}"}, 1, 0]],
+        )
+    text = head + read_until(client, b'"job_id":"e5","at"')
+    server.post("/publish", [["last", {}, 1, 0]])  # and then it goes on as before
+    text += read_until(client, b"event: last")
+    read = read_events(unchunked(text))
+    kinds = [kind for _, kind, _ in read]
+    assert kinds.count("gap") == 1 and kinds[kinds.index("gap") + 1] == "snapshot", kinds
+    assert [d["job_id"] for _, k, d in read if k == "job:completed"] == [f"e{n}" for n in range(6)]
+    gap = next(d for _, k, d in read if k == "gap")
+    assert gap["missed"] > 0
+    snapshot = read[kinds.index("gap") + 1][2]
+    assert {item["job_id"] for item in snapshot["items"]} == {"p", *(f"e{n}" for n in range(6))}
+
+
+def unchunked(response: bytes) -> str:
+    body, text = response.partition(b"\r\n\r\n")[2], b""
+    while body:
+        size, _, body = body.partition(b"\r\n")
+        text, body = text + body[: int(size, 16)], body[int(size, 16) + 2 :]
+    return text.decode()
+
+
+def test_heartbeats_and_headers(serve):
+    server = serve(HEARTBEAT="0.2")
+    for path in ("/events", "/mounted/"):
+        client = server.connect(path)
+        data = read_until(client, b"\r\n:\n\r\n")
+        head = data.partition(b"\r\n\r\n")[0].decode().lower().splitlines()
+        for line in (
+            "content-type: text/event-stream; charset=utf-8",
+            "cache-control: no-store",
+            "x-accel-buffering: no",
+        ):
+            assert line in head, head
+        client.close()
+    server.wait_for_clients(0)  # that a client has gone is noticed without sending to it
+    assert httpx.post(server.url + "/events").status_code == 405
+
+
+# ------------------------------------------------------------------------------------------------ clients of others
+def drive(server, started):
+    "Three rounds of ends of jobs, with a broken connection between them and events while nobody listens."
+    for n in range(3):
+        if n:
+            server.post("/cut")
+        server.post("/publish", [[kind, {**data, "round": n}, 1, 0] for kind, data, *_ in TERMINAL])
+        started()
+    server.post("/publish", [["job:cancelled", {"job_id": "last"}, 1, 0]])
+
+
+def expected():
+    return [[f"j{n}", r] for r in range(3) for n in range(5)] + [["last", None]]
+
+
+def test_httpx_client(serve):
+    server = serve()
+    seen, last_id = [], ""
+
+    async def listen(connected):
+        nonlocal last_id
+        async with httpx.AsyncClient(timeout=30) as client:
+            while True:
+                with contextlib.suppress(httpx.TransportError):
+                    async with client.stream(
+                        "GET", server.url + "/events", headers={"Last-Event-ID": last_id}
+                    ) as response:
+                        kind = event_id = data = ""
+                        async for line in response.aiter_lines():
+                            field, _, value = line.partition(": ")
+                            if field == "id":
+                                event_id = value
+                            elif field == "event":
+                                kind = value
+                            elif field == "data":
+                                data = value
+                            elif not line:
+                                last_id = event_id or last_id
+                                connected.set()
+                                if kind.startswith("job:"):
+                                    found = json.loads(data)
+                                    seen.append([found["job_id"], found.get("round")])
+                                    if found["job_id"] == "last":
+                                        return
+
+    async def main():
+        connected = asyncio.Event()
+        listener = asyncio.create_task(listen(connected))
+        await asyncio.wait_for(connected.wait(), 30)
+        await asyncio.to_thread(drive, server, lambda: None)
+        await asyncio.wait_for(listener, 30)
+
+    asyncio.run(main())
+    assert seen == expected()
+
+
+def test_curl(serve, tmp_path):
+    """curl does not come back by itself: a loop around it does, with the last id, as scripts do."""
+    curl = shutil.which("curl")
+    assert curl, "curl is not installed; apt-get install curl"
+    server = serve()
+    out = tmp_path / "stream"
+    script = """
+last=""
+while ! grep -q '"last"' "$OUT"; do
+  curl -sN --max-time 60 -H "Last-Event-ID: $last" "$URL" >> "$OUT"
+  last=$(sed -n 's/^id: //p' "$OUT" | tail -1)
+  echo >> "$OUT"
+done
+"""
+    out.touch()
+    shell = subprocess.Popen(["bash", "-c", script], env={**os.environ, "OUT": str(out), "URL": server.url + "/events"})
+    try:
+        server.wait_for_clients(1)
+        drive(server, lambda: server.wait_for_clients(1))
+        deadline = time.monotonic() + 30
+        while '"last"' not in out.read_text():
+            assert time.monotonic() < deadline, out.read_text()
+            time.sleep(0.05)
+        server.post("/cut")
+        shell.wait(30)
+    finally:
+        shell.kill()
+    read = [[d["job_id"], d.get("round")] for _, kind, d in read_events(out.read_text()) if kind.startswith("job:")]
+    assert read == expected()
+
+
+NODE_CLIENT = """
+import { EventSource } from 'eventsource'
+const source = new EventSource(process.argv[2])
+const seen = []
+let opened = 0
+source.addEventListener('open', () => { opened += 1 })
+source.addEventListener('snapshot', () => { console.log('connected') })
+for (const kind of ['job:completed', 'job:cancelled']) {
+  source.addEventListener(kind, event => {
+    const data = JSON.parse(event.data)
+    seen.push([data.job_id, data.round ?? null])
+    if (data.job_id === 'last') {
+      console.log(JSON.stringify({ seen, opened }))
+      source.close()
+    }
+  })
+}
+"""
+
+
+@pytest.fixture(scope="session")
+def eventsource_package(tmp_path_factory):
+    npm = shutil.which("npm")
+    assert npm and shutil.which("node"), "npm is not installed; the event stream is tested with Node's EventSource"
+    folder = tmp_path_factory.mktemp("node")
+    (folder / "client.mjs").write_text(NODE_CLIENT)
+    command = [npm, "install", "--no-audit", "--no-fund", "--prefix", str(folder), "eventsource@4"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_node_eventsource(serve, eventsource_package):
+    server = serve()
+    command = ["node", str(eventsource_package / "client.mjs"), server.url + "/events"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as node:
+        try:
+            assert node.stdout.readline() == "connected\n", node.stderr.read()
+            drive(server, lambda: server.wait_for_clients(1))
+            result = json.loads(node.stdout.readline() or node.stderr.read())
+            node.wait(30)
+        finally:
+            node.kill()
+    assert result["seen"] == expected()
+    assert result["opened"] == 3  # it was really cut off twice
+
+
+# ------------------------------------------------------------------------------------------------ other frameworks
+def test_behind_middleware_of_starlette():
+    """A middleware of the kind that wraps `receive` and `send` neither holds events back nor hides the client's end."""
+    code = """
+import asyncio, json, uvicorn
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.routing import Route
+from cjm_worker_ext.integrations.sse import SSEBroadcaster
+
+events = SSEBroadcaster()
+
+async def passes(request, call_next):
+    return await call_next(request)
+
+middleware = [Middleware(BaseHTTPMiddleware, dispatch=passes), Middleware(GZipMiddleware)]
+app = Starlette(routes=[Route("/", events.endpoint)], middleware=middleware)
+
+async def main():
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+    serving = asyncio.create_task(server.serve())
+    while not server.started: await asyncio.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET / HTTP/1.1\\r\\nHost: x\\r\\nAccept-Encoding: gzip\\r\\n\\r\\n")
+    await asyncio.wait_for(reader.readuntil(b"snapshot"), 30)
+    await events.broadcast("job:completed", {"job_id": "a"})
+    await asyncio.wait_for(reader.readuntil(b"job:completed"), 30)
+    writer.close()
+    async with asyncio.timeout(30):
+        while events.clients: await asyncio.sleep(0.01)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET / HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n")
+    await asyncio.wait_for(reader.readuntil(b"snapshot"), 30)
+    server.should_exit = True
+    await asyncio.wait_for(serving, 5)
+    print("ended")
+
+asyncio.run(main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60,
+        env={**os.environ, "PYTHONPATH": str(HERE.parent)},
+    )  # fmt: skip
+    assert done.stdout == "ended\n" and done.stderr == "", done.stderr
+
+
+FRAMEWORKS = {
+    "fastapi": "from fastapi import FastAPI; app = FastAPI(); app.add_route('/events', events.endpoint)",
+    "fasthtml": """
+from fasthtml.common import FastHTML, signal_shutdown
+from starlette.routing import Route
+app = FastHTML()
+shutdown = signal_shutdown()  # patches uvicorn: its first signal is a forced exit
+app.routes.insert(0, Route('/events', events.endpoint))
+""",
+}
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_under_another_framework(framework, serve, tmp_path):
+    """The endpoint is a route, events arrive, and one Ctrl-C ends the server."""
+    pytest.importorskip(framework)
+    start = "from cjm_worker_ext.integrations.sse import SSEBroadcaster\nevents = SSEBroadcaster()\n"
+    publish = """
+@app.post('/publish')
+async def publish():
+    await events.broadcast('job:completed', {'job_id': 'a'})
+    return {}
+"""
+    (tmp_path / "other_app.py").write_text(start + FRAMEWORKS[framework] + publish)
+    server = serve(app="other_app:app", PYTHONPATH=str(tmp_path))
+    clients = [server.connect() for _ in range(50)]
+    for client in clients:
+        read_until(client, b"event: snapshot")
+    server.post("/publish")
+    for client in clients:
+        read_until(client, b'event: job:completed\ndata: {"job_id":"a"}')
+    began = time.monotonic()
+    server.process.send_signal(signal.SIGINT)
+    server.process.wait(30)
+    assert time.monotonic() - began < 2
+    assert "integrations/sse" not in server.log.read_text()  # no traceback through the stream
