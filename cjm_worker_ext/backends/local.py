@@ -143,7 +143,7 @@ def _kill_what_is_left() -> None:
         with contextlib.suppress(Exception):
             worker.process.wait(timeout=2)
 
-# %% ../../nbs/06_local.ipynb #a47c8d35
+# %% ../../nbs/06_local.ipynb #cc90451e
 class WorkerProcess:
     "One process with its descriptors; lives on the event loop that made it."
 
@@ -205,7 +205,10 @@ class WorkerProcess:
             self._unsent.extend(memoryview(p).cast("B") for p in pieces)
             return True
         try:
-            sent = self.sock.send(pieces[0]) if len(pieces) == 1 else self.sock.sendmsg(pieces)
+            if len(pieces) > 1:
+                sent = self.sock.sendmsg(pieces)
+            elif (sent := self.sock.send(pieces[0])) == len(pieces[0]):
+                return True
         except BlockingIOError:
             sent = 0
         except OSError:  # it is dead or dying; the exit watch will say so
