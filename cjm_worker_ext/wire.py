@@ -34,7 +34,7 @@ HEADER = struct.Struct("<QIHBx")  # bytes of the payload, request number, number
 PLACE = struct.Struct("<QQ")  # bytes of one buffer; 0 if it follows inline, else its offset in the arena plus one
 LARGE = 1 << 20  # Bytes from which a buffer goes through the arena, where there is one
 
-# %% ../nbs/03_wire.ipynb #913e7ba4
+# %% ../nbs/03_wire.ipynb #33cced78
 def _persistent_id(pickler: object, obj: Any) -> Any:
     "Hand out large `bytes`, and name classes of `__main__` by reference: the other side may have been told them."
     if type(obj) in (bytes, bytearray) and len(obj) >= LARGE:
@@ -59,13 +59,21 @@ def _keep_small(buffer: pickle.PickleBuffer, buffers: list[pickle.PickleBuffer])
     return False
 
 
+_SMALL = frozenset((type(None), bool, int, float, str))
+_CONTAINERS = frozenset((list, tuple, dict))
+
+
 def _holds_large_bytes(value: Any, depth: int = 2) -> bool:
     "Whether large `bytes` lie at the surface, where people put them: looking deeper would cost every small result."
-    if type(value) in (bytes, bytearray):
+    kind: type[Any] = type(value)
+    if kind is bytes or kind is bytearray:
         return len(value) >= LARGE
-    if depth and type(value) in (list, tuple, dict) and len(value) <= 64:
-        items: Iterable[Any] = value.values() if type(value) is dict else value  # pyright: ignore[reportUnknownVariableType]
-        return any(_holds_large_bytes(item, depth - 1) for item in items)  # pyright: ignore[reportUnknownVariableType]
+    if not depth or kind not in _CONTAINERS or len(value) > 64:
+        return False
+    items: Iterable[Any] = value.values() if kind is dict else value
+    for item in items:  # a loop, and not `any`: this is done for every message
+        if type(item) not in _SMALL and _holds_large_bytes(item, depth - 1):
+            return True
     return False
 
 # %% ../nbs/03_wire.ipynb #75648e9f
@@ -178,7 +186,7 @@ class AllowList:
             f"{module}.{name} came from a worker and is not allowed; name it in WorkerConfig.allowed_types"
         )
 
-# %% ../nbs/03_wire.ipynb #2b95a48b
+# %% ../nbs/03_wire.ipynb #fd3a22a3
 class SafeUnpickler(pickle.Unpickler):
     "Reads one worker's pickles; every global name goes through the allow-list."
 
@@ -189,7 +197,7 @@ class SafeUnpickler(pickle.Unpickler):
         buffers: Sequence[Any] = (),  # What the pickle left out, in order
         copy: Callable[[memoryview], bytes] = bytes,  # Makes `bytes` of one of the buffers
     ) -> None:
-        super().__init__(file, buffers=iter(buffers))
+        pickle.Unpickler.__init__(self, file, buffers=buffers or None)
         self.find_class = allowed.find  # type: ignore[method-assign]
         self._allowed, self._copy = allowed, copy
 
@@ -236,7 +244,7 @@ class Frame:
     def __init__(self, kind: int, request: int, payload: Bytes, buffers: Sequence[tuple[int, Any]] = ()) -> None:
         self.kind, self.request, self.payload, self.buffers = kind, request, payload, buffers
 
-# %% ../nbs/03_wire.ipynb #1492dfd5
+# %% ../nbs/03_wire.ipynb #11c4c05d
 class FrameReader:
     "Turns received bytes into frames; knows nothing of sockets."
 
@@ -265,6 +273,13 @@ class FrameReader:
         data: memoryview,  # What was read; payloads refer to it, so use them before it is overwritten
     ) -> Iterator[Frame]:
         "Yield the frames that are whole now; raises `ValueError` for one larger than the limit."
+        if not self._rest and len(data) >= HEADER.size:
+            length, request, count, kind = HEADER.unpack_from(data)
+            if not count and HEADER.size + length == len(data) <= self.limit:  # one small frame, the usual case
+                return iter((Frame(kind, request, data[HEADER.size :]),))
+        return self._feed(data)
+
+    def _feed(self, data: memoryview) -> Iterator[Frame]:
         if self._rest:
             self._rest += data
             data = memoryview(self._rest)
