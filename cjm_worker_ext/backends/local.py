@@ -219,7 +219,10 @@ class WorkerProcess:
             self._unsent.extend(memoryview(p).cast("B") for p in pieces)
             return True
         try:
-            sent = self.sock.send(pieces[0]) if len(pieces) == 1 else self.sock.sendmsg(pieces)
+            if len(pieces) > 1:
+                sent = self.sock.sendmsg(pieces)
+            elif (sent := self.sock.send(pieces[0])) == len(pieces[0]):
+                return True
         except BlockingIOError:
             sent = 0
         except OSError:  # it is dead or dying; the exit watch will say so
