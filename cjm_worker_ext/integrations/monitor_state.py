@@ -35,7 +35,7 @@ def text_of(
     )
     return "".join(parts)[-TEXT_LIMIT:]
 
-# %% ../../nbs/integrations/monitor_state.ipynb #e0ebe54b
+# %% ../../nbs/integrations/monitor_state.ipynb #1aa5b1a8
 class JobRow(TypedDict):
     "One job, JSON-serialisable."
 
@@ -51,7 +51,7 @@ class JobRow(TypedDict):
     completed_at: str | None
     error: str | None
     error_type: str | None
-    text: str | None  # What it yielded, the end of it; None: not looked up, because it does not run
+    text: str | None  # What it yielded, the end of it; None: not looked up
     next: int  # Position of the chunk that follows `text`
     can_cancel: bool
     can_retry: bool
@@ -66,9 +66,11 @@ def job_row(
     position: int | None,  # Its place in the queue, from 1
     can_cancel: bool = False,  # Whether a job in this state may be cancelled, as far as the app is concerned
     can_retry: bool = False,  # The same for starting it again
+    with_text: bool = False,  # Whether to look up text of a job that does not run, too
 ) -> JobRow:
     "Say what a card of this job shows now."
-    first, chunks = manager.get_job_chunks(job.id, 200) if job.status is JobStatus.RUNNING else (0, [])
+    with_text = with_text or job.status is JobStatus.RUNNING
+    first, chunks = manager.get_job_chunks(job.id, 200) if with_text else (0, [])
     return {
         "job_id": job.id,
         "worker_type": manager.worker_type,
@@ -82,7 +84,7 @@ def job_row(
         "completed_at": job.completed_at,
         "error": None if job.error is None else job.error[:2000],
         "error_type": job.error_type,
-        "text": text_of(chunks) if job.status is JobStatus.RUNNING else None,
+        "text": text_of(chunks) if with_text else None,
         "next": first + len(chunks),
         "can_cancel": can_cancel and not job.status.is_final,
         "can_retry": can_retry and job.status in (JobStatus.FAILED, JobStatus.CANCELLED),
@@ -111,7 +113,7 @@ def job_details(
         "next": first + len(chunks),
     }
 
-# %% ../../nbs/integrations/monitor_state.ipynb #486cf4b0
+# %% ../../nbs/integrations/monitor_state.ipynb #b2d3a7a6
 class Rights(NamedTuple):
     "What one principal may do to a job."
 
@@ -138,6 +140,7 @@ def job_rows(
     manager: BaseJobManager,
     rights: Rights,
     max_jobs: int,  # Of each kind, ended ones and others
+    with_text: bool = False,  # As for `job_row`
 ) -> tuple[list[JobRow], int]:  # What runs, what waits, and what has ended, newest first; and how many are left out
     "Lay out a manager's jobs in the order of the page."
     jobs = manager.get_all_jobs()
@@ -147,7 +150,7 @@ def job_rows(
     place = {job.id: number for number, job in enumerate(waiting, start=1)}
     live = [*running, *waiting]
     shown = live[:max_jobs] + ended[::-1][:max_jobs]
-    rows = [job_row(manager, j, place.get(j.id), rights.cancel(j), rights.retry(j)) for j in shown]
+    rows = [job_row(manager, j, place.get(j.id), rights.cancel(j), rights.retry(j), with_text) for j in shown]
     return rows, len(jobs) - len(rows)
 
 # %% ../../nbs/integrations/monitor_state.ipynb #014c6bf4
