@@ -22,7 +22,7 @@ T = TypeVar("T")
 # %% auto #0
 __all__ = ['BlockingManager']
 
-# %% ../nbs/07_blocking.ipynb #fa4c8d8c
+# %% ../nbs/07_blocking.ipynb #5a241440
 class BlockingManager:
     "A manager's methods without await; may be called from any thread. Use it with `with`, or call `shutdown`."
 
@@ -100,6 +100,11 @@ class BlockingManager:
     def get_job_output(self, job_id: str) -> list[str]:
         "As `BaseJobManager.get_job_output`."
         return self._call(self._run(self.manager.get_job_output, job_id))
+
+    def get_job_chunks(self, job_id: str, last: int = 100) -> tuple[int, list[Any]]:
+        "As `BaseJobManager.get_job_chunks`."
+        found: tuple[int, list[Any]] = self._call(self._run(self.manager.get_job_chunks, job_id, last))
+        return found
 
     def clear_completed_jobs(self) -> int:
         "As `BaseJobManager.clear_completed_jobs`."
