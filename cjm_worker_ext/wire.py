@@ -65,7 +65,7 @@ _CONTAINERS = frozenset((list, tuple, dict))
 
 def _holds_large_bytes(value: Any, depth: int = 2) -> bool:
     "Whether large `bytes` lie at the surface, where people put them: looking deeper would cost every small result."
-    kind: type[Any] = type(value)
+    kind: object = type(value)  # pyright: ignore[reportUnknownVariableType]
     if kind is bytes or kind is bytearray:
         return len(value) >= LARGE
     if not depth or kind not in _CONTAINERS or len(value) > 64:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-
 PLUGINS = "plugins_for_tests:"
 
 
@@ -86,5 +85,3 @@ class Ticker:
     async def __aexit__(self, *exc_info):
         await asyncio.sleep(0.02)
         self._task.cancel()
-
-
