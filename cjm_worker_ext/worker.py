@@ -133,7 +133,7 @@ class Channel:
                 while skipped < len(view):
                     skipped += os.write(self.fd, view[skipped:])
 
-# %% ../nbs/04_worker.ipynb #0dafcd68
+# %% ../nbs/04_worker.ipynb #170a8bb7
 class Outbox:
     "Gathers chunks and progress of the running job; a thread that sleeps when nothing waits sends what does."
 
@@ -145,6 +145,7 @@ class Outbox:
         send: Callable[[Sequence[Bytes]], None],  # `Channel.send`
     ) -> None:
         self._send, self._lock, self._waiting = send, threading.Lock(), threading.Event()
+        self.limit = 1 << 62  # Bytes of one chunk
         self._file = BytesIO()
         self._pickler = pickle.Pickler(self._file, 5)
         self._request, self._count, self._sent_at = 0, 0, 0.0
@@ -162,6 +163,8 @@ class Outbox:
             try:
                 self._pickler.clear_memo()
                 self._pickler.dump(value)
+                if (size := self._file.tell() - before) > self.limit:
+                    raise ValueError(f"it has {size:,} bytes; WorkerConfig.max_result_bytes allows {self.limit:,}")
             except Exception as e:  # the plugin boundary: a chunk's __reduce__ may raise anything
                 self._file.truncate(self._file.seek(before))
                 reason = f"{type(e).__name__}: {describe_error(e)}"
@@ -223,7 +226,7 @@ def chunks_in(
     unpickler = make_unpickler(file)
     return [unpickler.load() for _ in range(count)]
 
-# %% ../nbs/04_worker.ipynb #15a31ad3
+# %% ../nbs/04_worker.ipynb #59dabd30
 class Interrupter:
     "Raises `JobCancelled` in the plugin, and nowhere else; used in the worker's main thread."
 
@@ -261,17 +264,17 @@ class Interrupter:
             self._look()
 
     def _look(self) -> None:
-        self._signalled = False
+        self._armed = self._signalled = False  # a second signal must not look while this one does
         for frame in self._channel.waiting():
             if frame.kind == CANCEL:
                 self._ctx.cancelled = self._ctx.cancelled or frame.request == self._request
             else:
                 self.put_aside.append(Frame(frame.kind, frame.request, bytes(frame.payload), frame.buffers))
         if self._ctx.cancelled:
-            self._armed = False
             raise JobCancelled(f"job {self._ctx.job_id} is to end")
+        self._armed = True
 
-# %% ../nbs/04_worker.ipynb #096ba035
+# %% ../nbs/04_worker.ipynb #15d70615
 class Worker:
     "Serves one manager until it says `STOP`; all of it happens in the main thread."
 
@@ -292,7 +295,9 @@ class Worker:
         while (frame := self._next()) is not None and frame.kind != STOP:
             if frame.kind == HELLO:
                 self.settings = pickle.loads(frame.payload)
-                sys.path[:] = self.settings["path"]
+                if self.settings["path"] is not None:  # else it is another environment, with a path of its own
+                    sys.path[:] = self.settings["path"]
+                self.outbox.limit = self.settings["max_result_bytes"]
                 self.channel.send(encode(READY, 0))
             elif frame.kind == RELEASE:
                 self._release(bytes(frame.payload))

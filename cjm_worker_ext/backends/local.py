@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import weakref
 from collections import deque
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from cjm_worker_ext.arena import ArenaReader, create_arena
 from cjm_worker_ext.errors import PlatformError
 from cjm_worker_ext.jobs import WorkerConfig
 from cjm_worker_ext.wire import CANCEL, HELLO, RELEASE, STOP, Bytes, Frame, FrameReader, encode
+from cjm_worker_ext.worker import BOOT, Interrupter, is_readable
 
 # %% auto #0
 __all__ = ['WorkerExit', 'Host', 'count_oom_kills', 'LineReader', 'ExitWatch', 'WorkerProcess', 'LocalBackend']
@@ -131,7 +133,17 @@ class ExitWatch:
             os.close(self.fd)
 
 # %% ../../nbs/06_local.ipynb #af957762
-_SCRATCH = bytearray(1 << 18)  # what small frames are read into; all workers of a process share it, one loop at a time
+_per_thread = threading.local()
+
+
+def scratch_of_thread() -> memoryview:
+    "What small frames are read into: all workers of a loop share it, and two loops run in two threads."
+    if not hasattr(_per_thread, "scratch"):
+        _per_thread.scratch = memoryview(bytearray(1 << 18))
+    scratch: memoryview = _per_thread.scratch
+    return scratch
+
+
 _running: weakref.WeakSet[WorkerProcess] = weakref.WeakSet()
 
 
@@ -172,13 +184,13 @@ class WorkerProcess:
         self.oom_kills, self.killed, self.ended, self.abandoned = count_oom_kills(), False, False, False
         self.lines = LineReader(config.output_tail_lines)
         self._reader = FrameReader(limit=config.max_result_bytes + (1 << 20))
+        self._scratch = scratch_of_thread()
+        self._interrupting = self._deaf = False  # its signal must follow what is unsent
         self._unsent: deque[memoryview] = deque()
         self._released: deque[int] = deque()
         self._start()
 
     def _start(self) -> None:
-        from cjm_worker_ext.worker import BOOT
-
         self.sock, theirs = socket.socketpair()
         lifeline, self._lifeline = os.pipe()
         self._output, output = os.pipe()
@@ -238,10 +250,9 @@ class WorkerProcess:
 
     def interrupt(self, request: int) -> None:
         "Ask it to end a request."
-        from cjm_worker_ext.worker import Interrupter
-
         self.pause(False)  # it may wait for us to read
         self.send(encode(CANCEL, request))
+        self._interrupting = bool(self._unsent)  # then a second signal follows when it is all sent
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, Interrupter.SIGNAL)
 
@@ -277,9 +288,11 @@ class WorkerProcess:
             self.kill()  # end of file, or nonsense: whatever still runs there can no longer be reached
 
     def _read(self) -> bool:  # False at the end
+        if self._deaf:
+            return False
         room = self._reader.room()
         try:
-            count = self.sock.recv_into(_SCRATCH if room is None else room)
+            count = self.sock.recv_into(self._scratch if room is None else room)
         except BlockingIOError:
             return True
         except OSError:
@@ -287,11 +300,12 @@ class WorkerProcess:
         if not count:
             return False
         try:
-            frames = self._reader.feed(memoryview(_SCRATCH)[:count]) if room is None else self._reader.filled(count)
+            frames = self._reader.feed(self._scratch[:count]) if room is None else self._reader.filled(count)
             for frame in frames:
                 self.host.on_frame(self.number, frame)
-        except ValueError as e:
-            logger.error("worker %d sent what is no message: %s", self.pid, e)
+        except Exception as e:  # noqa: BLE001  - the worker boundary: it may have sent anything
+            logger.error("worker %d sent what is no message: %s: %s", self.pid, type(e).__name__, e)
+            self._deaf = True  # what follows cannot be cut into messages
             return False
         return True
 
@@ -307,6 +321,10 @@ class WorkerProcess:
         except OSError:
             self._unsent.clear()
         self.loop.remove_writer(self.sock)
+        if self._interrupting:
+            self._interrupting = False
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, Interrupter.SIGNAL)
 
     def _on_output(self) -> None:
         try:
@@ -333,7 +351,7 @@ class WorkerProcess:
             self.loop.remove_reader(fd)
         self.loop.remove_writer(self.sock)
         with contextlib.suppress(OSError):
-            while self._read() and select.select([self.sock], [], [], 0)[0]:
+            while self._read() and is_readable(self.sock.fileno()):  # `select` takes no descriptor over 1,023
                 pass
         with contextlib.suppress(OSError):
             while data := os.read(self._output, 1 << 16):
