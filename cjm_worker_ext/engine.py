@@ -19,7 +19,14 @@ from cjm_worker_ext.announcer import Grumbler
 from cjm_worker_ext.backends.local import LocalBackend, WorkerExit
 from cjm_worker_ext.catalog import PluginEntry
 from cjm_worker_ext.chunks import ChunkLog
-from cjm_worker_ext.errors import PluginError, PluginLoadError, WorkerCrashed, WorkersExhausted, describe_exit
+from cjm_worker_ext.errors import (
+    PluginError,
+    PluginLoadError,
+    RefusedType,
+    WorkerCrashed,
+    WorkersExhausted,
+    describe_exit,
+)
 from cjm_worker_ext.jobs import JobStatus, WorkerConfig, utc_now
 from cjm_worker_ext.outcomes import Hooks, Outcomes
 from cjm_worker_ext.records import Answer, JobBook, JobRecord, Lost, Raised, Returned
@@ -301,7 +308,7 @@ class Actions:
         self.outcomes.finish(record, cause)
         self.changed.set()
 
-# %% ../nbs/07_engine.ipynb #11cbee33
+# %% ../nbs/07_engine.ipynb #b57c5795
 class Engine(Actions):
     "Runs jobs; lives on the event loop that made it, and implements `backends.local.Host`."
 
@@ -472,7 +479,7 @@ class Engine(Actions):
 
     def _on_result(self, worker: int, frame: Frame, record: JobRecord) -> None:
         def read(answer: Answer) -> None:
-            record.answer = answer
+            record.answer = record.answer or answer  # an unreadable chunk has spoken before
             if record.task.ended:  # it took a thread
                 self.finish(record, Cause.ANSWERED)
 
@@ -497,6 +504,8 @@ class Engine(Actions):
         self.do(self.scheduler.answered(worker, frame.request, cancelled=True))
 
     def _on_done(self, worker: int, frame: Frame, request: Request) -> None:
-        if request.task.kind == UNLOAD:
+        if isinstance(request, JobRecord):
+            request.answer = request.answer or Lost(RefusedType("the worker ended the job without an answer"))
+        elif request.task.kind == UNLOAD:
             self.reporter.plugin_unloaded(request.entry, self.pids[worker][0])
         self.do(self.scheduler.answered(worker, frame.request))

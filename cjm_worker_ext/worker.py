@@ -147,6 +147,7 @@ class Outbox:
         send: Callable[[Sequence[Bytes]], None],  # `Channel.send`
     ) -> None:
         self._send, self._lock, self._waiting = send, threading.Lock(), threading.Event()
+        self.limit = 1 << 62  # Bytes of one chunk
         self._file = BytesIO()
         self._pickler = pickle.Pickler(self._file, 5)
         self._request, self._count, self._sent_at = 0, 0, 0.0
@@ -164,6 +165,8 @@ class Outbox:
             try:
                 self._pickler.clear_memo()
                 self._pickler.dump(value)
+                if (size := self._file.tell() - before) > self.limit:
+                    raise ValueError(f"it has {size:,} bytes; WorkerConfig.max_result_bytes allows {self.limit:,}")
             except Exception as e:  # the plugin boundary: a chunk's __reduce__ may raise anything
                 self._file.truncate(self._file.seek(before))
                 reason = f"{type(e).__name__}: {describe_error(e)}"
@@ -215,7 +218,7 @@ class Outbox:
                     self._flush()
                 self._waiting.clear()
 
-# %% ../nbs/04_worker.ipynb #15a31ad3
+# %% ../nbs/04_worker.ipynb #59dabd30
 class Interrupter:
     "Raises `JobCancelled` in the plugin, and nowhere else; used in the worker's main thread."
 
@@ -253,15 +256,15 @@ class Interrupter:
             self._look()
 
     def _look(self) -> None:
-        self._signalled = False
+        self._armed = self._signalled = False  # a second signal must not look while this one does
         for frame in self._channel.waiting():
             if frame.kind == CANCEL:
                 self._ctx.cancelled = self._ctx.cancelled or frame.request == self._request
             else:
                 self.put_aside.append(Frame(frame.kind, frame.request, bytes(frame.payload), frame.buffers))
         if self._ctx.cancelled:
-            self._armed = False
             raise JobCancelled(f"job {self._ctx.job_id} is to end")
+        self._armed = True
 
 # %% ../nbs/04_worker.ipynb #af7084db
 class Worker:
@@ -287,7 +290,9 @@ class Worker:
         while (frame := self._next()) is not None and frame.kind != STOP:
             if frame.kind == HELLO:
                 self.settings = pickle.loads(frame.payload)
-                sys.path[:] = self.settings["path"]
+                if self.settings["path"] is not None:  # else it is another environment, with a path of its own
+                    sys.path[:] = self.settings["path"]
+                self.outbox.limit = self.settings["max_result_bytes"]
                 self.channel.send(encode(READY, 0))
             elif frame.kind == RELEASE:
                 self._release(bytes(frame.payload))
