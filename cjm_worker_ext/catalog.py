@@ -48,7 +48,7 @@ def read_metadata(
         return cast(Mapping[str, Any], metadata).get(key, default)
     return getattr(metadata, key, default)
 
-# %% ../nbs/07_catalog.ipynb #a11ef0f5
+# %% ../nbs/07_catalog.ipynb #e61a9e6e
 class Catalog:
     "Finds plugins in the app's own mapping and in its registry; lives on one event loop."
 
@@ -74,7 +74,7 @@ class Catalog:
         registry that raises is logged; then what was known before holds.
         """
         if self.registry is None:
-            return self._entry(plugin_id, None, {})
+            return self.entries.get(plugin_id) or self._entry(plugin_id, None, {})
         if not self._fast:
             return self._entry(plugin_id, *await self._ask_in_thread(plugin_id))
         began = time.monotonic()

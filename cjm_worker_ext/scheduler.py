@@ -166,7 +166,7 @@ class Restarts:
     def capacity(self) -> int:  # Processes that may exist at the same time
         return max(0, self.config.max_workers + self.config.standby_workers - self.lost)
 
-# %% ../nbs/05_scheduler.ipynb #d137695d
+# %% ../nbs/05_scheduler.ipynb #02685194
 class Scheduler:
     """Decides; holds the pending tasks and what each worker does.
 
@@ -255,7 +255,11 @@ class Scheduler:
         cause = task.ending if interrupted and task.ending else Cause.CANCELLED if cancelled else Cause.ANSWERED
         self.busy -= 1
         worker.task = None
-        return [*self._clear(task), self._end(task, cause), *self._free(worker), *self._go_on()]
+        actions = self._clear(task)
+        actions.append(self._end(task, cause))
+        actions += self._free(worker)
+        actions += self._go_on()
+        return actions
 
     def dying(self, number: int, undelivered: bool = False) -> list[Action]:
         "A worker is about to end: it gets nothing more. A task that never reached it goes to another."
@@ -304,7 +308,10 @@ class Scheduler:
             return self.cancel(key, Cause.TIMEOUT)
         if kind == "start":
             worker = self.workers.get(key)
-            return [Kill(key)] if worker and not worker.ready else []
+            if worker is None or worker.ready:
+                return []
+            worker.dying = True
+            return [Kill(key)]
         task = self.tasks.get(key)  # grace
         if task is None or task.worker is None:
             return []
@@ -335,6 +342,8 @@ class Scheduler:
     def _go_on(self) -> list[Action]:
         "Hand out what waits, start what is missing, give up what nobody can do."
         actions: list[Action] = []
+        if not self.pending_count and not self.closing and len(self.workers) >= self._wanted():
+            return actions  # the usual case
         while self.pending_count and self.idle and self.busy < self.config.max_workers:
             task = self.pending.popleft()
             if not task.ended:
@@ -363,14 +372,17 @@ class Scheduler:
         self.idle.clear()
         return actions
 
-    def _start_missing(self) -> list[Action]:
+    def _wanted(self) -> int:
+        "How many workers there should be, spares included."
         wanted = min(self.config.max_workers, self.busy + self.pending_count)
-        there = len(self.workers)
-        spares = self.config.standby_workers if (there or wanted) and not self.closing else 0
-        if there >= wanted + spares or self.restarts.waiting or self.restarts.gave_up:
+        return wanted + (self.config.standby_workers if (self.workers or wanted) and not self.closing else 0)
+
+    def _start_missing(self) -> list[Action]:
+        there, wanted = len(self.workers), min(self.config.max_workers, self.busy + self.pending_count)
+        if there >= (most := self._wanted()) or self.restarts.waiting or self.restarts.gave_up:
             return []
         actions: list[Action] = []
-        for i in range(there, min(wanted + spares, self.restarts.capacity)):
+        for i in range(there, min(most, self.restarts.capacity)):
             self._last_worker += 1
             self.workers[self._last_worker] = WorkerState(self._last_worker)
             actions.append(Start(self._last_worker, urgent=i < wanted))
@@ -379,19 +391,20 @@ class Scheduler:
 
     def _choose(self, plugin: str) -> WorkerState:
         "An idle worker that has the plugin, else the one with the fewest plugins."
-        workers = list(self.idle.values())
-        if len(workers) == 1:
-            return workers[0]
-        return next((w for w in workers if plugin in w.loaded), None) or min(workers, key=lambda w: len(w.loaded))
+        for worker in self.idle.values():
+            if plugin in worker.loaded:
+                return worker
+        return min(self.idle.values(), key=lambda w: len(w.loaded))
 
     def _free(self, worker: WorkerState) -> list[Action]:
         "A worker has nothing to do: its own tasks come first."
-        while worker.own and not worker.dying:
+        if worker.stopping or worker.dying or worker.doomed:
+            return []  # a task that it got now would be lost with it
+        while worker.own:
             task = worker.own.popleft()
             if not task.ended:
                 return self._give(worker, task)
-        if not (worker.stopping or worker.dying):
-            self.idle[worker.number] = worker
+        self.idle[worker.number] = worker
         return []
 
     def _give(self, worker: WorkerState, task: Task) -> list[Action]:
@@ -412,9 +425,12 @@ class Scheduler:
 
     def _clear(self, task: Task) -> list[Action]:
         "Forget the timers that may run for a task."
-        timed = task.timeout is not None or self.config.load_timeout_seconds is not None
-        actions: list[Action] = [ClearTimer("timeout", task.number)] if timed else []
-        return [*actions, ClearTimer("grace", task.number)] if task.ending else actions
+        actions: list[Action] = []
+        if task.timeout is not None or self.config.load_timeout_seconds is not None:
+            actions.append(ClearTimer("timeout", task.number))
+        if task.ending is not None:
+            actions.append(ClearTimer("grace", task.number))
+        return actions
 
     def _end(self, task: Task, cause: Cause) -> End:
         self.pending_count -= task.queued

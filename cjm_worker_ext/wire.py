@@ -22,7 +22,7 @@ Bytes = bytes | bytearray | memoryview
 # %% auto #0
 __all__ = ['HELLO', 'LOAD', 'EXECUTE', 'UNLOAD', 'CANCEL', 'STOP', 'RELEASE', 'READY', 'LOADED', 'CHUNKS', 'PROGRESS', 'RESULT',
            'FAILED', 'CANCELLED', 'DONE', 'HEADER', 'PLACE', 'LARGE', 'dumps', 'AllowList', 'SafeUnpickler', 'loads',
-           'encode', 'Frame', 'FrameReader', 'error_record', 'load_exception']
+           'encode', 'Frame', 'FrameReader', 'chunks_in', 'error_record', 'load_exception']
 
 # %% ../nbs/03_wire.ipynb #504a0a6e
 # manager → worker
@@ -34,7 +34,7 @@ HEADER = struct.Struct("<QIHBx")  # bytes of the payload, request number, number
 PLACE = struct.Struct("<QQ")  # bytes of one buffer; 0 if it follows inline, else its offset in the arena plus one
 LARGE = 1 << 20  # Bytes from which a buffer goes through the arena, where there is one
 
-# %% ../nbs/03_wire.ipynb #913e7ba4
+# %% ../nbs/03_wire.ipynb #33cced78
 def _persistent_id(pickler: object, obj: Any) -> Any:
     "Hand out large `bytes`, and name classes of `__main__` by reference: the other side may have been told them."
     if type(obj) in (bytes, bytearray) and len(obj) >= LARGE:
@@ -59,16 +59,24 @@ def _keep_small(buffer: pickle.PickleBuffer, buffers: list[pickle.PickleBuffer])
     return False
 
 
+_SMALL = frozenset((type(None), bool, int, float, str))
+_CONTAINERS = frozenset((list, tuple, dict))
+
+
 def _holds_large_bytes(value: Any, depth: int = 2) -> bool:
     "Whether large `bytes` lie at the surface, where people put them: looking deeper would cost every small result."
-    if type(value) in (bytes, bytearray):
+    kind: type[Any] = type(value)
+    if kind is bytes or kind is bytearray:
         return len(value) >= LARGE
-    if depth and type(value) in (list, tuple, dict) and len(value) <= 64:
-        items: Iterable[Any] = value.values() if type(value) is dict else value  # pyright: ignore[reportUnknownVariableType]
-        return any(_holds_large_bytes(item, depth - 1) for item in items)  # pyright: ignore[reportUnknownVariableType]
+    if not depth or kind not in _CONTAINERS or len(value) > 64:
+        return False
+    items: Iterable[Any] = value.values() if kind is dict else value
+    for item in items:  # a loop, and not `any`: this is done for every message
+        if type(item) not in _SMALL and _holds_large_bytes(item, depth - 1):
+            return True
     return False
 
-# %% ../nbs/03_wire.ipynb #a1259e59
+# %% ../nbs/03_wire.ipynb #75648e9f
 def dumps(
     value: Any,  # What is to be sent
     what: str = "value",  # How an error calls it, for example `result of job 'j1'`
@@ -83,7 +91,8 @@ def dumps(
     try:
         if not _holds_large_bytes(value):
             data = pickle.dumps(value, 5, buffer_callback=lambda buffer: _keep_small(buffer, buffers))
-            if not (by_value and b"__main__" in data):
+            deep = len(data) >= 8 * LARGE and _holds_large_bytes(value, depth=8)
+            if not (deep or (by_value and b"__main__" in data)):
                 return data, buffers
     except Exception:  # noqa: BLE001, S110  - a plugin's object; the second way below decides, and reports
         pass
@@ -94,7 +103,7 @@ def dumps(
         if by_value:
             cloudpickle: Any = import_module("cloudpickle")  # slow to import, and seldom needed
             pickler = cloudpickle.Pickler
-            if _holds_large_bytes(value):
+            if _holds_large_bytes(value, depth=8):
                 pickler = type("LargePickler", (pickler,), {"persistent_id": _persistent_id})
         pickler(file, 5, buffer_callback=lambda buffer: _keep_small(buffer, buffers)).dump(value)  # pyright: ignore
     except Exception as e:  # a plugin's object: its __reduce__ may raise anything
@@ -177,7 +186,7 @@ class AllowList:
             f"{module}.{name} came from a worker and is not allowed; name it in WorkerConfig.allowed_types"
         )
 
-# %% ../nbs/03_wire.ipynb #2b95a48b
+# %% ../nbs/03_wire.ipynb #fd3a22a3
 class SafeUnpickler(pickle.Unpickler):
     "Reads one worker's pickles; every global name goes through the allow-list."
 
@@ -188,7 +197,7 @@ class SafeUnpickler(pickle.Unpickler):
         buffers: Sequence[Any] = (),  # What the pickle left out, in order
         copy: Callable[[memoryview], bytes] = bytes,  # Makes `bytes` of one of the buffers
     ) -> None:
-        super().__init__(file, buffers=iter(buffers))
+        pickle.Unpickler.__init__(self, file, buffers=buffers or None)
         self.find_class = allowed.find  # type: ignore[method-assign]
         self._allowed, self._copy = allowed, copy
 
@@ -235,7 +244,7 @@ class Frame:
     def __init__(self, kind: int, request: int, payload: Bytes, buffers: Sequence[tuple[int, Any]] = ()) -> None:
         self.kind, self.request, self.payload, self.buffers = kind, request, payload, buffers
 
-# %% ../nbs/03_wire.ipynb #1492dfd5
+# %% ../nbs/03_wire.ipynb #11c4c05d
 class FrameReader:
     "Turns received bytes into frames; knows nothing of sockets."
 
@@ -264,6 +273,13 @@ class FrameReader:
         data: memoryview,  # What was read; payloads refer to it, so use them before it is overwritten
     ) -> Iterator[Frame]:
         "Yield the frames that are whole now; raises `ValueError` for one larger than the limit."
+        if not self._rest and len(data) >= HEADER.size:
+            length, request, count, kind = HEADER.unpack_from(data)
+            if not count and HEADER.size + length == len(data) <= self.limit:  # one small frame, the usual case
+                return iter((Frame(kind, request, data[HEADER.size :]),))
+        return self._feed(data)
+
+    def _feed(self, data: memoryview) -> Iterator[Frame]:
         if self._rest:
             self._rest += data
             data = memoryview(self._rest)
@@ -311,6 +327,17 @@ class FrameReader:
             buffers.append((0, buffer if own else bytearray(buffer)))  # it outlives what the socket is read into
             end += nbytes
         return Frame(kind, request, payload, buffers), end
+
+# %% ../nbs/03_wire.ipynb #7de43d4c
+def chunks_in(
+    payload: Bytes,  # Of a `CHUNKS` frame
+    make_unpickler: Callable[[BytesIO], Any],  # Reads one pickle after the other
+) -> list[Any]:  # The chunks in order
+    "Take the chunks out of a message."
+    file = BytesIO(payload)
+    count = int.from_bytes(file.read(4), "little")
+    unpickler = make_unpickler(file)
+    return [unpickler.load() for _ in range(count)]
 
 # %% ../nbs/03_wire.ipynb #7a2ee769
 def error_record(

@@ -49,7 +49,7 @@ if TYPE_CHECKING:  # a worker starts faster without `typing`
     from typing import Any
 
 # %% auto #0
-__all__ = ['F_SETSIG', 'BOOT', 'arm_lifeline', 'is_readable', 'Channel', 'Outbox', 'chunks_in', 'Interrupter', 'Worker', 'main']
+__all__ = ['F_SETSIG', 'arm_lifeline', 'is_readable', 'Channel', 'Outbox', 'Interrupter', 'Worker', 'main']
 
 # %% ../nbs/04_worker.ipynb #490c9e4e
 F_SETSIG = 10  # fcntl command of Linux: which signal announces that a descriptor is ready (fcntl(2))
@@ -86,7 +86,7 @@ def is_readable(
     poll.register(fd, select.POLLIN)
     return bool(poll.poll(0))
 
-# %% ../nbs/04_worker.ipynb #3f1f40de
+# %% ../nbs/04_worker.ipynb #5d317d59
 class Channel:
     "The worker's end of the socket pair; frames in, frames out."
 
@@ -124,8 +124,10 @@ class Channel:
         pieces: Sequence[Bytes],  # From `wire.encode`
     ) -> None:
         "Write a frame; blocks while the manager does not read, which is how a fast plugin is slowed down."
-        total = sum(len(p) for p in pieces)
-        sent = os.writev(self.fd, pieces)
+        if len(pieces) == 1:  # the usual case
+            total, sent = len(pieces[0]), os.write(self.fd, pieces[0])
+        else:
+            total, sent = sum(len(p) for p in pieces), os.writev(self.fd, pieces)
         if sent < total:
             for piece in pieces:
                 view = memoryview(piece).cast("B")
@@ -133,7 +135,7 @@ class Channel:
                 while skipped < len(view):
                     skipped += os.write(self.fd, view[skipped:])
 
-# %% ../nbs/04_worker.ipynb #0dafcd68
+# %% ../nbs/04_worker.ipynb #b03f3080
 class Outbox:
     "Gathers chunks and progress of the running job; a thread that sleeps when nothing waits sends what does."
 
@@ -178,7 +180,8 @@ class Outbox:
     def reply(self, pieces: Sequence[Bytes]) -> None:
         "Send the answer of a job, and before it all that still waits."
         with self._lock:
-            self._flush()
+            if self._count or self._progress is not None:
+                self._flush()
             self._send(pieces)
 
     def _send_or_wait(self) -> None:
@@ -211,17 +214,6 @@ class Outbox:
                 if self._count or self._progress is not None:
                     self._flush()
                 self._waiting.clear()
-
-# %% ../nbs/04_worker.ipynb #7de43d4c
-def chunks_in(
-    payload: Bytes,  # Of a `CHUNKS` frame
-    make_unpickler: Callable[[BytesIO], Any],  # Reads one pickle after the other
-) -> list[Any]:  # The chunks in order
-    "Take the chunks out of a message."
-    file = BytesIO(payload)
-    count = int.from_bytes(file.read(4), "little")
-    unpickler = make_unpickler(file)
-    return [unpickler.load() for _ in range(count)]
 
 # %% ../nbs/04_worker.ipynb #15a31ad3
 class Interrupter:
@@ -271,7 +263,7 @@ class Interrupter:
             self._armed = False
             raise JobCancelled(f"job {self._ctx.job_id} is to end")
 
-# %% ../nbs/04_worker.ipynb #096ba035
+# %% ../nbs/04_worker.ipynb #af7084db
 class Worker:
     "Serves one manager until it says `STOP`; all of it happens in the main thread."
 
@@ -285,6 +277,9 @@ class Worker:
         self.settings: dict[str, Any] = {}
         self._plugins: Any = None  # the plugin manager, made when it is first needed
         self._configs: dict[str, dict[str, Any]] = {}
+        self._do: dict[int, Callable[[Frame], Sequence[Bytes]]] = {
+            EXECUTE: self._execute, LOAD: self._load_only, UNLOAD: self._unload,
+        }  # fmt: skip
 
     def serve(self) -> None:
         "Answer requests until the manager stops it or is gone."
@@ -306,10 +301,9 @@ class Worker:
 
     def _answer(self, frame: Frame) -> Sequence[Bytes]:
         "Do what a request asks, and return the frame that says how it went."
-        do = {EXECUTE: self._execute, LOAD: self._load_only, UNLOAD: self._unload}[frame.kind]
         try:
             try:
-                return do(frame)
+                return self._do[frame.kind](frame)
             finally:
                 self.interrupter.disarm()
         except JobCancelled:
@@ -318,8 +312,11 @@ class Worker:
             return encode(FAILED, frame.request, pickle.dumps(error_record(e, skip_frames=3), 5))
 
     def _execute(self, frame: Frame) -> Sequence[Bytes]:
-        buffers = [buffer for _, buffer in frame.buffers]
-        job_id, plugin_id, load, streaming, params = _ParamsUnpickler(frame.payload, buffers).load()
+        if frame.buffers:
+            content = _ParamsUnpickler(frame.payload, [buffer for _, buffer in frame.buffers]).load()
+        else:  # nothing was left out, so nothing has to be put back
+            content = pickle.loads(frame.payload)
+        job_id, plugin_id, load, streaming, params = content
         ctx = JobContext(job_id, report=self._report)
         self.interrupter.begin(frame.request, ctx)
         set_current_context(ctx)
@@ -363,6 +360,8 @@ class Worker:
 
     def _result(self, request: int, job_id: str, value: Any) -> Sequence[Bytes]:
         data, buffers = dumps(value, f"the result of job {job_id!r}")
+        if not buffers and len(data) <= self.settings["max_result_bytes"]:
+            return encode(RESULT, request, data)
         views = [b.raw() for b in buffers]
         size, limit = len(data) + sum(v.nbytes for v in views), self.settings["max_result_bytes"]
         if size > limit:
@@ -447,14 +446,11 @@ class _ParamsUnpickler(pickle.Unpickler):
             return resolve_target(":".join(where))
         return (bytearray if kind == "bytearray" else bytes)(where[0])
 
-# %% ../nbs/04_worker.ipynb #4d4dde0d
-BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from cjm_worker_ext.worker import main; main()"
-
-
+# %% ../nbs/04_worker.ipynb #6ca5a7a4
 def main() -> None:
     """Run a worker; `sys.argv` holds the package's folder and the descriptors of socket, lifeline and arena.
 
-    Started by `backends.local` as `python -c BOOT folder socket lifeline arena`, where arena may be -1.
+    Started by `backends.local`, which passes the descriptors on; arena may be -1.
     """
     socket_fd, lifeline_fd, arena_fd = (int(fd) for fd in sys.argv[2:5])
     arm_lifeline(lifeline_fd)

@@ -1,0 +1,61 @@
+"""`python -m benchmarks run|table|plot`; see `python -m benchmarks --help`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from benchmarks import harness
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="measure, print a table, and write the figures as JSON")
+    run.add_argument("--peer", action="append", help=f"one of {', '.join(harness.ALL)}; or name@folder; default: all")
+    run.add_argument("--work", action="append", help=f"one of {', '.join(harness.WORKS)}; default: all")
+    run.add_argument("--rounds", type=int, help="how often each is measured")
+    run.add_argument("--quick", action="store_true", help="one short round, for a first look")
+    run.add_argument("--json", type=Path, default=Path("benchmarks.json"), help="where the figures go")
+    table = commands.add_parser("table", help="print the tables of a run")
+    table.add_argument("json", type=Path)
+    plot = commands.add_parser("plot", help="draw the pictures of a run")
+    plot.add_argument("json", type=Path)
+    plot.add_argument("folder", type=Path)
+    options = parser.parse_args()
+    if options.command == "run":
+        return _run(options)
+    data = json.loads(options.json.read_text())
+    if options.command == "table":
+        print(harness.as_markdown(data["records"]))
+        return 0
+    from benchmarks.plots import draw
+
+    draw(data["records"], options.folder)
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    works, peers = options.work or list(harness.WORKS), options.peer or list(harness.ALL)
+    unknown = [w for w in works if w not in harness.WORKS]
+    unknown += [p for p in peers if p.partition("@")[0] not in harness.ALL]
+    if unknown:
+        print(f"unknown: {', '.join(unknown)}", file=sys.stderr)
+        return 2
+    data: dict[str, object] = {"machine": harness.machine(), "records": (records := [])}
+    for record in harness.measurements(works, peers, options.rounds, options.quick):
+        records.append(record)
+        where = "pinned" if record["pinned"] else ""
+        figures = record.get("figures") or {"-": record.get("cannot") or record.get("error")}
+        text = "  ".join(f"{k} {harness.shown(v) if isinstance(v, float | int) else v}" for k, v in figures.items())
+        print(f"{record['work']:11} {record['peer']:9} {where:6} {text}", file=sys.stderr, flush=True)
+        options.json.write_text(json.dumps(data, indent=1) + "\n")
+    print(json.dumps(data["machine"]))
+    print(harness.as_markdown(records))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
