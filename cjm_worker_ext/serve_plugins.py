@@ -27,7 +27,8 @@ def texts_at(
         raise FileNotFoundError(f"no text at {path!r}; give a file or folder of this machine")
     passed_over = f"{found['binary']:,} binary, {found['unreadable']:,} unreadable"
     print(f"{len(found['files']):,} text files at {path}; passed over: {passed_over}")  # noqa: T201  - a job's log
-    return found["files"]
+    files: list[tuple[str, int]] = found["files"]
+    return files
 
 # %% ../nbs/93_serve_plugins.ipynb #87c5c631
 class CountWords:
