@@ -162,7 +162,7 @@ class Announcer:
             task = self._task
             await asyncio.wait([task], timeout=timeout)
             if not task.done():
-                logger.warning("event_broadcaster is too slow: %d events were not sent", len(self._queue) + 1)
+                logger.warning("event_broadcaster is too slow: up to %d events were not sent", len(self._queue) + 1)
                 self._queue.clear()
                 task.cancel()
                 await asyncio.wait([task], timeout=1)

@@ -129,7 +129,7 @@ class BlockingManager:
 
     def available_plugins(self) -> list[Any]:
         "As `BaseJobManager.available_plugins`."
-        return self.manager.available_plugins()
+        return list(self._call(self._run(self.manager.available_plugins)))
 
     def broadcast_event(self, event_type: str, data: Mapping[str, Any]) -> None:
         "As `BaseJobManager.broadcast_event`."

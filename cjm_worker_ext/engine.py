@@ -283,9 +283,9 @@ class Actions:
             self.loop.call_soon(self._gone, action.worker)
         self.backend.kill(action.worker)
 
-    def _gone(self, worker: int) -> None:
+    def _gone(self, worker: int, hopeless: bool = False) -> None:
+        self.do(self.scheduler.died(worker, hopeless))
         self.pids.pop(worker, None)
-        self.do(self.scheduler.died(worker))
         self.changed.set()
 
     def _stop(self, action: Stop) -> None:
@@ -445,7 +445,7 @@ class Engine(Actions):
             self.reporter.worker_ended(end, expected)
         if not expected:
             logger.warning("worker %s %s", end.pid or "", self.outcomes.last_exit)
-        self._gone(worker)
+        self._gone(worker, hopeless=not end.pid)
 
     # kinds of frames
 
@@ -471,7 +471,8 @@ class Engine(Actions):
     def _on_progress(self, worker: int, frame: Frame, record: JobRecord) -> None:
         try:
             fraction, message = self.reader.value(frame)
-            record.job.progress, record.job.progress_message = float(fraction), str(message)
+            record.job.progress = None if fraction is None else float(fraction)
+            record.job.progress_message = str(message)
         except Exception:  # noqa: BLE001  - the worker boundary: a nonsensical progress is no progress
             logger.warning("job %s sent a progress that cannot be read", record.job.id)
             return

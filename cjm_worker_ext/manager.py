@@ -24,7 +24,7 @@ from cjm_worker_ext.extensions.protocols import (
     PluginRegistryProtocol,
     ResourceManagerProtocol,
 )
-from cjm_worker_ext.jobs import BaseJob, JobStatus, WorkerConfig
+from cjm_worker_ext.jobs import BaseJob, JobStatus, WorkerConfig, number_problem
 from cjm_worker_ext.records import JobRecord, Lost
 from cjm_worker_ext.reporter import Reporter
 from cjm_worker_ext.scheduler import LOAD, UNLOAD, Cause, Task
@@ -310,8 +310,8 @@ class ManagerJobs(ManagerLife):
         timeout = (
             self.worker_config.job_timeout_seconds if isinstance(timeout_seconds, EllipsisType) else timeout_seconds
         )
-        if timeout is not None and not timeout >= 0:
-            raise ConfigError(f"timeout_seconds must be a number of seconds >= 0 or None, got {timeout!r}")
+        if problem := number_problem("job_timeout_seconds", timeout):
+            raise ConfigError(problem.removeprefix("job_"))
         entry = await self._catalog.find(plugin_id)
         engine = self._open()  # it may have been closed in the meantime
         limit = self.worker_config.max_pending_jobs
@@ -403,7 +403,7 @@ class ManagerJobs(ManagerLife):
         return log.end - count, list(islice(log.kept, len(log.kept) - count, None))
 
     def clear_completed_jobs(self) -> int:  # How many
-        "Forget the jobs that have ended."
+        "Forget the jobs that have ended, the failed and cancelled ones too."
         return self._enter().jobs.clear_finished()
 
 # %% ../nbs/07_manager.ipynb #89ee4d17

@@ -151,7 +151,7 @@ class Outbox:
         self._file = BytesIO()
         self._pickler = pickle.Pickler(self._file, 5)
         self._request, self._count, self._sent_at = 0, 0, 0.0
-        self._progress: tuple[float, str] | None = None
+        self._progress: tuple[float | None, str] | None = None
         self._thread: threading.Thread | None = None
 
     def begin(self, request: int) -> None:
@@ -174,7 +174,7 @@ class Outbox:
             self._count += 1
             self._send_or_wait()
 
-    def progress(self, fraction: float, message: str) -> None:
+    def progress(self, fraction: float | None, message: str) -> None:
         "Take a progress report; may be called from any thread."
         with self._lock:
             self._progress = (fraction, message)
@@ -355,7 +355,7 @@ class Worker:
             if close := getattr(chunks, "close", None):
                 close()
 
-    def _report(self, fraction: float, message: str) -> None:
+    def _report(self, fraction: float | None, message: str) -> None:
         if threading.current_thread() is not threading.main_thread():
             self.outbox.progress(fraction, message)
             return
