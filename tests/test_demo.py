@@ -95,7 +95,7 @@ def test_json_says_the_same(script: list[str], texts: Path) -> None:
         ("search", "completed"),
         ("slow", "cancelled"),
     ]
-    assert jobs["find-files"]["result"]["binary"] == 1 and jobs["word-count"]["result"]["words"] == 13
+    assert jobs["find-files"]["result"]["binary"] == 1 and jobs["word-count"]["result"]["words"] == 14
     assert jobs["crash"]["error_type"] == "WorkerCrashed"
     assert len(document["matches"]) == 3
     events = document["events"]
