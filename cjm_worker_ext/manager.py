@@ -308,7 +308,8 @@ class ManagerJobs(ManagerLife):
         timeout = (
             self.worker_config.job_timeout_seconds if isinstance(timeout_seconds, EllipsisType) else timeout_seconds
         )
-        if timeout is not None and not timeout >= 0:
+        number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
+        if timeout is not None and not (number and timeout >= 0):
             raise ConfigError(f"timeout_seconds must be a number of seconds >= 0 or None, got {timeout!r}")
         entry = await self._catalog.find(plugin_id)
         engine = self._open()  # it may have been closed in the meantime
