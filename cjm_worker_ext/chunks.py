@@ -16,7 +16,7 @@ from cjm_worker_ext.errors import StreamGap
 # %% auto #0
 __all__ = ['ChunkLog']
 
-# %% ../nbs/07_chunks.ipynb #c44af4c6
+# %% ../nbs/07_chunks.ipynb #2fc18278
 class ChunkLog:
     "The chunks of one job, in order; lives on one event loop."
 
@@ -31,7 +31,7 @@ class ChunkLog:
         self.ended = False
         self._readers: dict[object, int] = {}  # each one's next position
         self._sleepers: list[asyncio.Future[None]] = []
-        self._paused = False
+        self._paused = self._full = False
 
     @property
     def end(self) -> int:  # How many chunks there were so far
@@ -39,6 +39,8 @@ class ChunkLog:
 
     def add(self, chunks: list[Any]) -> None:
         "Append chunks, and drop the oldest ones if nobody needs them."
+        if self._full:
+            return
         self.kept.extend(chunks)
         if len(self.kept) > self.limit:
             needed = min(self._readers.values(), default=self.end)
@@ -47,6 +49,13 @@ class ChunkLog:
                 self.first += 1
             self._balance()
         self._wake()
+
+    def take_no_more(self) -> None:
+        "The job is being ended: hold its worker up no longer, and ignore what it still yields."
+        self._full = True
+        if self._paused:
+            self._paused = False
+            self._pause(False)
 
     def finish(self) -> None:
         "No more chunks will come."
@@ -97,6 +106,8 @@ class ChunkLog:
 
     def _balance(self) -> None:
         "Stop the source while a reader is too far behind."
+        if self._full:
+            return
         behind = self.end - min(self._readers.values(), default=self.end)
         paused = behind > self.limit or (self._paused and behind > self.limit // 2)
         if paused != self._paused:

@@ -166,7 +166,7 @@ class Restarts:
     def capacity(self) -> int:  # Processes that may exist at the same time
         return max(0, self.config.max_workers + self.config.standby_workers - self.lost)
 
-# %% ../nbs/05_scheduler.ipynb #e77f4d43
+# %% ../nbs/05_scheduler.ipynb #02685194
 class Scheduler:
     """Decides; holds the pending tasks and what each worker does.
 
@@ -308,7 +308,10 @@ class Scheduler:
             return self.cancel(key, Cause.TIMEOUT)
         if kind == "start":
             worker = self.workers.get(key)
-            return [Kill(key)] if worker and not worker.ready else []
+            if worker is None or worker.ready:
+                return []
+            worker.dying = True
+            return [Kill(key)]
         task = self.tasks.get(key)  # grace
         if task is None or task.worker is None:
             return []
@@ -395,12 +398,13 @@ class Scheduler:
 
     def _free(self, worker: WorkerState) -> list[Action]:
         "A worker has nothing to do: its own tasks come first."
-        while worker.own and not worker.dying:
+        if worker.stopping or worker.dying or worker.doomed:
+            return []  # a task that it got now would be lost with it
+        while worker.own:
             task = worker.own.popleft()
             if not task.ended:
                 return self._give(worker, task)
-        if not (worker.stopping or worker.dying):
-            self.idle[worker.number] = worker
+        self.idle[worker.number] = worker
         return []
 
     def _give(self, worker: WorkerState, task: Task) -> list[Action]:

@@ -22,7 +22,7 @@ Bytes = bytes | bytearray | memoryview
 # %% auto #0
 __all__ = ['HELLO', 'LOAD', 'EXECUTE', 'UNLOAD', 'CANCEL', 'STOP', 'RELEASE', 'READY', 'LOADED', 'CHUNKS', 'PROGRESS', 'RESULT',
            'FAILED', 'CANCELLED', 'DONE', 'HEADER', 'PLACE', 'LARGE', 'dumps', 'AllowList', 'SafeUnpickler', 'loads',
-           'encode', 'Frame', 'FrameReader', 'error_record', 'load_exception']
+           'encode', 'Frame', 'FrameReader', 'chunks_in', 'error_record', 'load_exception']
 
 # %% ../nbs/03_wire.ipynb #504a0a6e
 # manager → worker
@@ -326,6 +326,17 @@ class FrameReader:
             buffers.append((0, buffer if own else bytearray(buffer)))  # it outlives what the socket is read into
             end += nbytes
         return Frame(kind, request, payload, buffers), end
+
+# %% ../nbs/03_wire.ipynb #7de43d4c
+def chunks_in(
+    payload: Bytes,  # Of a `CHUNKS` frame
+    make_unpickler: Callable[[BytesIO], Any],  # Reads one pickle after the other
+) -> list[Any]:  # The chunks in order
+    "Take the chunks out of a message."
+    file = BytesIO(payload)
+    count = int.from_bytes(file.read(4), "little")
+    unpickler = make_unpickler(file)
+    return [unpickler.load() for _ in range(count)]
 
 # %% ../nbs/03_wire.ipynb #7a2ee769
 def error_record(

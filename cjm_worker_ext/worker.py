@@ -49,7 +49,7 @@ if TYPE_CHECKING:  # a worker starts faster without `typing`
     from typing import Any
 
 # %% auto #0
-__all__ = ['F_SETSIG', 'BOOT', 'arm_lifeline', 'is_readable', 'Channel', 'Outbox', 'chunks_in', 'Interrupter', 'Worker', 'main']
+__all__ = ['F_SETSIG', 'arm_lifeline', 'is_readable', 'Channel', 'Outbox', 'Interrupter', 'Worker', 'main']
 
 # %% ../nbs/04_worker.ipynb #490c9e4e
 F_SETSIG = 10  # fcntl command of Linux: which signal announces that a descriptor is ready (fcntl(2))
@@ -214,17 +214,6 @@ class Outbox:
                 if self._count or self._progress is not None:
                     self._flush()
                 self._waiting.clear()
-
-# %% ../nbs/04_worker.ipynb #7de43d4c
-def chunks_in(
-    payload: Bytes,  # Of a `CHUNKS` frame
-    make_unpickler: Callable[[BytesIO], Any],  # Reads one pickle after the other
-) -> list[Any]:  # The chunks in order
-    "Take the chunks out of a message."
-    file = BytesIO(payload)
-    count = int.from_bytes(file.read(4), "little")
-    unpickler = make_unpickler(file)
-    return [unpickler.load() for _ in range(count)]
 
 # %% ../nbs/04_worker.ipynb #15a31ad3
 class Interrupter:
@@ -457,14 +446,11 @@ class _ParamsUnpickler(pickle.Unpickler):
             return resolve_target(":".join(where))
         return (bytearray if kind == "bytearray" else bytes)(where[0])
 
-# %% ../nbs/04_worker.ipynb #4d4dde0d
-BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from cjm_worker_ext.worker import main; main()"
-
-
+# %% ../nbs/04_worker.ipynb #6ca5a7a4
 def main() -> None:
     """Run a worker; `sys.argv` holds the package's folder and the descriptors of socket, lifeline and arena.
 
-    Started by `backends.local` as `python -c BOOT folder socket lifeline arena`, where arena may be -1.
+    Started by `backends.local`, which passes the descriptors on; arena may be -1.
     """
     socket_fd, lifeline_fd, arena_fd = (int(fd) for fd in sys.argv[2:5])
     arm_lifeline(lifeline_fd)

@@ -37,8 +37,8 @@ shelves = {  # caption: the folder whose pages it holds, and the order of its pa
     "Tutorials": ("tutorials", ["first_plugin"]),
     "How-to guides": (
         "howto",
-        ["index", "own_registry", "own_resource_manager", "own_broadcaster", "stream_tokens", "gpu_plugins"]
-        + ["cancel_and_timeouts", "deploy_uvicorn", "from_process_pool", "from_celery", "from_queues"],
+        ["index", "own_registry", "own_resource_manager", "own_broadcaster", "own_integration", "stream_tokens"]
+        + ["gpu_plugins", "cancel_and_timeouts", "deploy_uvicorn", "from_process_pool", "from_celery", "from_queues"],
     ),
     "Explanation": (
         "explanation",
@@ -47,9 +47,13 @@ shelves = {  # caption: the folder whose pages it holds, and the order of its pa
     ),
 }
 layers = """
-extensions/protocols errors jobs plugins wire arena worker scheduler local catalog chunks announcer manager
+extensions/protocols errors jobs plugins wire arena worker scheduler local
+catalog chunks announcer records outcomes reporter engine manager blocking
 extensions/conformance extensions/contracts extensions/contract_tests
-integrations/registry integrations/resources integrations/sse integrations/monitor cli check_cli init
+integrations/registry integrations/plugin_config integrations/config_schema
+integrations/resources integrations/processes integrations/limits integrations/gpu integrations/admission
+integrations/sse integrations/sse_log integrations/sse_encoder integrations/monitor
+cli plugins_cli check_cli init
 """.split()  # the reference, from what imports least to what imports most; others follow by name
 project_pages = {"CHANGELOG.md": "changelog", "CONTRIBUTING.md": "contributing", "SECURITY.md": "security"}
 
@@ -73,7 +77,11 @@ def execute_all(into: Path) -> None:
 
     def run(book: Path) -> subprocess.CompletedProcess:
         source = notebooks / book.relative_to(into)
-        return subprocess.run([sys.executable, __file__, "execute", source, book], capture_output=True, text=True)
+        command = [sys.executable, __file__, "execute", source, book]
+        try:
+            return subprocess.run(command, capture_output=True, text=True, timeout=300)
+        except subprocess.TimeoutExpired as e:
+            return subprocess.CompletedProcess(command, 1, e.stdout or "", f"it did not end within {e.timeout:g} s")
 
     with ThreadPoolExecutor(2) as pool:
         for book, done in zip(books, pool.map(run, books), strict=True):

@@ -19,6 +19,7 @@ from cjm_worker_ext.extensions.protocols import (
 )
 from cjm_worker_ext.integrations.registry import EntryPointPluginRegistry
 from cjm_worker_ext.integrations.resources import ProcessResourceManager
+from cjm_worker_ext.integrations.sse import SSEBroadcaster
 from cjm_worker_ext.manager import BaseJobManager
 
 
@@ -30,6 +31,9 @@ class TestEntryPointPluginRegistry(RegistryTests):
         registry.register("words", str.split, category="contract")
         registry.register("lines", str.splitlines, category="contract")
         return registry
+
+    def add(self, registry, plugin_id):
+        return registry.register(plugin_id, str.split, category="contract").get_unique_id()
 
 
 class TestProcessResourceManager(ResourceManagerTests):
@@ -73,7 +77,7 @@ class TestSSEBroadcaster(BroadcasterTests):
 
     def make(self):
         self.pages = []
-        return pytest.importorskip("cjm_worker_ext.integrations.sse").SSEBroadcaster()
+        return SSEBroadcaster()
 
     async def subscribe(self, broadcaster):
         page = Page(broadcaster.endpoint)
@@ -209,7 +213,7 @@ def test_earlier_implementations_run_under_the_manager_unchanged():
     assert [name for name in seen if name.startswith("job:")] == ["job:queued", "job:started", "job:completed"]
 
 
-@pytest.mark.parametrize("tests", [TestProcessResourceManager, TestSSEBroadcaster])
+@pytest.mark.parametrize("tests", [TestEntryPointPluginRegistry, TestProcessResourceManager, TestSSEBroadcaster])
 def test_every_contract_of_ours_is_kept_and_none_is_left_out(tests):
     report = asyncio.run(run_contracts(tests()))
     assert report.kept == list(tests.contracts), str(report)

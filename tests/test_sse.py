@@ -32,6 +32,7 @@ class Server:
         self.port, self.log = free_port(), log
         self.url = f"http://127.0.0.1:{self.port}"
         self.out = log.open("w")
+        self.http = httpx.Client(timeout=60)
         path = os.pathsep.join([str(HERE), str(HERE.parent), environment.pop("PYTHONPATH", "")])
         self.process = subprocess.Popen(
             [sys.executable, "-m", "uvicorn", app, "--port", str(self.port), *options],
@@ -59,10 +60,10 @@ class Server:
         return sock
 
     def post(self, path, body=None):
-        return httpx.post(self.url + path, json=body, timeout=60).raise_for_status().json()
+        return self.http.post(self.url + path, json=body).raise_for_status().json()
 
     def stats(self):
-        return httpx.get(self.url + "/stats", timeout=60).json()
+        return self.http.get(self.url + "/stats").json()
 
     def wait_for_clients(self, count):
         deadline = time.monotonic() + 60
@@ -74,6 +75,7 @@ class Server:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(30)
+        self.http.close()
         self.out.close()
 
 
@@ -184,13 +186,18 @@ def read_to_end(sock: socket.socket) -> bytes:
     return data
 
 
-def test_a_stuck_client_does_not_hold_up_the_end(serve):
+@pytest.mark.parametrize("blocked", [True, False])
+def test_a_stuck_client_does_not_hold_up_the_end(serve, blocked):
+    """Neither one to which nothing more can be sent, nor one that has just not read the last bit."""
     server = serve()
     stuck = server.connect(receive_buffer=4096)
-    healthy = server.connect()
+    healthy = server.connect("/events?event=none")
     read_until(healthy, b"event: snapshot")
     server.wait_for_clients(2)
-    server.post("/publish", [["job:started", {"job_id": "a"}, 500, 20_000]])
+    if blocked:
+        server.post("/publish", [["job:started", {"job_id": "a"}, 500, 20_000]])
+    while not server.stats()["unread"]:
+        server.post("/publish", [["job:started", {"job_id": "a"}, 1, 20_000]])
     began = time.monotonic()
     server.process.send_signal(signal.SIGINT)
     server.process.wait(30)
@@ -277,6 +284,7 @@ def test_500_clients_one_stuck_one_slow(serve):
     assert delays[len(delays) * 99 // 100] < 1, f"p99 {delays[len(delays) * 99 // 100]:.3f} s"
     assert sorted(longest)[len(longest) // 2] < 0.05, longest
     server.wait_for_clients(0)  # the healthy ones have gone, the two others were cut
+    assert "ERROR" not in server.log.read_text()
     stuck.close()
     slow.close()
 
@@ -332,9 +340,8 @@ def test_heartbeats_and_headers(serve):
 def drive(server, started):
     "Three rounds of ends of jobs, with a broken connection between them and events while nobody listens."
     for n in range(3):
-        if n:
-            server.post("/cut")
-        server.post("/publish", [[kind, {**data, "round": n}, 1, 0] for kind, data, *_ in TERMINAL])
+        cut = [["cut", {}, 0, 0]] if n else []
+        server.post("/publish", cut + [[kind, {**data, "round": n}, 1, 0] for kind, data, *_ in TERMINAL])
         started()
     server.post("/publish", [["job:cancelled", {"job_id": "last"}, 1, 0]])
 
@@ -407,7 +414,7 @@ done
         while '"last"' not in out.read_text():
             assert time.monotonic() < deadline, out.read_text()
             time.sleep(0.05)
-        server.post("/cut")
+        server.post("/publish", [["cut", {}, 0, 0]])
         shell.wait(30)
     finally:
         shell.kill()

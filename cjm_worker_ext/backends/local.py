@@ -130,20 +130,35 @@ class ExitWatch:
         else:
             os.close(self.fd)
 
-# %% ../../nbs/06_local.ipynb #5ee1905c
-_SCRATCH = bytearray(1 << 18)  # what small frames are read into; all workers of a process share it, one loop at a time
+# %% ../../nbs/06_local.ipynb #af957762
+BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from cjm_worker_ext.worker import main; main()"
+
 _running: weakref.WeakSet[WorkerProcess] = weakref.WeakSet()
 
 
 @atexit.register
 def _kill_what_is_left() -> None:
     "The app ends without `shutdown`: take the workers along, and wait for them, so that nothing is left behind."
-    for worker in list(_running):
+    workers = list(_running)
+    for worker in workers:
+        worker.abandon()
+    for worker in workers:
         worker.kill()
         with contextlib.suppress(Exception):
             worker.process.wait(timeout=2)
 
-# %% ../../nbs/06_local.ipynb #cc90451e
+
+def _forget_after_fork() -> None:
+    "A child that the app forked has copies of our descriptors: they must not keep workers alive, nor its exit kill them."
+    for worker in list(_running):
+        worker.give_up_copies()
+    _running.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)
+
+# %% ../../nbs/06_local.ipynb #3c6854d8
 class WorkerProcess:
     "One process with its descriptors; lives on the event loop that made it."
 
@@ -152,10 +167,11 @@ class WorkerProcess:
         number: int,  # How the host calls it
         config: WorkerConfig,  # Interpreter, environment and sizes
         host: Host,  # Who is told
+        scratch: bytearray,  # What small messages are read into; all workers of one event loop may share it
     ) -> None:
-        self.number, self.config, self.host = number, config, host
+        self.number, self.config, self.host, self._scratch = number, config, host, scratch
         self.loop = asyncio.get_running_loop()
-        self.oom_kills, self.killed, self.ended = count_oom_kills(), False, False
+        self.oom_kills, self.killed, self.ended, self.abandoned = count_oom_kills(), False, False, False
         self.lines = LineReader(config.output_tail_lines)
         self._reader = FrameReader(limit=config.max_result_bytes + (1 << 20))
         self._unsent: deque[memoryview] = deque()
@@ -163,8 +179,6 @@ class WorkerProcess:
         self._start()
 
     def _start(self) -> None:
-        from cjm_worker_ext.worker import BOOT
-
         self.sock, theirs = socket.socketpair()
         lifeline, self._lifeline = os.pipe()
         self._output, output = os.pipe()
@@ -239,6 +253,15 @@ class WorkerProcess:
         with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: a group of zombies
             os.killpg(self.pid, signal.SIGKILL)
 
+    def abandon(self) -> None:
+        "Tell the host nothing more: the app is about to exit. May be called in any thread."
+        self.abandoned = True
+
+    def give_up_copies(self) -> None:
+        "Close what a forked child of the app has inherited; the app's own descriptors stay open."
+        for fd in (self.sock.detach(), self._lifeline):
+            os.close(fd)
+
     def pause(self, paused: bool) -> None:
         "Stop or go on reading its messages; it blocks when its socket is full."
         if paused == self._reading and not self.ended:
@@ -258,7 +281,7 @@ class WorkerProcess:
     def _read(self) -> bool:  # False at the end
         room = self._reader.room()
         try:
-            count = self.sock.recv_into(_SCRATCH if room is None else room)
+            count = self.sock.recv_into(self._scratch if room is None else room)
         except BlockingIOError:
             return True
         except OSError:
@@ -266,7 +289,9 @@ class WorkerProcess:
         if not count:
             return False
         try:
-            frames = self._reader.feed(memoryview(_SCRATCH)[:count]) if room is None else self._reader.filled(count)
+            frames = (
+                self._reader.feed(memoryview(self._scratch)[:count]) if room is None else self._reader.filled(count)
+            )
             for frame in frames:
                 self.host.on_frame(self.number, frame)
         except ValueError as e:
@@ -299,6 +324,9 @@ class WorkerProcess:
 
     def _on_exit(self) -> None:
         "The process has ended: hear its last words, clear up, and tell."
+        if self.abandoned:
+            self.loop.remove_reader(self._watch.fd)
+            return
         by_us = self.killed
         self.kill()  # children that it left behind; its own number is not free yet, nobody has waited for it
         exitcode = self.process.wait()
@@ -330,7 +358,7 @@ class WorkerProcess:
         if self.arena is not None:
             os.close(self.arena.fd)
 
-# %% ../../nbs/06_local.ipynb #98d1019c
+# %% ../../nbs/06_local.ipynb #0c32a79f
 class LocalBackend:
     "The workers of one manager, as processes on this machine; raises `PlatformError` where that is not possible."
 
@@ -344,11 +372,12 @@ class LocalBackend:
             raise PlatformError("workers cannot be started on Windows yet; use Linux, macOS or WSL")
         self.config, self.host, self.hello = config, host, hello
         self.workers: dict[int, WorkerProcess] = {}
+        self._scratch = bytearray(1 << 18)
 
     def start(self, number: int) -> int:  # Its process id; 0 if it could not be started
         "Start a worker; its failure is told like any other end."
         try:
-            worker = WorkerProcess(number, self.config, self.host)
+            worker = WorkerProcess(number, self.config, self.host, self._scratch)
         except OSError as e:
             end = WorkerExit(0, None, False, (f"cannot start {self.config.python}: {e}",))
             asyncio.get_running_loop().call_soon(self.host.on_exit, number, end)

@@ -81,7 +81,7 @@ def _find_transport(scope: Mapping[str, Any], receive: object) -> _Transport | N
         receive = getattr(owner, "receive", None)
     return None
 
-# %% ../../nbs/integrations/sse.ipynb #5a9d8afe
+# %% ../../nbs/integrations/sse.ipynb #f1715778
 _HEARTBEAT = b":\n"  # a comment; without an empty line, which some readers take for an event
 _LINGER_SECONDS = 0.3
 
@@ -103,10 +103,13 @@ class _Stream:
         self.beat = False  # a heartbeat is due
         self._pump: asyncio.Task[None] | None = None
 
-    async def run(self, opening: bytes) -> None:
-        "Serve the client until it goes or the stream is ended; the response has been started."
+    async def run(self, opening: bytes, control: bytes | None = None) -> None:
+        """Serve the client until it goes or the stream is ended; the response has been started.
+
+        With `control` (which may be empty) a snapshot follows the opening.
+        """
         loop = asyncio.get_running_loop()
-        self._pump = loop.create_task(self._send_all(opening))
+        self._pump = loop.create_task(self._send_all(opening, control))
         listen = loop.create_task(self._wait_for_disconnect())
         try:
             await asyncio.wait({self._pump, listen}, return_when=asyncio.FIRST_COMPLETED)
@@ -125,9 +128,11 @@ class _Stream:
         while (await self.receive())["type"] != "http.disconnect":
             pass
 
-    async def _send_all(self, body: bytes) -> None:
+    async def _send_all(self, body: bytes, control: bytes | None) -> None:
         subscriber, hub, send = self.subscriber, self.hub, self.send
         create_future = asyncio.get_running_loop().create_future
+        if control is not None:
+            body += control + await self.snapshot()
         while True:
             if body:
                 await send({"type": "http.response.body", "body": body, "more_body": True})
@@ -350,7 +355,7 @@ def _refusal(request: Request) -> Response | None:
         return PlainTextResponse("Method Not Allowed", 405, {"allow": "GET, HEAD"})
     return Response(headers={k.decode(): v.decode() for k, v in _HEADERS}) if request.method == "HEAD" else None
 
-# %% ../../nbs/integrations/sse.ipynb #92881cbb
+# %% ../../nbs/integrations/sse.ipynb #d80361ef
 class StreamEndpoint:
     """The ASGI app that serves a broadcaster's events; made by `SSEBroadcaster`, as its `endpoint`.
 
@@ -409,7 +414,7 @@ class StreamEndpoint:
         core.house.add(stream)
         try:
             await send(_start(scope))
-            await stream.run(retry if control is None else retry + control + await snapshot())
+            await stream.run(retry, control)
         except asyncio.CancelledError:
             if not core.house.is_stopping():
                 raise
@@ -420,7 +425,14 @@ class StreamEndpoint:
             core.unsubscribe(subscriber)
             core.house.remove(stream)
 
-# %% ../../nbs/integrations/sse.ipynb #db72bfe5
+# %% ../../nbs/integrations/sse.ipynb #0bd255ea
+def _check_positive(**settings: float) -> None:
+    "Raise `ConfigError` that names every setting which is not above zero."
+    problems = [f"SSEBroadcaster.{name}: must be > 0, got {n!r}" for name, n in settings.items() if not n > 0]
+    if problems:
+        raise ConfigError("; ".join(problems))
+
+# %% ../../nbs/integrations/sse.ipynb #1628f952
 class SSEBroadcaster:
     """Serves a manager's events as server-sent events; several managers may share one.
 
@@ -444,16 +456,13 @@ class SSEBroadcaster:
         max_events: int = 2048,  # >= 1, kept for replay and slow clients
         max_bytes: int = 8 << 20,  # Bytes, >= 1, of encoded events, kept at most
     ) -> None:
-        numbers = {
-            "heartbeat_seconds": heartbeat_seconds,
-            "stuck_seconds": stuck_seconds,
-            "retry_seconds": retry_seconds,
-        }
-        problems = [f"{name}: must be > 0, got {value!r}" for name, value in numbers.items() if not value > 0]
-        counts = {"max_events": max_events, "max_bytes": max_bytes}
-        problems += [f"{name}: must be >= 1, got {value!r}" for name, value in counts.items() if not value >= 1]
-        if problems:
-            raise ConfigError("SSEBroadcaster." + "; SSEBroadcaster.".join(problems))
+        _check_positive(
+            heartbeat_seconds=heartbeat_seconds,
+            stuck_seconds=stuck_seconds,
+            retry_seconds=retry_seconds,
+            max_events=max_events,
+            max_bytes=max_bytes,
+        )
         hub = FanOut(EventLog(secrets.token_hex(4), max_events, max_bytes))
         self._core = _Core(hub, _Housekeeping(heartbeat_seconds, stuck_seconds), snapshot, visible)
         self.endpoint = StreamEndpoint(self._core, authorize, retry_seconds)

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['RESERVED_TYPES', 'to_json', 'check_event_type', 'encode_frame', 'parse_event_id']
 
-# %% ../../nbs/integrations/sse_encoder.ipynb #ecfbd03b
+# %% ../../nbs/integrations/sse_encoder.ipynb #32b82b94
+_encoder = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
 def to_json(
     data: Mapping[str, object],  # JSON-serialisable
 ) -> bytes:  # UTF-8, one line
@@ -25,10 +28,9 @@ def to_json(
     hold, is escaped as JSON allows.
     """
     try:
-        text = json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        text = _encoder.encode(data)
     except ValueError:
-        finite = json.loads(json.dumps(data), parse_constant=lambda _: None)
-        text = json.dumps(finite, separators=(",", ":"), ensure_ascii=False)
+        text = _encoder.encode(json.loads(json.dumps(data), parse_constant=lambda _: None))
     try:
         return text.encode()
     except UnicodeEncodeError:
@@ -50,7 +52,7 @@ def check_event_type(
     if event_type in RESERVED_TYPES:
         raise ValueError(f"event_type {event_type!r} is what a stream says of itself; choose another")
 
-# %% ../../nbs/integrations/sse_encoder.ipynb #ccce9849
+# %% ../../nbs/integrations/sse_encoder.ipynb #c4e4ea0c
 _BREAK = re.compile(rb"\r\n|\n|\r")
 
 
@@ -70,7 +72,8 @@ def encode_frame(
         if any(c in event_id for c in "\n\r\0"):
             raise ValueError(f"event_id must be one line without NUL, got {event_id!r}")
         lines.insert(0, b"id: " + event_id.encode(errors="replace"))
-    lines += [b"data: " + line for line in _BREAK.split(data)]
+    several = b"\n" in data or b"\r" in data  # not so for JSON
+    lines += [b"data: " + line for line in (_BREAK.split(data) if several else (data,))]
     return b"\n".join(lines) + b"\n\n"
 
 # %% ../../nbs/integrations/sse_encoder.ipynb #f4f8272d

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['TERMINAL_TYPES', 'COALESCED_TYPES', 'Event', 'Filter', 'coalesce', 'EventLog', 'Subscriber', 'FanOut']
 
-# %% ../../nbs/integrations/sse_log.ipynb #8649f599
+# %% ../../nbs/integrations/sse_log.ipynb #7b49f830
 TERMINAL_TYPES = frozenset({"job:completed", "job:failed", "job:cancelled"})
 COALESCED_TYPES = frozenset({"job:progress", "job:chunk"})
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)  # not frozen: that would double the time it takes to make one
 class Event:
     "One event as it stands in a log; shared between clients, so never modified."
 

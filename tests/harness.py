@@ -1,0 +1,88 @@
+"""What the tests of processes share: a loop with a limit, waiting for files and processes, and what the process holds."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+PLUGINS = "plugins_for_tests:"
+
+
+def run(coroutine, seconds: float = 60.0):
+    "Run a test's coroutine; one that hangs is a failure."
+
+    async def limited():
+        return await asyncio.wait_for(coroutine, seconds)
+
+    return asyncio.run(limited())
+
+
+def targets(*names: str) -> dict[str, str]:
+    return {name: PLUGINS + name for name in names}
+
+
+async def until(condition: Callable[[], object], seconds: float = 20.0, what: str = "the condition"):
+    "Wait until something holds, and return it; the time-out is the failure."
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"{what} did not come about within {seconds:g} s"
+        await asyncio.sleep(0.005)
+    return found
+
+
+def until_now(condition: Callable[[], object], seconds: float = 20.0, what: str = "the condition"):
+    "The same without a loop."
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"{what} did not come about within {seconds:g} s"
+        time.sleep(0.005)
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    "Whether a process runs; one that has ended and was not waited for does not."
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def holdings() -> tuple[int, int]:
+    "Descriptors and threads of this process."
+    gc.collect()
+    return descriptors(), threading.active_count()
+
+
+class Ticker:
+    "Wakes every 10 ms on the loop, and remembers the longest time between two wakes."
+
+    def __init__(self):
+        self.gap = 0.0
+
+    async def __aenter__(self):
+        self._task = asyncio.create_task(self._tick())
+        await asyncio.sleep(0.03)
+        self.gap = 0.0
+        return self
+
+    async def _tick(self):
+        last = time.monotonic()
+        while True:
+            await asyncio.sleep(0.01)
+            now = time.monotonic()
+            self.gap = max(self.gap, now - last - 0.01)
+            last = now
+
+    async def __aexit__(self, *exc_info):
+        await asyncio.sleep(0.02)
+        self._task.cancel()

@@ -1,0 +1,335 @@
+"""The scheduler under a hypothesis state machine: whatever happens in whatever order, its promises hold.
+
+A small model does what the scheduler orders, as an engine with obedient processes would, and checks each order.
+"""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from cjm_worker_ext.jobs import RestartPolicy, WorkerConfig
+from cjm_worker_ext.scheduler import (
+    LOAD,
+    UNLOAD,
+    Cause,
+    ClearTimer,
+    End,
+    Interrupt,
+    Kill,
+    Scheduler,
+    Send,
+    SetTimer,
+    Start,
+    Stop,
+    Task,
+)
+
+PLUGINS = st.sampled_from(["p", "q", "r"])
+
+
+class Process:
+    "What a worker process would be doing."
+
+    def __init__(self):
+        self.said_ready = self.dying = self.killed = self.stopping = False
+        self.task: Task | None = None
+        self.must_load = self.has_loaded = self.interrupted = False
+        self.loaded: dict[str, int] = {}
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    @initialize(
+        workers=st.integers(1, 3),
+        standby=st.integers(0, 2),
+        policy=st.sampled_from(list(RestartPolicy)),
+        attempts=st.integers(0, 3),
+        load_timeout=st.sampled_from([None, 1.0]),
+    )
+    def make(self, workers, standby, policy, attempts, load_timeout):
+        self.config = WorkerConfig(
+            max_workers=workers, standby_workers=standby, restart_policy=policy, max_restart_attempts=attempts,
+            load_timeout_seconds=load_timeout, restart_backoff_seconds=1.0, restart_backoff_max_seconds=4.0,
+        )  # fmt: skip
+        self.scheduler = Scheduler(self.config)
+        self.processes: dict[int, Process] = {}
+        self.ever: set[int] = set()
+        self.timers: dict[tuple[str, int], float] = {}
+        self.tasks: dict[int, Task] = {}
+        self.ended: dict[int, Cause] = {}
+        self.sent: dict[int, int] = {}
+        self.waiting: list[int] = []  # free tasks that are not on a worker, in the order that is due to them
+        self.own: dict[int, int] = {}  # task that belongs to a worker: the worker
+        self.closed = False
+        self.number = 0
+
+    # what the scheduler orders
+
+    def do(self, actions):
+        for action in actions:
+            getattr(self, "do_" + type(action).__name__.lower())(action)
+
+    def do_start(self, action: Start):
+        assert action.worker not in self.ever, "a number is given to one process only"
+        self.ever.add(action.worker)
+        self.processes[action.worker] = Process()
+        assert len(self.processes) <= self.config.max_workers + self.config.standby_workers
+
+    def process_of(self, action) -> Process:
+        assert action.worker in self.processes, f"{action} is about a worker that does not exist"
+        return self.processes[action.worker]
+
+    def do_send(self, action: Send):
+        process, task = self.process_of(action), action.task
+        assert process.said_ready and not process.dying and not process.stopping and not process.killed, action
+        assert process.task is None, "a worker holds two tasks"
+        assert task.number in self.tasks and task.number not in self.ended, "an ended task is sent"
+        if task.number in self.own:
+            assert self.own[task.number] == action.worker
+        else:
+            assert self.waiting and self.waiting[0] == task.number, (
+                f"not the next in the queue: {self.waiting}, {action}"
+            )
+            self.waiting.pop(0)
+            free = [p for p in self.processes.values() if p.task and p.task.number not in self.own]
+            assert len(free) < self.config.max_workers, "more free tasks run than max_workers"
+        if task.kind not in (LOAD, UNLOAD):
+            assert action.load == (process.loaded.get(task.plugin) != task.version), (
+                "loads what it has, or not what it needs"
+            )
+        self.sent[task.number] = self.sent.get(task.number, 0) + 1
+        process.task, process.must_load = task, action.load or task.kind == LOAD
+        process.has_loaded = process.interrupted = False
+
+    def do_interrupt(self, action: Interrupt):
+        process = self.process_of(action)
+        assert process.task is action.task, "the wrong one is interrupted"
+        assert not process.interrupted, "interrupted twice"
+        process.interrupted = True
+
+    def do_kill(self, action: Kill):
+        self.process_of(action).killed = True
+
+    def do_stop(self, action: Stop):
+        process = self.process_of(action)
+        assert process.task is None and process.said_ready, "a busy worker is stopped"
+        assert not process.stopping, "stopped twice"
+        process.stopping = True
+
+    def do_settimer(self, action: SetTimer):
+        assert action.seconds >= 0
+        if action.kind in ("timeout", "grace"):
+            assert action.key in self.tasks and action.key not in self.ended, f"a timer for nothing: {action}"
+        self.timers[action.kind, action.key] = action.seconds
+
+    def do_cleartimer(self, action: ClearTimer):
+        self.timers.pop((action.kind, action.key), None)
+
+    def do_end(self, action: End):
+        number = action.task.number
+        assert number in self.tasks, "an unknown task ends"
+        assert number not in self.ended, "a task ends twice"
+        self.ended[number] = action.cause
+        if number in self.waiting:
+            self.waiting.remove(number)
+        for process in self.processes.values():
+            if process.task is action.task:
+                process.task = None
+
+    # what may happen
+
+    def new_task(self, plugin, version=0, timeout=None, kind="execute") -> Task:
+        self.number += 1
+        task = self.tasks[self.number] = Task(self.number, plugin, version, timeout, kind)
+        return task
+
+    @rule(plugin=PLUGINS, version=st.integers(0, 1), timeout=st.sampled_from([None, 0.0, 5.0]), count=st.integers(1, 4))
+    def submit(self, plugin, version, timeout, count):
+        for _ in range(count):
+            task = self.new_task(plugin, version, timeout)
+            self.waiting.append(task.number)
+            self.do(self.scheduler.submit(task))
+            if self.closed:
+                assert self.ended[task.number] is Cause.CLOSED
+
+    @rule(plugin=PLUGINS)
+    def load(self, plugin):
+        task = self.new_task(plugin, kind=LOAD)
+        self.waiting.append(task.number)
+        self.do(self.scheduler.submit(task))
+
+    @rule(plugin=PLUGINS, kind=st.sampled_from([LOAD, UNLOAD]), version=st.integers(0, 1))
+    def submit_to_all(self, plugin, kind, version):
+        there = self.scheduler.loaded_on(plugin)
+        tasks = [self.new_task(plugin, version, kind=kind) for _ in there]
+        self.own.update((task.number, worker.number) for task, worker in zip(tasks, there, strict=True))
+        self.do(self.scheduler.submit_to_all(tasks))
+
+    def some_process(self, data, condition):
+        numbers = [number for number, process in self.processes.items() if condition(process)]
+        return data.draw(st.sampled_from(numbers)) if numbers else None
+
+    @rule(data=st.data())
+    def become_ready(self, data):
+        number = self.some_process(data, lambda p: not p.said_ready and not p.dying and not p.killed)
+        if number is not None:
+            self.processes[number].said_ready = True
+            self.do(self.scheduler.ready(number))
+
+    @rule(data=st.data())
+    def finish_loading(self, data):
+        number = self.some_process(data, lambda p: p.task and p.must_load and not p.has_loaded and not p.dying)
+        if number is not None:
+            process = self.processes[number]
+            process.has_loaded = True
+            process.loaded[process.task.plugin] = process.task.version
+            self.do(self.scheduler.loaded(number, process.task.number))
+
+    @rule(data=st.data(), how=st.sampled_from(["ok", "failed", "cancelled"]))
+    def answer(self, data, how):
+        def can(p):
+            return p.task and (how != "cancelled" or p.interrupted) and (how != "ok" or p.has_loaded or not p.must_load)
+
+        number = self.some_process(data, can)
+        if number is None:
+            return
+        process = self.processes[number]
+        task, process.task = process.task, None
+        if task.kind == UNLOAD or (how != "ok" and process.must_load and not process.has_loaded):
+            process.loaded.pop(task.plugin, None)
+        elif task.kind == LOAD and how != "ok":
+            process.loaded.pop(task.plugin, None)
+        self.do(self.scheduler.answered(number, task.number, cancelled=how == "cancelled", failed=how == "failed"))
+        if how == "ok":
+            assert self.ended[task.number] is Cause.ANSWERED
+        elif how == "cancelled":
+            assert self.ended[task.number] in (Cause.CANCELLED, Cause.TIMEOUT, Cause.CLOSED)
+
+    @rule(data=st.data(), undelivered=st.booleans())
+    def notice_the_end(self, data, undelivered):
+        number = self.some_process(data, lambda p: not p.dying)
+        if number is None:
+            return
+        process = self.processes[number]
+        process.dying = True
+        task = process.task
+        # an order that never arrived was not acted on
+        undelivered = undelivered and task is not None and not process.has_loaded
+        if undelivered and task.kind == "execute" and not process.interrupted:
+            process.task = None
+            self.waiting.insert(0, task.number)
+        self.do(self.scheduler.dying(number, undelivered))
+
+    @rule(data=st.data(), noticed=st.booleans())
+    def die(self, data, noticed):
+        number = self.some_process(data, lambda p: p.dying or not noticed)
+        if number is None:
+            return
+        process = self.processes.pop(number)
+        lost = process.task
+        actions = self.scheduler.died(number)
+        self.do(actions)
+        if lost is not None:
+            assert lost.number in self.ended, "the task of a dead worker hangs"
+
+    @rule(data=st.data())
+    def cancel(self, data):
+        open_ones = [number for number in self.tasks if number not in self.ended]
+        if open_ones:
+            number = data.draw(st.sampled_from(open_ones))
+            waits = number in self.waiting
+            self.do(self.scheduler.cancel(number))
+            assert not waits or self.ended[number] is Cause.CANCELLED
+
+    @rule(data=st.data())
+    def let_a_timer_fire(self, data):
+        if self.timers:
+            kind, key = data.draw(st.sampled_from(sorted(self.timers)))
+            del self.timers[kind, key]
+            self.do(self.scheduler.timer(kind, key))
+
+    @rule(kind=st.sampled_from(["timeout", "start", "grace"]), number=st.integers(0, 50))
+    def late_words(self, kind, number):
+        "What is about something that is gone changes nothing."
+        gone_worker = 1000 + number
+        assert self.scheduler.timer(kind, gone_worker) == []
+        for words in (
+            self.scheduler.ready(gone_worker), self.scheduler.loaded(gone_worker, number),
+            self.scheduler.answered(gone_worker, number), self.scheduler.died(gone_worker),
+            self.scheduler.dying(gone_worker, True), self.scheduler.cancel(gone_worker),
+        ):  # fmt: skip
+            assert words == []
+        for worker, process in self.processes.items():
+            if process.task is None or process.task.number != number:
+                assert self.scheduler.answered(worker, number) == []
+
+    @precondition(lambda self: not self.closed)
+    @rule(drain=st.booleans(), chance=st.integers(0, 5))
+    def close(self, drain, chance):
+        if chance:
+            return
+        self.closed = True
+        self.do(self.scheduler.close(drain))
+
+    @precondition(lambda self: self.closed)
+    @rule(chance=st.integers(0, 3))
+    def kill_all(self, chance):
+        if not chance:
+            self.do(self.scheduler.kill_all())
+
+    # what always holds
+
+    @invariant()
+    def the_books_agree(self):
+        scheduler = self.scheduler
+        assert set(scheduler.workers) == set(self.processes)
+        for number, worker in scheduler.workers.items():
+            assert worker.task is self.processes[number].task
+        assert scheduler.busy == sum(p.task is not None for p in self.processes.values())
+        assert [t.number for t in scheduler.pending if not t.ended] == self.waiting
+        assert scheduler.pending_count == len(self.waiting)
+        assert set(scheduler.tasks) == set(self.tasks) - set(self.ended)
+        for number in scheduler.idle:
+            assert scheduler.workers[number].task is None and scheduler.workers[number].ready
+        for kind, key in self.timers:
+            assert kind not in ("timeout", "grace") or key not in self.ended, "a timer of an ended task goes on"
+
+    @invariant()
+    def nobody_waits_for_nothing(self):
+        "Something that can still happen will serve what waits."
+        if not self.waiting:
+            return
+        helpers = [
+            n for n, p in self.processes.items()
+            if p.task or p.dying or p.killed or not p.said_ready or p.stopping
+        ]  # fmt: skip
+        assert helpers or ("backoff", 0) in self.timers, "a task waits, and nothing will come"
+
+    def teardown(self):
+        if not hasattr(self, "scheduler"):
+            return
+        if not self.closed:
+            self.do(self.scheduler.close(drain=False))
+        self.do(self.scheduler.kill_all())
+        for _ in range(50):
+            for number in list(self.processes):
+                assert (
+                    self.processes[number].killed or self.processes[number].stopping or not self.processes[number].task
+                )
+                del self.processes[number]
+                self.do(self.scheduler.died(number))
+        assert not self.processes and not self.scheduler.workers, "after the end new workers come"
+        assert not self.waiting and set(self.ended) == set(self.tasks), "tasks without an end"
+        assert not [timer for timer in self.timers if timer[0] != "start"], "a timer is left"
+
+
+TestScheduler = SchedulerMachine.TestCase
+TestScheduler.settings = settings(
+    max_examples=int(os.environ.get("SCHEDULER_EXAMPLES", "300")),
+    stateful_step_count=60,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
