@@ -1,4 +1,4 @@
-"""`python -m benchmarks run|table|plot`; see `python -m benchmarks --help`."""
+"""`python -m benchmarks run|table|report|plot`; see `python -m benchmarks --help`."""
 
 from __future__ import annotations
 
@@ -24,9 +24,21 @@ def main() -> int:
     plot = commands.add_parser("plot", help="draw the pictures of a run")
     plot.add_argument("json", type=Path)
     plot.add_argument("folder", type=Path)
+    report = commands.add_parser("report", help="write results.md from a run: the goals, and what was reached")
+    report.add_argument("json", type=Path, nargs="+", help="several runs are put together; the first says the machine")
+    report.add_argument("--notes", type=Path, help="Markdown to put below the goals")
     options = parser.parse_args()
     if options.command == "run":
         return _run(options)
+    if options.command == "report":
+        from benchmarks.goals import report as text_of
+
+        runs = [json.loads(path.read_text()) for path in options.json]
+        records = [record for run in runs for record in run["records"]]
+        notes = options.notes.read_text() if options.notes else ""
+        target = Path(__file__).parent / "results.md"
+        target.write_text(text_of({"machine": runs[0]["machine"], "records": records}, notes).rstrip() + "\n")
+        return 0
     data = json.loads(options.json.read_text())
     if options.command == "table":
         print(harness.as_markdown(data["records"]))

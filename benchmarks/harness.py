@@ -32,7 +32,7 @@ WORKS: dict[str, tuple[tuple[str, ...], bool, int, int]] = {
     "W5-stuck": (("ours", "socket", "pebble", "anyio", "ray", "celery"), False, 3, 90),
     "W6": (("ours", "socket", *POOLS, *SERVICES), False, 3, 60),
     "W7": (ALL, False, 2, 60),
-    "W8": (("ours", *RAW, "executor", "ray"), False, 5, 60),
+    "W8": (("ours", *RAW, "executor", "ray"), False, 5, 40),
     "W9": (ALL, False, 2, 40),
     "W10": (("ours", "executor"), False, 1, 400),
     "W10-pending": (("ours", "executor"), False, 1, 400),

@@ -27,7 +27,10 @@ class Ours(Peer):
     async def call(self, task, *args):
         manager = self.manager
         job = await manager.start_job(task, **_named(task, args))
-        return _result(await manager.wait(job.id))
+        result = _result(await manager.wait(job.id))
+        if task.startswith("make_"):
+            manager.clear_completed_jobs()  # the history keeps results; without this each would stay in memory
+        return result
 
     async def many(self, task, count):
         manager = self.manager

@@ -59,7 +59,8 @@ class Ray(Peer):
                 return getattr(tasks, task)(*args)
 
             def stream(self, count):
-                yield from range(count)
+                for number in range(count):
+                    yield number
 
         @ray.remote(num_cpus=1, max_retries=0)
         def run(task, args):
@@ -133,6 +134,7 @@ class CeleryRedis(Peer):
                 time.sleep(0.01)
         options = ["worker", "-c", str(workers), "-l", "CRITICAL", "--without-gossip", "--without-mingle"]
         boot = f"from benchmarks.peer_services import celery_app; app, _ = celery_app(); app.worker_main({options})"
+        os.environ["C_FORCE_ROOT"] = "1"  # it refuses to read pickles as root
         quiet = subprocess.DEVNULL
         self.worker = subprocess.Popen([sys.executable, "-c", boot], stdout=quiet, stderr=quiet)
         self.app, self.run = celery_app()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -389,10 +390,10 @@ def imports(quick: bool) -> Figures:
     times: dict[str, list[float]] = {name: [] for name in statements}
     for _ in range(10 if quick else 30):
         for name, statement in statements.items():
-            before = os.times()
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
             subprocess.run([sys.executable, "-P", "-c", statement], check=True)
-            after = os.times()
-            spent = after.children_user + after.children_system - before.children_user - before.children_system
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
             times[name].append(spent * 1e3)
     medians = {name: statistics.median(values) for name, values in times.items()}
     return {f"{name}_ms": value - medians["bare"] for name, value in medians.items() if name != "bare"}

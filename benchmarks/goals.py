@@ -1,0 +1,158 @@
+"""The goals, and what a run has reached of them: `python -m benchmarks report run.json` writes `results.md`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.harness import POOLS, SERVICES, as_markdown, shown, summary
+
+Rows = dict[str, Any]
+Outcome = tuple[str, bool]
+
+
+class Figures:
+    "Medians of a run, by work, peer and figure."
+
+    def __init__(self, records: list[dict[str, Any]]) -> None:
+        self.table = summary(records)
+
+    def get(self, work: str, peer: str, figure: str, pinned: bool = False) -> float:
+        row = self.table[work, pinned][peer]
+        if not isinstance(row, dict):
+            raise KeyError(peer)
+        return row[figure]
+
+    def best(self, work: str, figure: str, pinned: bool = False, least: bool = True) -> tuple[str, float]:
+        "The fastest pool or service."
+        found = {}
+        for peer in (*POOLS, *SERVICES):
+            try:
+                found[peer] = self.get(work, peer, figure, pinned)
+            except KeyError:
+                continue
+        name = (min if least else max)(found, key=found.__getitem__)
+        return name, found[name]
+
+
+def at_most(value: float, limit: float, of: str) -> Outcome:
+    return f"{value:.2f} times {of}", value <= limit
+
+
+def limit_of(work: str, figure: str, peer: str, times: float, pinned: bool = False) -> Callable[[Figures], Outcome]:
+    def judge(f: Figures) -> Outcome:
+        other = f.get(work, peer, figure, pinned)
+        return at_most(f.get(work, "ours", figure, pinned) / other, times, f"{peer} ({shown(other)})")
+
+    return judge
+
+
+def best_pool(
+    work: str, figure: str, times: float, least: bool = True, pinned: bool = False
+) -> Callable[[Figures], Outcome]:
+    def judge(f: Figures) -> Outcome:
+        name, other = f.best(work, figure, pinned, least)
+        ratio = f.get(work, "ours", figure, pinned) / other
+        return f"{ratio:.2f} times {name} ({shown(other)})", ratio <= times if least else ratio >= times
+
+    return judge
+
+
+def below(work: str, figure: str, limit: float, unit: str = "ms") -> Callable[[Figures], Outcome]:
+    def judge(f: Figures) -> Outcome:
+        value = f.get(work, "ours", figure)
+        return f"{shown(value)} {unit}", value <= limit
+
+    return judge
+
+
+def above(work: str, figure: str, limit: float, unit: str) -> Callable[[Figures], Outcome]:
+    def judge(f: Figures) -> Outcome:
+        value = f.get(work, "ours", figure)
+        return f"{shown(value)} {unit}", value >= limit
+
+    return judge
+
+
+def ratio(work: str, over: str, under: str, limit: float, pinned: bool = False) -> Callable[[Figures], Outcome]:
+    def judge(f: Figures) -> Outcome:
+        return at_most(f.get(work, "ours", over, pinned) / f.get(work, "ours", under, pinned), limit, under)
+
+    return judge
+
+
+def p99(f: Figures) -> Outcome:
+    return at_most(f.get("W1", "ours", "p99_us", True) / f.get("W1", "pipe", "p99_us", True), 3, "pipe's p99")
+
+
+def executor_array(f: Figures) -> Outcome:
+    value = f.get("W3", "executor", "numpy_64mib_ms") / f.get("W3", "ours", "numpy_64mib_ms")
+    return f"{value:.1f} times faster", value >= 10
+
+
+def memory(f: Figures) -> Outcome:
+    row = f.table["W10", False]["ours"]
+    least, most = (pick(int(k.rpartition("_")[2]) for k in row if k.startswith("rss")) for pick in (min, max))
+    grown = row[f"rss_mib_at_{most}"] - row[f"rss_mib_at_{least}"]
+    return f"{grown:+.1f} MiB from {least:,} to {most:,} jobs", grown < 2
+
+
+def cost(f: Figures) -> Outcome:
+    row = f.table["W10", False]["ours"]
+    least, most = (pick(int(k.rpartition("_")[2]) for k in row if k.startswith("us")) for pick in (min, max))
+    return at_most(row[f"us_per_job_at_{most}"] / row[f"us_per_job_at_{least}"], 1.2, f"that at {least:,}")
+
+
+GOALS: list[tuple[str, str, Callable[[Figures], Outcome]]] = [
+    ("W1", "pinned p50 at most 2.5 times the raw socket pair", limit_of("W1", "p50_us", "socket", 2.5, True)),
+    ("W1", "pinned p50 at most 0.6 times the fastest pool", best_pool("W1", "p50_us", 0.6, pinned=True)),
+    ("W1", "p99 at most 3 times the raw pipe's", p99),
+    ("W2", "at least the fastest pool's jobs per second", best_pool("W2", "jobs_per_s", 1, least=False)),
+    ("W3", "1 MiB both ways: at least as fast as the fastest pool", best_pool("W3", "mib_both_ways_ms", 1)),
+    ("W3", "64 MiB array: at most 1.2 times Ray", limit_of("W3", "numpy_64mib_ms", "ray", 1.2)),
+    ("W3", "64 MiB array: at least 10 times faster than ProcessPoolExecutor", executor_array),
+    ("W3", "longest gap of the event loop 20 ms", below("W3", "loop_gap_ms", 20)),
+    ("W4", "at most 0.6 times ProcessPoolExecutor", limit_of("W4", "first_result_ms", "executor", 0.6)),
+    ("W4", "the same with a heavy main module", limit_of("W4-heavy", "first_result_ms", "executor", 0.6)),
+    ("W5", "interruptible job: next result within 5 ms", below("W5-python", "next_result_ms", 5)),
+    ("W5", "stuck job: within the grace plus 10 ms", below("W5-stuck", "next_result_ms", 10)),
+    ("W5", "stuck job: at most 0.1 times the fastest peer that can", best_pool("W5-stuck", "next_result_ms", 0.1)),
+    ("W6", "error seen within 5 ms", below("W6", "error_seen_ms", 5)),
+    ("W6", "all queued jobs survive", above("W6", "survivors", 3, "of 3")),
+    ("W6", "next result with a standby within 10 ms", below("W6", "next_result_ms", 10)),
+    ("W7", "no wake-up while idle, parent and workers", below("W7", "wakeups_in_10_s", 0, "in 10 s")),
+    ("W8", "at least 100,000 chunks per second", above("W8", "chunks_per_s", 100_000, "chunks/s")),
+    ("W8", "at least 4 times the fastest peer", best_pool("W8", "chunks_per_s", 4, least=False)),
+    ("W9", "idle worker at most 1.5 times a bare interpreter", ratio("W9", "worker_mib", "bare_mib", 1.5)),
+    ("W10", "cost per job does not grow beyond 1.2 times", cost),
+    ("W10", "memory flat", memory),
+    ("W12", "all three integrations add at most 30 %", ratio("W12", "all_p50_us", "none_p50_us", 1.3, True)),
+    ("import", "protocols costs what typing costs", ratio("import", "protocols_ms", "typing_ms", 1.1)),
+    ("import", "manager at most 1.3 times asyncio", ratio("import", "manager_ms", "asyncio_ms", 1.3)),
+]
+
+
+def goals_table(records: list[dict[str, Any]]) -> str:
+    figures, lines = Figures(records), ["| work | goal | reached | |", "|---|---|---|---|"]
+    for work, goal, judge in GOALS:
+        try:
+            text, good = judge(figures)
+        except (KeyError, ValueError):
+            text, good = "not measured", False
+        lines.append(f"| {work} | {goal} | {text} | {'yes' if good else '**no**'} |")
+    return "\n".join(lines)
+
+
+HEAD = """# Results
+
+Made by `python -m benchmarks run` and `python -m benchmarks report`. Medians of interleaved rounds; the figures belong
+to the machine, the ratios are what matters. Differences below 1.5 times are ties on a machine that others use too.
+"""
+
+
+def report(data: dict[str, Any], notes: str = "") -> str:
+    machine = data["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    about = f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}, Python {machine['python']}; {versions}."
+    parts = [HEAD, about, "\n## Goals\n", goals_table(data["records"]), "", notes]
+    return "\n".join([*parts, "\n## Figures\n\nIn brackets: the ratio to ours.\n", as_markdown(data["records"])])

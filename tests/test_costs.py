@@ -1,0 +1,90 @@
+"""What a warm job costs, counted and not timed: today's counts are the ceiling on every machine."""
+
+import json
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from cjm_worker_ext.wire import EXECUTE, RESULT, dumps, encode
+
+PROGRAM = textwrap.dedent("""
+    import asyncio, gc, json, sys
+    from pathlib import Path
+    from cjm_worker_ext import BaseJobManager, WorkerConfig
+
+    def switches(pid):
+        found = 0
+        for status in Path(f"/proc/{pid}/task").glob("*/status"):
+            found += sum(int(li.split()[1]) for li in status.read_text().splitlines() if li.startswith("voluntary"))
+        return found
+
+    async def main(jobs, idle):
+        config = WorkerConfig(max_finished_jobs=10)
+        plugins = {"pid": "os:getpid"}
+        async with BaseJobManager("test", "test", worker_config=config, plugins=plugins) as manager:
+            async def run(count, plugin="pid"):
+                for _ in range(count):
+                    job = await manager.wait((await manager.start_job(plugin)).id)
+                    assert job.status == "completed", job.error
+                return job.result
+            pid = await run(200)
+            gc.collect()
+            blocks = sys.getallocatedblocks()
+            await run(jobs)
+            gc.collect()
+            report = {"blocks": sys.getallocatedblocks() - blocks}
+            if idle:
+                import os
+                await asyncio.sleep(0.5)
+                before = switches(os.getpid()), switches(pid)
+                await asyncio.sleep(idle)
+                report["parent"], report["worker"] = switches(os.getpid()) - before[0], switches(pid) - before[1]
+        return report
+
+    print(json.dumps(asyncio.run(main(int(sys.argv[1]), float(sys.argv[2])))))
+""")
+
+
+def run(jobs, idle=0.0, *before):
+    command = [*before, sys.executable, "-c", PROGRAM, str(jobs), str(idle)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_small_job_is_few_bytes():
+    job = ("0" * 32, "plugin", None, False, {})
+    assert len(encode(EXECUTE, 1, dumps(job)[0])[0]) <= 83
+    assert len(encode(RESULT, 1, dumps(None)[0])[0]) <= 20
+
+
+def test_jobs_leave_nothing_behind_in_memory():
+    assert run(1000)["blocks"] < 100
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts context switches in /proc")
+def test_nobody_wakes_up_while_idle():
+    report = run(10, idle=3.0)
+    assert report["worker"] == 0
+    assert report["parent"] <= 1, "its own sleep, and nothing else"
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="counts system calls with strace")
+def test_a_job_is_seven_system_calls(tmp_path):
+    def calls(jobs):
+        counts, path = {}, tmp_path / f"{jobs}"
+        run(jobs, 0.0, "strace", "-f", "-c", "-o", str(path))
+        for line in path.read_text().splitlines()[2:]:
+            words = line.split()
+            if len(words) >= 5 and words[3].isdigit() and words[-1] not in ("total", "getpid"):  # 3.11's asyncio asks
+                counts[words[-1]] = int(words[3])
+        return counts
+
+    few, many = calls(100), calls(1100)
+    each = {name: (count - few.get(name, 0)) / 1000 for name, count in many.items()}
+    each = {name: round(count, 1) for name, count in each.items() if count > 0.05}
+    # parent: send, receive, two looks of the loop, random bytes of the id; worker: read, write
+    assert sum(each.values()) <= 7.1, each
