@@ -26,8 +26,8 @@ class Serve:
     "The command, as a process of its own."
 
     def __init__(self, folder, port=0, log=None):
-        code = "from cjm_worker_ext.serve_cli import serve; import sys; sys.exit(serve())"
-        command = [sys.executable, "-c", code, "--port", str(port), "--folder", str(folder), "--workers", "2"]
+        script = Path(__file__).with_name("serve_command.py")
+        command = [sys.executable, script, "--port", str(port), "--folder", str(folder), "--workers", "2"]
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=log or subprocess.DEVNULL, text=True, start_new_session=True
         )
