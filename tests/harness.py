@@ -85,5 +85,3 @@ class Ticker:
     async def __aexit__(self, *exc_info):
         await asyncio.sleep(0.02)
         self._task.cancel()
-
-

@@ -8,7 +8,15 @@ import pytest
 from harness import run, targets
 
 from cjm_worker_ext import BaseJobManager, WorkerConfig
-from cjm_worker_ext.errors import ConfigError, ManagerClosed, ProtocolError, QueueFull, UnknownJob, UnknownPlugin, WrongLoop
+from cjm_worker_ext.errors import (
+    ConfigError,
+    ManagerClosed,
+    ProtocolError,
+    QueueFull,
+    UnknownJob,
+    UnknownPlugin,
+    WrongLoop,
+)
 
 
 class Registry:
@@ -30,7 +38,9 @@ def unchanged(manager: BaseJobManager) -> None:
     assert manager.get_all_jobs() == [] and manager.workers() == []
 
 
-@pytest.mark.parametrize("plugin_id,word", [("nope", "neither plugins= nor the registry"), ("known", "no target to run")])
+@pytest.mark.parametrize(
+    "plugin_id,word", [("nope", "neither plugins= nor the registry"), ("known", "no target to run")]
+)
 def test_a_plugin_that_cannot_run(plugin_id, word):
     async def scene():
         async with make(plugin_registry=Registry()) as manager:

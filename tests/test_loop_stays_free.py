@@ -152,7 +152,12 @@ def test_during_shutdown_with_integrations_that_hang(run_on):
     async def scene():
         stuck = Stuck()
         manager = BaseJobManager(
-            "loop", "tests", plugins=targets("echo"), plugin_registry=stuck, resource_manager=stuck, event_broadcaster=stuck
+            "loop",
+            "tests",
+            plugins=targets("echo"),
+            plugin_registry=stuck,
+            resource_manager=stuck,
+            event_broadcaster=stuck,
         )
         await manager.wait((await manager.start_job("echo")).id, 20)
         await asyncio.sleep(0.05)

@@ -320,5 +320,3 @@ def test_a_shutdown_leaves_nothing(tmp_path):
     facts = json.loads(out)
     assert facts["threads"] == ["MainThread"] and facts["left"] == [] and facts["maps"] == []
     assert not any(is_alive(pid) for pid in facts["pids"]), "shutdown returned before the workers were gone"
-
-

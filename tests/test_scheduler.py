@@ -90,12 +90,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         if task.number in self.own:
             assert self.own[task.number] == action.worker
         else:
-            assert self.waiting and self.waiting[0] == task.number, f"not the next in the queue: {self.waiting}, {action}"
+            assert self.waiting and self.waiting[0] == task.number, (
+                f"not the next in the queue: {self.waiting}, {action}"
+            )
             self.waiting.pop(0)
             free = [p for p in self.processes.values() if p.task and p.task.number not in self.own]
             assert len(free) < self.config.max_workers, "more free tasks run than max_workers"
         if task.kind not in (LOAD, UNLOAD):
-            assert action.load == (process.loaded.get(task.plugin) != task.version), "loads what it has, or not what it needs"
+            assert action.load == (process.loaded.get(task.plugin) != task.version), (
+                "loads what it has, or not what it needs"
+            )
         self.sent[task.number] = self.sent.get(task.number, 0) + 1
         process.task, process.must_load = task, action.load or task.kind == LOAD
         process.has_loaded = process.interrupted = False
@@ -312,7 +316,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.do(self.scheduler.kill_all())
         for _ in range(50):
             for number in list(self.processes):
-                assert self.processes[number].killed or self.processes[number].stopping or not self.processes[number].task
+                assert (
+                    self.processes[number].killed or self.processes[number].stopping or not self.processes[number].task
+                )
                 del self.processes[number]
                 self.do(self.scheduler.died(number))
         assert not self.processes and not self.scheduler.workers, "after the end new workers come"

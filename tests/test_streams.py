@@ -13,7 +13,16 @@ from harness import is_alive, run, targets, until
 from cjm_worker_ext import BaseJobManager, WorkerConfig
 from cjm_worker_ext.errors import StreamGap
 
-NAMES = ("count", "count_and_log", "count_slowly", "count_then_fail", "count_then_crash", "echo", "Counted", "progress_then")
+NAMES = (
+    "count",
+    "count_and_log",
+    "count_slowly",
+    "count_then_fail",
+    "count_then_crash",
+    "echo",
+    "Counted",
+    "progress_then",
+)
 
 
 def make(**config) -> BaseJobManager:
@@ -56,7 +65,9 @@ def test_a_slow_reader_pauses_the_plugin(tmp_path):
             chunks = manager.stream(job.id)
             assert (await anext(chunks))[0] == 0
             written = await standstill(path)
-            assert written < 10_000 and job.status == "running", f"{written} chunks were made for a reader that took one"
+            assert written < 10_000 and job.status == "running", (
+                f"{written} chunks were made for a reader that took one"
+            )
             rest = await collect(chunks)
             assert [n for n, _ in rest] == list(range(1, 20_000))
             assert (await manager.wait(job.id, 20)).status == "completed"
