@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pickle
 import struct
+from functools import partial
 from importlib import import_module
 from io import BytesIO
 
@@ -22,7 +23,8 @@ Bytes = bytes | bytearray | memoryview
 # %% auto #0
 __all__ = ['HELLO', 'LOAD', 'EXECUTE', 'UNLOAD', 'CANCEL', 'STOP', 'RELEASE', 'READY', 'LOADED', 'CHUNKS', 'PROGRESS', 'RESULT',
            'FAILED', 'CANCELLED', 'DONE', 'HEADER', 'PLACE', 'LARGE', 'MOST_BUFFERS', 'dumps', 'AllowList',
-           'SafeUnpickler', 'loads', 'encode', 'Frame', 'FrameReader', 'chunks_in', 'error_record', 'load_exception']
+           'refuse_state_for_classes', 'SafeUnpickler', 'loads', 'encode', 'Frame', 'FrameReader', 'chunks_in',
+           'error_record', 'load_exception']
 
 # %% ../nbs/03_wire.ipynb #7c85771a
 # manager → worker
@@ -143,6 +145,13 @@ _ALLOWED = {  # module: names, all of them plain values; numpy's are looked up o
 def _is_builtin_exception(value: object) -> bool:
     return isinstance(value, type) and issubclass(value, BaseException)
 
+
+def is_changeable(found: object) -> bool:
+    "Whether attributes of a class or function can be set: true for what is written in Python."
+    if isinstance(found, type):
+        return bool(found.__flags__ & 1 << 9) and not found.__flags__ & 1 << 8  # on the heap, and not immutable
+    return hasattr(found, "__code__")
+
 # %% ../nbs/03_wire.ipynb #f0ef1426
 class AllowList:
     "What may be made from a worker's bytes; one for each manager."
@@ -172,7 +181,8 @@ class AllowList:
         import sys
 
         if name in _ALLOWED.get(module, "").split() and "." not in name:
-            return getattr(import_module(module), name)
+            found = getattr(import_module(module), name)
+            return partial(found) if is_changeable(found) and name != "UUID" else found
         if module == "builtins" and _is_builtin_exception(found := getattr(builtins, name, None)):
             return found
         if module.startswith("numpy.dtypes") or module == "numpy.dtypes":
@@ -189,7 +199,44 @@ class AllowList:
             f"{module}.{name} came from a worker and is not allowed; name it in WorkerConfig.allowed_types"
         )
 
-# %% ../nbs/03_wire.ipynb #fd3a22a3
+# %% ../nbs/03_wire.ipynb #8072126b
+def refuse_state_for_classes(
+    data: Bytes,  # One pickle after the other
+) -> None:
+    """Follow what the pickles do to their stack; raises `RefusedType` where a class would be given attributes.
+
+    The meaning of each operation is as `pickletools` describes it; nothing is executed.
+    """
+    import pickletools
+
+    file = BytesIO(data)
+    while file.tell() < len(data):
+        stack: list[bool | None] = []  # True: may be a class; None: a mark
+        memo: dict[int, bool | None] = {}
+        arg: Any
+        for op, arg, _ in pickletools.genops(file):
+            if op.name in ("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT"):
+                memo[len(memo) if arg is None else int(arg)] = stack[-1]
+            elif op.name in ("GET", "BINGET", "LONG_BINGET"):
+                stack.append(memo[int(arg)])
+            elif op.name == "DUP":
+                stack.append(stack[-1])
+            else:
+                if op.name == "BUILD" and stack[-2]:
+                    raise RefusedType("a worker wanted to set attributes of a class; only objects may have a state")
+                before = len(op.stack_before)
+                if pickletools.markobject in op.stack_before:
+                    del stack[len(stack) - 1 - stack[::-1].index(None) :]
+                    before = op.stack_before.index(pickletools.markobject)
+                keeps = op.name in ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")
+                del stack[len(stack) - before + keeps :]
+                if op.name == "MARK":
+                    stack.append(None)
+                elif not keeps:
+                    is_class = op.name in ("GLOBAL", "STACK_GLOBAL", "PERSID", "BINPERSID", "EXT1", "EXT2", "EXT4")
+                    stack += [is_class] * len(op.stack_after)
+
+# %% ../nbs/03_wire.ipynb #1272202e
 class SafeUnpickler(pickle.Unpickler):
     "Reads one worker's pickles; every global name goes through the allow-list."
 
@@ -201,13 +248,22 @@ class SafeUnpickler(pickle.Unpickler):
         copy: Callable[[memoryview], bytes] = bytes,  # Makes `bytes` of one of the buffers
     ) -> None:
         pickle.Unpickler.__init__(self, file, buffers=buffers or None)
-        self.find_class = allowed.find  # type: ignore[method-assign]
+        self.find_class = self._find  # type: ignore[method-assign]
         self._allowed, self._copy = allowed, copy
+        self._unseen: tuple[BytesIO, int] | None = (file, file.tell())  # what must be looked through before a class
+
+    def _find(self, module: str, name: str) -> Any:
+        found = self._allowed.find(module, name)
+        if self._unseen is not None and is_changeable(found):
+            file, start = self._unseen
+            self._unseen = None
+            refuse_state_for_classes(file.getvalue()[start:])
+        return found
 
     def persistent_load(self, pid: Any) -> Any:
         kind, *where = pid
         if kind == "class":
-            return self._allowed.find(*where)
+            return self._find(*where)
         data = self._copy(memoryview(where[0]))
         return bytearray(data) if kind == "bytearray" else data
 
