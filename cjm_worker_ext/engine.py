@@ -417,6 +417,8 @@ class Engine(Actions):
             self.do(self.scheduler.ready(worker))
             return
         request = self.requests.get(frame.request)
+        if frame.kind >= wire.RESULT:  # the last word about a request
+            self.backend.read_output(worker)
         if request is not None and request.task.worker == worker and (on_kind := self._on_kind.get(frame.kind)):
             on_kind(worker, frame, request)
 

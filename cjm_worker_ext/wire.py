@@ -248,12 +248,12 @@ class SafeUnpickler(pickle.Unpickler):
         copy: Callable[[memoryview], bytes] = bytes,  # Makes `bytes` of one of the buffers
     ) -> None:
         pickle.Unpickler.__init__(self, file, buffers=buffers or None)
-        self.find_class = self._find  # type: ignore[method-assign]
         self._allowed, self._copy = allowed, copy
         self._unseen: tuple[BytesIO, int] | None = (file, file.tell())  # what must be looked through before a class
 
-    def _find(self, module: str, name: str) -> Any:
-        found = self._allowed.find(module, name)
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        "Look up a global name of the pickle; raises `RefusedType`."
+        found = self._allowed.find(module_name, global_name)
         if self._unseen is not None and is_changeable(found):
             file, start = self._unseen
             self._unseen = None
@@ -263,7 +263,7 @@ class SafeUnpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> Any:
         kind, *where = pid
         if kind == "class":
-            return self._find(*where)
+            return self.find_class(*where)
         data = self._copy(memoryview(where[0]))
         return bytearray(data) if kind == "bytearray" else data
 

@@ -320,6 +320,15 @@ class WorkerProcess:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGURG)
 
+    def read_output(self) -> None:
+        "Read what it has written so far: lines that belong to a job must not be read after the job's end."
+        with contextlib.suppress(BlockingIOError):
+            for _ in range(16):  # a plugin that floods must not hold the loop
+                if not (data := os.read(self._output, 1 << 12)):
+                    return
+                for line in self.lines.feed(data):
+                    self.host.on_output(self.number, line)
+
     def _on_output(self) -> None:
         try:
             data = os.read(self._output, 1 << 12)  # a few lines at a time: a plugin that floods must not hold the loop
@@ -418,6 +427,11 @@ class LocalBackend:
         "Stop or go on reading from a worker."
         if worker := self.workers.get(number):
             worker.pause(paused)
+
+    def read_output(self, number: int) -> None:
+        "Tell the host of all lines that a worker has written so far."
+        if worker := self.workers.get(number):
+            worker.read_output()
 
     def forget(self, number: int) -> None:
         "The host has been told of its end and needs nothing more of it."
