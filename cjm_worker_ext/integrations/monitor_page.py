@@ -148,6 +148,7 @@ def job_card(
         data_status=row["status"],
         data_job=row["job_id"],
         data_worker_type=row["worker_type"],
+        data_next=row["next"],
     )
 
 # %% ../../nbs/integrations/monitor_page.ipynb #999f1763
