@@ -135,7 +135,7 @@ def test_jobs_live(serve, visit):
     expect(page.locator("#workers .worker[data-status=running] [data-field=memory]").first).to_contain_text(
         "MB", timeout=SECONDS
     )
-    page.wait_for_function("document.querySelector('#workers polyline').points.length > 1", timeout=SECONDS)
+    page.wait_for_function("() => document.querySelector('#workers polyline').points.length > 1", timeout=SECONDS)
 
 
 def test_a_crash_is_explained(serve, visit):

@@ -374,6 +374,7 @@ for (const card of document.querySelectorAll("#jobs > .job")) {
   row.status = card.dataset.status;
   row.plugin_id = field(card, "plugin").textContent;
   const text = field(card, "text").textContent || null;
+  field(card, "text").scrollTop = 1e6;
   jobs.set(keyOf(row), { row: { ...row, next: Number(card.dataset.next), text, progress: null, position: null }, card });
 }
 for (const card of document.querySelectorAll("#workers > .worker")) workers.set(Number(card.dataset.pid), card);
