@@ -1,6 +1,5 @@
 """Jobs from a FastHTML app, and the page that shows them: `python fasthtml_app.py`, then http://127.0.0.1:5001/."""
 
-import contextlib
 import time
 
 from fasthtml.common import A, Button, Form, Input, P, Redirect, Titled, fast_app, serve
@@ -29,7 +28,6 @@ manager = BaseJobManager(
 )
 
 
-@contextlib.asynccontextmanager
 async def life(app):
     async with manager:
         yield

@@ -135,7 +135,7 @@ def test_jobs_live(serve, visit):
     expect(page.locator("#workers .worker[data-status=running] [data-field=memory]").first).to_contain_text(
         "MB", timeout=SECONDS
     )
-    page.wait_for_function("document.querySelector('#workers polyline').points.length > 1", timeout=SECONDS)
+    page.wait_for_function("() => document.querySelector('#workers polyline').points.length > 1", timeout=SECONDS)
 
 
 def test_a_crash_is_explained(serve, visit):
@@ -198,6 +198,7 @@ def test_keyboard(serve, visit):
     page.keyboard.press("Enter")
     expect(card(page, "slow", "cancelled")).to_be_visible(timeout=SECONDS)
     assert page.evaluate("document.activeElement.closest('.job').dataset.status") == "cancelled", "the focus is lost"
+    expect(card(page, "slow").get_by_role("button", name=re.compile("^Retry"))).to_be_visible(timeout=SECONDS)
     page.keyboard.press("Tab")  # to the retry button, then to the details
     assert page.evaluate("document.activeElement.textContent") == "Retry"
     while page.evaluate("document.activeElement.tagName") != "SUMMARY":

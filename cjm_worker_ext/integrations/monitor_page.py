@@ -95,77 +95,77 @@ def action_form(
     return element("form", *inputs, button, method="post", action=action, data_action=action, hidden=not shown)
 
 
+def _field(name: str, text: str | None, tag: str = "span", **attributes: str | int | float | bool | None) -> Html:
+    "An element that the script fills; hidden while it is empty."
+    return element(tag, text, data_field=name, **{"hidden": not text, **attributes})
+
+
+def _job_header(row: JobRow, token: str, now: str) -> Html:
+    return element(
+        "header",
+        element("span", row["status"], data_field="status", class_="badge"),
+        element("h3", row["plugin_id"], data_field="plugin", tabindex="-1"),
+        element("code", row["job_id"][:8], data_field="id", title=row["job_id"]),
+        _field("when", when_text(row, now), class_="when"),
+        element("span", class_="space"),
+        action_form("cancel", "Cancel", row, token, row["can_cancel"]),
+        action_form("retry", "Retry", row, token, row["can_retry"]),
+    )
+
+
+def _job_details() -> Html:
+    "What is unfolded; the script fetches it then."
+    parts = [
+        element(
+            "section", element("h4", title), element("pre", tabindex="0", aria_label=title), data_part=name, hidden=True
+        )
+        for name, title in (("traceback", "Traceback"), ("output", "Log"))
+    ]
+    nothing = element("p", "Nothing was logged.", data_part="nothing", hidden=True)
+    return element("details", element("summary", "Details"), element("dl", data_field="facts"), *parts, nothing)
+
+
 def job_card(
     row: JobRow,
     token: str,
     now: str,  # ISO 8601, UTC
 ) -> Html:
     "Write one job."
-
-    def field(name: str, text: str | None, tag: str = "span", **attributes: str | float | bool | None) -> Html:
-        hidden = attributes.pop("hidden", not text)
-        return element(tag, text, data_field=name, hidden=hidden, **attributes)
-
     running, error = row["status"] == "running", row["error"]
     why = ": ".join(part for part in (row["error_type"], error) if part)
-    head = element(
-        "header",
-        element("span", row["status"], data_field="status", class_="badge"),
-        element("h3", row["plugin_id"], data_field="plugin", tabindex="-1"),
-        element("code", row["job_id"][:8], data_field="id", title=row["job_id"]),
-        field("when", when_text(row, now), class_="when"),
-        element("span", class_="space"),
-        action_form("cancel", "Cancel", row, token, row["can_cancel"]),
-        action_form("retry", "Retry", row, token, row["can_retry"]),
-    )
-    more = element(
-        "details",
-        element("summary", "Details"),
-        element("dl", data_field="facts"),
-        *(
-            element(
-                "section",
-                element("h4", title),
-                element("pre", tabindex="0", aria_label=title),
-                data_part=name,
-                hidden=True,
-            )
-            for name, title in (("traceback", "Traceback"), ("output", "Log"))
-        ),
-        element("p", "Nothing was logged.", data_part="nothing", hidden=True),
-    )
+    value = row["progress"]
     return element(
         "li",
-        head,
-        element(
-            "progress", data_field="progress", value=row["progress"], max=1, hidden=not running, aria_label="Progress"
-        ),
-        field("message", row["message"] if running else None, "p"),
-        field("text", row["text"], "pre", tabindex="0", aria_label="Streamed so far"),
-        field("error", why or None, "p", class_="error"),
-        more,
+        _job_header(row, token, now),
+        element("progress", data_field="progress", value=value, max=1, hidden=not running, aria_label="Progress"),
+        _field("message", row["message"] if running else None, "p"),
+        _field("text", row["text"], "pre", tabindex="0", aria_label="Streamed so far"),
+        _field("error", why or None, "p", class_="error"),
+        _job_details(),
         class_="job",
         data_status=row["status"],
         data_job=row["job_id"],
         data_worker_type=row["worker_type"],
+        data_next=row["next"],
     )
 
 # %% ../../nbs/integrations/monitor_page.ipynb #999f1763
+def _chart(name: str, label: str) -> Html:
+    line = element("polyline", points="", data_line=name)
+    svg = element("svg", line, viewBox="0 0 120 30", preserveAspectRatio="none", aria_hidden="true")
+    return element("div", element("dt", label), element("dd", "–", data_field=name), svg, class_="chart")
+
+
 def worker_card(
     row: WorkerRow,
 ) -> Html:
     "Write one worker."
-
-    def chart(name: str, label: str) -> Html:
-        line = element("polyline", points="", data_line=name)
-        return element(
-            "div",
-            element("dt", label),
-            element("dd", "–", data_field=name),
-            element("svg", line, viewBox="0 0 120 30", preserveAspectRatio="none", aria_hidden="true"),
-            class_="chart",
-        )
-
+    facts = {
+        "pid": f"pid {row['pid']}",
+        "type": row["worker_type"],
+        "job": row["job_id"] and f"job {row['job_id'][:8]}",
+    }
+    charts, unknown = [_chart("cpu", "CPU"), _chart("memory", "Memory")], row["figures"] is None
     return element(
         "li",
         element(
@@ -173,21 +173,8 @@ def worker_card(
             element("span", row["status"], data_field="status", class_="badge"),
             element("h3", row["plugins"] or "no plugin loaded", data_field="plugins"),
         ),
-        element(
-            "p",
-            element("span", f"pid {row['pid']}", data_field="pid"),
-            element("span", row["worker_type"], data_field="type"),
-            element("span", row["job_id"] and f"job {row['job_id'][:8]}", data_field="job"),
-            class_="facts",
-        ),
-        element(
-            "dl",
-            chart("cpu", "CPU"),
-            chart("memory", "Memory"),
-            class_="charts",
-            data_field="charts",
-            hidden=row["figures"] is None,
-        ),
+        element("p", *(element("span", text, data_field=name) for name, text in facts.items()), class_="facts"),
+        element("dl", *charts, class_="charts", data_field="charts", hidden=unknown),
         class_="worker",
         data_pid=row["pid"],
         data_status=row["status"],
@@ -218,65 +205,58 @@ _BLANK_WORKER: WorkerRow = {
 }  # fmt: skip
 
 
+def _head(title: str, version: str) -> Html:
+    return element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="color-scheme", content="light dark"),
+        element("title", title),
+        element("link", rel="icon", href="data:,"),
+        element("link", rel="stylesheet", href=f"assets/monitor.css?v={version}"),
+        element("script", src=f"assets/monitor.js?v={version}", defer=True),
+    )
+
+
+def _section(name: str, *children: Html) -> Html:
+    "A part of the page, named by its heading."
+    return element("section", element("h2", name, id=f"{name}-title"), *children, aria_labelledby=f"{name}-title")
+
+
+def _lists(state: State) -> tuple[Html, Html]:
+    "Workers and jobs."
+    workers, jobs, more = state["workers"], state["jobs"], state["more"]
+    no_workers = "No worker runs; the first job starts one."
+    return _section(
+        "Workers",
+        element("ul", *(worker_card(row) for row in workers), id="workers"),
+        element("p", no_workers, id="no-workers", class_="empty", hidden=bool(workers)),
+    ), _section(
+        "Jobs",
+        element("p", id="counts", class_="facts"),
+        element("ol", *(job_card(row, state["token"], state["now"]) for row in jobs), id="jobs"),
+        element("p", "No jobs yet.", id="no-jobs", class_="empty", hidden=bool(jobs)),
+        element("p", f"and {more} more", id="more", class_="empty", hidden=not more),
+    )
+
+
 def page(
     state: State,
     top: Html | None = None,  # The app's own, above the lists
 ) -> Html:
     "Write the whole document."
-    version, token, now = state["version"], state["token"], state["now"]
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("title", state["title"]),
-        element("link", rel="icon", href="data:,"),
-        element("link", rel="stylesheet", href=f"assets/monitor.css?v={version}"),
-        element("script", src=f"assets/monitor.js?v={version}", defer=True),
-    )
-    header = element(
-        "header",
-        element("h1", state["title"]),
-        element(
-            "p",
-            element("noscript", "Without JavaScript this page stands still: reload it to see more."),
-            id="connection",
-            role="status",
-        ),
-        class_="top",
-    )
+    stands_still = element("noscript", "Without JavaScript this page stands still: reload it to see more.")
+    connection = element("p", stands_still, id="connection", role="status")
     problem = element("p", id="problem", class_="error", role="alert", hidden=True)
-    workers = element(
-        "section",
-        element("h2", "Workers", id="workers-title"),
-        element("ul", *(worker_card(row) for row in state["workers"]), id="workers"),
-        element(
-            "p",
-            "No worker runs; the first job starts one.",
-            id="no-workers",
-            class_="empty",
-            hidden=bool(state["workers"]),
-        ),
-        aria_labelledby="workers-title",
-    )
-    left_out = f"and {state['more']} more"
-    jobs = element(
-        "section",
-        element("h2", "Jobs", id="jobs-title"),
-        element("p", id="counts", class_="facts"),
-        element("ol", *(job_card(row, token, now) for row in state["jobs"]), id="jobs"),
-        element("p", "No jobs yet.", id="no-jobs", class_="empty", hidden=bool(state["jobs"])),
-        element("p", left_out, id="more", class_="empty", hidden=not state["more"]),
-        aria_labelledby="jobs-title",
-    )
+    blank_job, blank_worker = job_card(_BLANK_JOB, state["token"], state["now"]), worker_card(_BLANK_WORKER)
     body = element(
         "body",
-        header,
-        element("main", problem, top, workers, jobs),
+        element("header", element("h1", state["title"]), connection, class_="top"),
+        element("main", problem, top, *_lists(state)),
         element("p", id="announcer", class_="unseen", aria_live="polite"),
-        element("template", job_card(_BLANK_JOB, token, now), id="job-template"),
-        element("template", worker_card(_BLANK_WORKER), id="worker-template"),
+        element("template", blank_job, id="job-template"),
+        element("template", blank_worker, id="worker-template"),
         data_poll_seconds=state["poll_seconds"],
-        data_version=version,
+        data_version=state["version"],
     )
-    return Html("<!doctype html>\n" + element("html", head, body, lang="en"))
+    return Html("<!doctype html>\n" + element("html", _head(state["title"], state["version"]), body, lang="en"))

@@ -52,7 +52,7 @@ class JobRow(TypedDict):
     error: str | None
     error_type: str | None
     text: str | None  # What it yielded, the end of it; None: not looked up
-    next: int  # Position of the chunk that follows `text`
+    next: int  # How many chunks it has yielded
     can_cancel: bool
     can_retry: bool
 
@@ -70,7 +70,7 @@ def job_row(
 ) -> JobRow:
     "Say what a card of this job shows now."
     with_text = with_text or job.status is JobStatus.RUNNING
-    first, chunks = manager.get_job_chunks(job.id, 200) if with_text else (0, [])
+    first, chunks = manager.get_job_chunks(job.id, 200 if with_text else 0)
     return {
         "job_id": job.id,
         "worker_type": manager.worker_type,

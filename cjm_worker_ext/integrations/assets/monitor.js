@@ -99,6 +99,7 @@ function change(row) {
   const before = job.row;
   const older = row.status === "pending" ? before.status !== "pending" : RANK[before.status] === 2;
   if (row.status && older && row.status !== before.status) return job; // said before what we know already
+  const lacking = row.text === null && row.next > before.next; // it has ended, and we have not seen all
   if (row.text === null || (row.next !== undefined && row.next < before.next)) {
     row = { ...row, text: before.text, next: before.next };
   }
@@ -108,7 +109,7 @@ function change(row) {
   }
   if (RANK[job.row.status] === 2) Object.assign(job.row, { position: null, can_cancel: false });
   drawJob(job);
-  if (before.status !== job.row.status) loadDetails(job);
+  if (lacking || before.status !== job.row.status) loadDetails(job, lacking);
   return job;
 }
 
@@ -195,9 +196,9 @@ function drawWorkers(rows) {
 }
 
 // ---- what is unfolded
-async function loadDetails(job) {
+async function loadDetails(job, always = false) {
   const { row, card } = job;
-  if (!card.querySelector("details").open || !connected) return;
+  if (!connected || !(always || card.querySelector("details").open)) return;
   const query = new URLSearchParams({ worker_type: row.worker_type, job_id: row.job_id });
   const answer = await fetch(`job?${query}`).catch(() => null);
   if (!answer || !answer.ok) return;
@@ -373,7 +374,8 @@ for (const card of document.querySelectorAll("#jobs > .job")) {
   row.status = card.dataset.status;
   row.plugin_id = field(card, "plugin").textContent;
   const text = field(card, "text").textContent || null;
-  jobs.set(keyOf(row), { row: { ...row, next: 0, text, progress: null, position: null }, card });
+  field(card, "text").scrollTop = 1e6;
+  jobs.set(keyOf(row), { row: { ...row, next: Number(card.dataset.next), text, progress: null, position: null }, card });
 }
 for (const card of document.querySelectorAll("#workers > .worker")) workers.set(Number(card.dataset.pid), card);
 connect();
