@@ -267,6 +267,7 @@ class RawPipe(Peer):
     "multiprocessing.Pipe and a parent that waits: no event loop goes on meanwhile."
 
     asynchronous = False
+    modules = ("multiprocessing.connection",)
 
     async def open(self, workers=1, standby=0):
         import multiprocessing as mp
