@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
-"""In an environment with the wheel's [all] and the newest FastHTML, which wants fastcore 2: everything imports, a job runs."""
+"""In an environment with the wheel's [all] and the newest FastHTML, which wants fastcore 2: everything imports, a job runs,
+the FastHTML example tells its story."""
 
 import asyncio
 import importlib
 import pkgutil
+import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import fasthtml.common  # noqa: F401  - it has to live beside us
 import without_extras
@@ -18,6 +21,7 @@ def main():
     for module in pkgutil.walk_packages(cjm_worker_ext.__path__, "cjm_worker_ext."):
         importlib.import_module(module.name)
     asyncio.run(without_extras.core())
+    subprocess.run([sys.executable, Path(__file__).parent.parent / "tests" / "test_examples.py"], check=True)
 
 
 if __name__ == "__main__":

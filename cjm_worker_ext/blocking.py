@@ -22,7 +22,7 @@ T = TypeVar("T")
 # %% auto #0
 __all__ = ['BlockingManager']
 
-# %% ../nbs/07_blocking.ipynb #fa4c8d8c
+# %% ../nbs/07_blocking.ipynb #5a241440
 class BlockingManager:
     "A manager's methods without await; may be called from any thread. Use it with `with`, or call `shutdown`."
 
@@ -101,6 +101,11 @@ class BlockingManager:
         "As `BaseJobManager.get_job_output`."
         return self._call(self._run(self.manager.get_job_output, job_id))
 
+    def get_job_chunks(self, job_id: str, last: int = 100) -> tuple[int, list[Any]]:
+        "As `BaseJobManager.get_job_chunks`."
+        found: tuple[int, list[Any]] = self._call(self._run(self.manager.get_job_chunks, job_id, last))
+        return found
+
     def clear_completed_jobs(self) -> int:
         "As `BaseJobManager.clear_completed_jobs`."
         count: int = self._call(self._run(self.manager.clear_completed_jobs))
@@ -124,7 +129,7 @@ class BlockingManager:
 
     def available_plugins(self) -> list[Any]:
         "As `BaseJobManager.available_plugins`."
-        return self.manager.available_plugins()
+        return list(self._call(self._run(self.manager.available_plugins)))
 
     def broadcast_event(self, event_type: str, data: Mapping[str, Any]) -> None:
         "As `BaseJobManager.broadcast_event`."

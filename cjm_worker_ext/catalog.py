@@ -174,9 +174,10 @@ class Catalog:
         if metadata is not None:
             how = f"plugins={{{plugin_id!r}: 'module:attribute'}}"
             return f"plugin {plugin_id!r}: the registry knows it, but no target to run; pass {how} or give its metadata a target"
+        if self.registry is not None:
+            return f"plugin {plugin_id!r}: the registry does not have it{', nor does plugins=' if self.targets else ''}"
         known = ", ".join(map(repr, list(self.targets)[:10])) or "none"
-        where = "neither plugins= nor the registry has it" if self.registry else "plugins= does not have it"
-        return f"plugin {plugin_id!r}: {where}; plugins= has {known}"
+        return f"plugin {plugin_id!r}: plugins= does not have it; plugins= has {known}"
 
     def close(self) -> None:
         "End the thread."

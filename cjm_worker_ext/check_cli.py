@@ -27,6 +27,7 @@ except ImportError as e:
         f"cjm-worker-check needs {e.name}, which is not installed; pip install 'cjm-worker-ext[demo]'"
     ) from e
 
+import cjm_worker_ext
 from cjm_worker_ext.errors import WorkerExtError
 from cjm_worker_ext.extensions.conformance import check_protocol, protocol_members
 from cjm_worker_ext.extensions.contracts import (
@@ -239,8 +240,10 @@ def _types(target: Target) -> Verdict:
 
 def _search_path() -> list[str]:
     "Where a type checker has to look for what Python finds outside of its own folders."
+    here = str(Path(cjm_worker_ext.__file__).parent.parent)  # an editable install is on no path that mypy knows
+    paths = [path or os.getcwd() for path in [*sys.path, here]]
     return [
-        path or os.getcwd() for path in sys.path if "site-packages" not in path and not path.startswith(sys.base_prefix)
+        path for path in dict.fromkeys(paths) if "site-packages" not in path and not path.startswith(sys.base_prefix)
     ]
 
 # %% ../nbs/91_check_cli.ipynb #68b7dedc

@@ -19,7 +19,14 @@ from cjm_worker_ext.announcer import Grumbler
 from cjm_worker_ext.backends.local import LocalBackend, WorkerExit
 from cjm_worker_ext.catalog import PluginEntry
 from cjm_worker_ext.chunks import ChunkLog
-from cjm_worker_ext.errors import PluginError, PluginLoadError, WorkerCrashed, WorkersExhausted, describe_exit
+from cjm_worker_ext.errors import (
+    PluginError,
+    PluginLoadError,
+    RefusedType,
+    WorkerCrashed,
+    WorkersExhausted,
+    describe_exit,
+)
 from cjm_worker_ext.jobs import JobStatus, WorkerConfig, utc_now
 from cjm_worker_ext.outcomes import Hooks, Outcomes
 from cjm_worker_ext.records import Answer, JobBook, JobRecord, Lost, Raised, Returned
@@ -276,9 +283,9 @@ class Actions:
             self.loop.call_soon(self._gone, action.worker)
         self.backend.kill(action.worker)
 
-    def _gone(self, worker: int) -> None:
+    def _gone(self, worker: int, hopeless: bool = False) -> None:
+        self.do(self.scheduler.died(worker, hopeless))
         self.pids.pop(worker, None)
-        self.do(self.scheduler.died(worker))
         self.changed.set()
 
     def _stop(self, action: Stop) -> None:
@@ -301,7 +308,7 @@ class Actions:
         self.outcomes.finish(record, cause)
         self.changed.set()
 
-# %% ../nbs/07_engine.ipynb #65dd5e98
+# %% ../nbs/07_engine.ipynb #b57c5795
 class Engine(Actions):
     "Runs jobs; lives on the event loop that made it, and implements `backends.local.Host`."
 
@@ -359,7 +366,7 @@ class Engine(Actions):
             task = record.task
 
             def pause(paused: bool) -> None:
-                if task.worker is not None and not task.ended:
+                if task.worker is not None and not (paused and task.ended):
                     self.backend.pause(task.worker, paused)
 
             record.chunks = ChunkLog(self.config.max_buffered_chunks, pause)
@@ -438,7 +445,7 @@ class Engine(Actions):
             self.reporter.worker_ended(end, expected)
         if not expected:
             logger.warning("worker %s %s", end.pid or "", self.outcomes.last_exit)
-        self._gone(worker)
+        self._gone(worker, hopeless=not end.pid)
 
     # kinds of frames
 
@@ -464,7 +471,8 @@ class Engine(Actions):
     def _on_progress(self, worker: int, frame: Frame, record: JobRecord) -> None:
         try:
             fraction, message = self.reader.value(frame)
-            record.job.progress, record.job.progress_message = float(fraction), str(message)
+            record.job.progress = None if fraction is None else float(fraction)
+            record.job.progress_message = str(message)
         except Exception:  # noqa: BLE001  - the worker boundary: a nonsensical progress is no progress
             logger.warning("job %s sent a progress that cannot be read", record.job.id)
             return
@@ -472,7 +480,7 @@ class Engine(Actions):
 
     def _on_result(self, worker: int, frame: Frame, record: JobRecord) -> None:
         def read(answer: Answer) -> None:
-            record.answer = answer
+            record.answer = record.answer or answer  # an unreadable chunk has spoken before
             if record.task.ended:  # it took a thread
                 self.finish(record, Cause.ANSWERED)
 
@@ -497,6 +505,8 @@ class Engine(Actions):
         self.do(self.scheduler.answered(worker, frame.request, cancelled=True))
 
     def _on_done(self, worker: int, frame: Frame, request: Request) -> None:
-        if request.task.kind == UNLOAD:
+        if isinstance(request, JobRecord):
+            request.answer = request.answer or Lost(RefusedType("the worker ended the job without an answer"))
+        elif request.task.kind == UNLOAD:
             self.reporter.plugin_unloaded(request.entry, self.pids[worker][0])
         self.do(self.scheduler.answered(worker, frame.request))

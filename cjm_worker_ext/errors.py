@@ -93,7 +93,7 @@ class WorkersExhausted(WorkerExtError, RuntimeError):
 # %% ../nbs/00_errors.ipynb #3a8aba47
 def describe_exit(
     exitcode: int | None,  # As `subprocess` counts: negative is a signal's number; None if unknown
-) -> str:  # For example `exited with code 7`, `killed by SIGSEGV`
+) -> str:  # For example `exited with code 7`, `was killed by SIGSEGV`
     "Say in words how a process ended."
     if exitcode is None:
         return "ended in an unknown way"
@@ -102,9 +102,9 @@ def describe_exit(
     import signal
 
     try:
-        return f"killed by {signal.Signals(-exitcode).name}"
+        return f"was killed by {signal.Signals(-exitcode).name}"
     except ValueError:  # a real-time signal has no name
-        return f"killed by signal {-exitcode}"
+        return f"was killed by signal {-exitcode}"
 
 # %% ../nbs/00_errors.ipynb #0bc6171e
 class WorkerCrashed(WorkerExtError, RuntimeError):

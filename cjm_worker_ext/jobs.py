@@ -17,7 +17,7 @@ from typing import Any, cast
 from cjm_worker_ext.errors import ConfigError
 
 # %% auto #0
-__all__ = ['JobStatus', 'utc_now', 'BaseJob', 'RestartPolicy', 'WorkerConfig', 'to_jsonable']
+__all__ = ['JobStatus', 'utc_now', 'BaseJob', 'RestartPolicy', 'number_problem', 'WorkerConfig', 'to_jsonable']
 
 # %% ../nbs/01_jobs.ipynb #2d99f1c4
 class JobStatus(StrEnum):
@@ -68,8 +68,8 @@ class BaseJob:
     started_at: str | None = None  # When it went to a worker
     completed_at: str | None = None  # When it ended, however it did
     result: Any = None  # What the plugin returned; for a generator that returns nothing, the list of its chunks
-    error: str | None = None  # Why it failed, in a sentence
-    error_type: str | None = None  # Name of the exception's class, in the plugin or in `errors`
+    error: str | None = None  # Why it failed, in a sentence; stands alone if a shutdown cancelled it
+    error_type: str | None = None  # Of a failed job: name of the exception's class, in the plugin or in `errors`
     traceback: str | None = None  # The traceback inside the worker, as text
     exception: BaseException | None = field(default=None, repr=False)  # The exception, if its class is allowed
     progress: float | None = None  # 0 to 1 as the plugin said; None if it never did
@@ -114,7 +114,11 @@ _NUMBERS: dict[str, tuple[type, float, bool]] = {  # field: its type, least valu
 }
 
 
-def _number_problem(name: str, value: object) -> str | None:
+def number_problem(
+    name: str,  # A field of `WorkerConfig`
+    value: object,  # What was given for it
+) -> str | None:  # None if it is right
+    "Say what is wrong with a number, for example `max_workers must be a whole number >= 1, got 0`."
     kind, least, optional = _NUMBERS[name]
     if value is None and optional:
         return None
@@ -132,7 +136,7 @@ class WorkerConfig:
     max_workers: int = 1  # Jobs that run at the same time, each in a process of its own
     standby_workers: int = 0  # Started processes without a plugin that take over at once when a worker was killed
     restart_policy: RestartPolicy = RestartPolicy.BACKOFF  # What follows the end of a worker
-    max_restart_attempts: int = 5  # Ends in a row, with no job finished in between, after which pending jobs fail
+    max_restart_attempts: int = 5  # Ends in a row of workers that had no job, after which pending jobs fail
     restart_backoff_seconds: float = 0.5  # Wait before the second restart in a row; doubles with each
     restart_backoff_max_seconds: float = 30.0  # Longest such wait
     job_timeout_seconds: float | None = None  # Time for a job on a loaded plugin; None: no limit
@@ -150,7 +154,7 @@ class WorkerConfig:
     python: str = sys.executable  # The interpreter; one of another environment needs this package too
 
     def __post_init__(self) -> None:
-        problems = [p for name in _NUMBERS if (p := _number_problem(name, getattr(self, name)))]
+        problems = [p for name in _NUMBERS if (p := number_problem(name, getattr(self, name)))]
         try:
             object.__setattr__(self, "restart_policy", RestartPolicy(self.restart_policy))
         except ValueError:

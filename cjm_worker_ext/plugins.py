@@ -25,7 +25,7 @@ class JobContext:
         self,
         job_id: str = "",  # As in the app
         config: Mapping[str, Any] | None = None,  # What the plugin was loaded with
-        report: Callable[[float, str], None] | None = None,  # Sends a progress; None: nobody listens
+        report: Callable[[float | None, str], None] | None = None,  # Sends a progress; None: nobody listens
     ) -> None:
         self.job_id = job_id
         self.config = config or {}
@@ -34,7 +34,7 @@ class JobContext:
 
     def progress(
         self,
-        fraction: float,  # 0 to 1; what lies outside is moved to the nearer end
+        fraction: float | None,  # 0 to 1; what lies outside is moved to the nearer end; None: not known
         message: str = "",  # What is being done, for people
     ) -> None:
         """Report how far the job has come.
@@ -42,7 +42,7 @@ class JobContext:
         May be called from any thread, as often as convenient: reports in quick succession are combined.
         """
         if self._report is not None:
-            self._report(min(1.0, max(0.0, float(fraction))), str(message))
+            self._report(None if fraction is None else min(1.0, max(0.0, float(fraction))), str(message))
 
 
 _current = JobContext()
@@ -178,16 +178,21 @@ class PluginManager:
             raise PluginLoadError(f"plugin {plugin_id!r} ({name}) failed to load: {describe_error(e)}") from e
 
     def execute_plugin(self, plugin_id: str, /, **params: Any) -> Any:
-        "Run a loaded plugin; the result of one that streams is an iterator of its chunks."
-        return self.loaded[plugin_id](params)
+        "Run a loaded plugin; the result of one that streams is an iterator of its chunks. Raises `PluginError` if not loaded."
+        return self._loaded(plugin_id)(params)
 
     def execute_plugin_stream(self, plugin_id: str, /, **params: Any) -> Iterator[Any]:
-        "Run a loaded plugin that streams."
-        return iter(self.loaded[plugin_id](params))
+        "Run a loaded plugin that streams; raises `PluginError` if it is not loaded."
+        return iter(self._loaded(plugin_id)(params))
 
     def check_streaming_support(self, plugin_id: str) -> bool:
-        "Whether a loaded plugin yields chunks."
-        return self.loaded[plugin_id].streams
+        "Whether a loaded plugin yields chunks; raises `PluginError` if it is not loaded."
+        return self._loaded(plugin_id).streams
+
+    def _loaded(self, plugin_id: str) -> LoadedPlugin:
+        if plugin_id not in self.loaded:
+            raise PluginError(f"plugin {plugin_id!r} is not loaded; call load_plugin first")
+        return self.loaded[plugin_id]
 
     def reload_plugin(self, plugin_id: str, config: Mapping[str, Any]) -> None:
         "Load a plugin again, with another configuration."

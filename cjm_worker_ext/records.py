@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import OrderedDict, deque
 from typing import Any, NamedTuple
 
@@ -41,6 +40,11 @@ class Lost(NamedTuple):
 Answer = Returned | Raised | Lost
 
 # %% ../nbs/07_records.ipynb #f5fba8f6
+def _resolve(future: asyncio.Future[bool], result: bool) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
 class JobRecord:
     "One job inside a manager."
 
@@ -59,7 +63,7 @@ class JobRecord:
         self.answer: Answer | None = None  # Known before the end; None while a thread still reads it
         self.loading = False  # Its plugin is being loaded
         self.ended = False
-        self._waiting: list[asyncio.Future[None]] = []
+        self._waiting: list[asyncio.Future[bool]] = []
 
     async def wait(
         self,
@@ -69,24 +73,17 @@ class JobRecord:
         if self.job.status.is_final:
             return
         loop = asyncio.get_running_loop()
-        future = loop.create_future()
+        future: asyncio.Future[bool] = loop.create_future()  # whether the job has ended
         self._waiting.append(future)
-        timer = loop.call_later(timeout, future.cancel) if timeout is not None else None
+        timer = loop.call_later(timeout, _resolve, future, False) if timeout is not None else None
         try:
-            await future
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if timer is None or loop.time() < timer.when() or (task is not None and task.cancelling()):
-                raise
-            raise TimeoutError(
-                f"job {self.job.id} is still {self.job.status} after {timeout:g} s; it goes on"
-            ) from None
+            if not await future:
+                raise TimeoutError(f"job {self.job.id} is still {self.job.status} after {timeout:g} s; it goes on")
         finally:
             if timer is not None:
                 timer.cancel()
             if not self.ended:
-                with contextlib.suppress(ValueError):
-                    self._waiting.remove(future)
+                self._waiting.remove(future)
 
     def finish(
         self,
@@ -110,8 +107,7 @@ class JobRecord:
             self.chunks.finish()
         waiting, self._waiting = self._waiting, []
         for future in waiting:
-            if not future.done():
-                future.set_result(None)
+            _resolve(future, True)
 
 # %% ../nbs/07_records.ipynb #001df868
 class JobBook:

@@ -277,8 +277,11 @@ class Scheduler:
         self.pending_count += 1
         return [*self._clear(task), *self._go_on()]
 
-    def died(self, number: int) -> list[Action]:
-        "A worker process has ended, for whatever reason: its task is lost, and no other."
+    def died(self, number: int, hopeless: bool = False) -> list[Action]:
+        """A worker process has ended, for whatever reason: its task is lost, and no other.
+
+        `hopeless`: it could not even be started, and the next one could not either.
+        """
         worker = self.workers.pop(number, None)
         if worker is None:
             return []
@@ -292,6 +295,8 @@ class Scheduler:
         ]  # what it had loaded is gone with it
         if not worker.stopping:
             wait = self.restarts.died(on_purpose=worker.doomed, had_task=worker.task is not None)
+            if hopeless:
+                wait, self.restarts.in_a_row = 0.0, self.config.max_restart_attempts + 1
             if wait and not self.closing:
                 self.restarts.waiting = True
                 actions.append(SetTimer("backoff", 0, wait))

@@ -21,10 +21,10 @@ Bytes = bytes | bytearray | memoryview
 
 # %% auto #0
 __all__ = ['HELLO', 'LOAD', 'EXECUTE', 'UNLOAD', 'CANCEL', 'STOP', 'RELEASE', 'READY', 'LOADED', 'CHUNKS', 'PROGRESS', 'RESULT',
-           'FAILED', 'CANCELLED', 'DONE', 'HEADER', 'PLACE', 'LARGE', 'dumps', 'AllowList', 'SafeUnpickler', 'loads',
-           'encode', 'Frame', 'FrameReader', 'chunks_in', 'error_record', 'load_exception']
+           'FAILED', 'CANCELLED', 'DONE', 'HEADER', 'PLACE', 'LARGE', 'MOST_BUFFERS', 'dumps', 'AllowList',
+           'SafeUnpickler', 'loads', 'encode', 'Frame', 'FrameReader', 'chunks_in', 'error_record', 'load_exception']
 
-# %% ../nbs/03_wire.ipynb #504a0a6e
+# %% ../nbs/03_wire.ipynb #7c85771a
 # manager → worker
 HELLO, LOAD, EXECUTE, UNLOAD, CANCEL, STOP, RELEASE = range(1, 8)
 # worker → manager
@@ -33,6 +33,7 @@ READY, LOADED, CHUNKS, PROGRESS, RESULT, FAILED, CANCELLED, DONE = range(16, 24)
 HEADER = struct.Struct("<QIHBx")  # bytes of the payload, request number, number of buffers, kind
 PLACE = struct.Struct("<QQ")  # bytes of one buffer; 0 if it follows inline, else its offset in the arena plus one
 LARGE = 1 << 20  # Bytes from which a buffer goes through the arena, where there is one
+MOST_BUFFERS = 500  # Of one message; the system takes 1,024 pieces at once (IOV_MAX)
 
 # %% ../nbs/03_wire.ipynb #33cced78
 def _persistent_id(pickler: object, obj: Any) -> Any:
@@ -50,6 +51,8 @@ class _Pickler(pickle.Pickler):
 
 def _keep_small(buffer: pickle.PickleBuffer, buffers: list[pickle.PickleBuffer]) -> bool:
     "Pickle's question about one buffer: true keeps it in the pickle."
+    if len(buffers) >= MOST_BUFFERS:
+        return True
     try:
         if buffer.raw().nbytes < 1 << 14:
             return True
@@ -65,7 +68,7 @@ _CONTAINERS = frozenset((list, tuple, dict))
 
 def _holds_large_bytes(value: Any, depth: int = 2) -> bool:
     "Whether large `bytes` lie at the surface, where people put them: looking deeper would cost every small result."
-    kind: type[Any] = type(value)
+    kind: object = type(value)  # pyright: ignore[reportUnknownVariableType]
     if kind is bytes or kind is bytearray:
         return len(value) >= LARGE
     if not depth or kind not in _CONTAINERS or len(value) > 64:
@@ -76,7 +79,7 @@ def _holds_large_bytes(value: Any, depth: int = 2) -> bool:
             return True
     return False
 
-# %% ../nbs/03_wire.ipynb #a1259e59
+# %% ../nbs/03_wire.ipynb #75648e9f
 def dumps(
     value: Any,  # What is to be sent
     what: str = "value",  # How an error calls it, for example `result of job 'j1'`
@@ -91,7 +94,8 @@ def dumps(
     try:
         if not _holds_large_bytes(value):
             data = pickle.dumps(value, 5, buffer_callback=lambda buffer: _keep_small(buffer, buffers))
-            if not (by_value and b"__main__" in data):
+            deep = len(data) >= 8 * LARGE and _holds_large_bytes(value, depth=8)
+            if not (deep or (by_value and b"__main__" in data)):
                 return data, buffers
     except Exception:  # noqa: BLE001, S110  - a plugin's object; the second way below decides, and reports
         pass
@@ -102,7 +106,7 @@ def dumps(
         if by_value:
             cloudpickle: Any = import_module("cloudpickle")  # slow to import, and seldom needed
             pickler = cloudpickle.Pickler
-            if _holds_large_bytes(value):
+            if _holds_large_bytes(value, depth=8):
                 pickler = type("LargePickler", (pickler,), {"persistent_id": _persistent_id})
         pickler(file, 5, buffer_callback=lambda buffer: _keep_small(buffer, buffers)).dump(value)  # pyright: ignore
     except Exception as e:  # a plugin's object: its __reduce__ may raise anything
@@ -115,9 +119,9 @@ def _reason(error: BaseException) -> str:
 
     return f"{type(error).__name__}: {describe_error(error)}"
 
-# %% ../nbs/03_wire.ipynb #77c71960
+# %% ../nbs/03_wire.ipynb #780b6fd7
 _ALLOWED = {  # module: names, all of them plain values; numpy's are looked up only if an array arrives
-    "builtins": "bool bytearray bytes complex dict float frozenset int list object range set slice str tuple",
+    "builtins": "Ellipsis bool bytearray bytes complex dict float frozenset int list object range set slice str tuple",
     "collections": "Counter OrderedDict defaultdict deque",
     "copyreg": "_reconstructor",
     "datetime": "date datetime time timedelta timezone",
@@ -300,13 +304,18 @@ class FrameReader:
     def _size(self, data: memoryview, start: int) -> int:  # 0: the sizes of its buffers have not arrived yet
         length, _, count, _ = HEADER.unpack_from(data, start)
         places = start + HEADER.size
-        if len(data) < places + count * PLACE.size:
-            return 0
         size: int = HEADER.size + count * PLACE.size + length
-        for nbytes, place in PLACE.iter_unpack(data[places : places + count * PLACE.size]):
-            size += 0 if place else nbytes
-        if size > self.limit:
-            raise ValueError(f"a frame of {size:,} bytes is over the limit of {self.limit:,}")
+        shared = 0  # counts too, though it does not come through the socket
+        if size <= self.limit:
+            if len(data) < places + count * PLACE.size:
+                return 0
+            for nbytes, place in PLACE.iter_unpack(data[places : places + count * PLACE.size]):
+                if place:
+                    shared += nbytes
+                else:
+                    size += nbytes
+        if size + shared > self.limit:
+            raise ValueError(f"a frame of {size + shared:,} bytes is over the limit of {self.limit:,}")
         return size
 
     def _cut(self, data: memoryview, start: int, own: bool = False) -> tuple[Frame, int]:

@@ -17,7 +17,14 @@ from io import BytesIO
 
 from cjm_worker_ext.arena import ArenaWriter
 from cjm_worker_ext.errors import JobCancelled, NotSerializable, PluginLoadError
-from cjm_worker_ext.plugins import JobContext, PluginManager, describe_error, resolve_target, set_current_context
+from cjm_worker_ext.plugins import (
+    JobContext,
+    PluginManager,
+    current_context,
+    describe_error,
+    resolve_target,
+    set_current_context,
+)
 from cjm_worker_ext.wire import (
     CANCEL,
     CANCELLED,
@@ -147,10 +154,11 @@ class Outbox:
         send: Callable[[Sequence[Bytes]], None],  # `Channel.send`
     ) -> None:
         self._send, self._lock, self._waiting = send, threading.Lock(), threading.Event()
+        self.limit = 1 << 62  # Bytes of one chunk
         self._file = BytesIO()
         self._pickler = pickle.Pickler(self._file, 5)
         self._request, self._count, self._sent_at = 0, 0, 0.0
-        self._progress: tuple[float, str] | None = None
+        self._progress: tuple[float | None, str] | None = None
         self._thread: threading.Thread | None = None
 
     def begin(self, request: int) -> None:
@@ -164,6 +172,8 @@ class Outbox:
             try:
                 self._pickler.clear_memo()
                 self._pickler.dump(value)
+                if (size := self._file.tell() - before) > self.limit:
+                    raise ValueError(f"it has {size:,} bytes; WorkerConfig.max_result_bytes allows {self.limit:,}")
             except Exception as e:  # the plugin boundary: a chunk's __reduce__ may raise anything
                 self._file.truncate(self._file.seek(before))
                 reason = f"{type(e).__name__}: {describe_error(e)}"
@@ -171,7 +181,7 @@ class Outbox:
             self._count += 1
             self._send_or_wait()
 
-    def progress(self, fraction: float, message: str) -> None:
+    def progress(self, fraction: float | None, message: str) -> None:
         "Take a progress report; may be called from any thread."
         with self._lock:
             self._progress = (fraction, message)
@@ -215,7 +225,7 @@ class Outbox:
                     self._flush()
                 self._waiting.clear()
 
-# %% ../nbs/04_worker.ipynb #15a31ad3
+# %% ../nbs/04_worker.ipynb #59dabd30
 class Interrupter:
     "Raises `JobCancelled` in the plugin, and nowhere else; used in the worker's main thread."
 
@@ -253,15 +263,15 @@ class Interrupter:
             self._look()
 
     def _look(self) -> None:
-        self._signalled = False
+        self._armed = self._signalled = False  # a second signal must not look while this one does
         for frame in self._channel.waiting():
             if frame.kind == CANCEL:
                 self._ctx.cancelled = self._ctx.cancelled or frame.request == self._request
             else:
                 self.put_aside.append(Frame(frame.kind, frame.request, bytes(frame.payload), frame.buffers))
         if self._ctx.cancelled:
-            self._armed = False
             raise JobCancelled(f"job {self._ctx.job_id} is to end")
+        self._armed = True
 
 # %% ../nbs/04_worker.ipynb #af7084db
 class Worker:
@@ -287,7 +297,9 @@ class Worker:
         while (frame := self._next()) is not None and frame.kind != STOP:
             if frame.kind == HELLO:
                 self.settings = pickle.loads(frame.payload)
-                sys.path[:] = self.settings["path"]
+                if self.settings["path"] is not None:  # else it is another environment, with a path of its own
+                    sys.path[:] = self.settings["path"]
+                self.outbox.limit = self.settings["max_result_bytes"]
                 self.channel.send(encode(READY, 0))
             elif frame.kind == RELEASE:
                 self._release(bytes(frame.payload))
@@ -317,7 +329,7 @@ class Worker:
         else:  # nothing was left out, so nothing has to be put back
             content = pickle.loads(frame.payload)
         job_id, plugin_id, load, streaming, params = content
-        ctx = JobContext(job_id, report=self._report)
+        ctx = JobContext(job_id, report=lambda fraction, message: self._report(ctx, fraction, message))
         self.interrupter.begin(frame.request, ctx)
         set_current_context(ctx)
         if load is not None:
@@ -350,7 +362,9 @@ class Worker:
             if close := getattr(chunks, "close", None):
                 close()
 
-    def _report(self, fraction: float, message: str) -> None:
+    def _report(self, ctx: JobContext, fraction: float | None, message: str) -> None:
+        if ctx is not current_context():
+            return  # a thread that an earlier job left behind
         if threading.current_thread() is not threading.main_thread():
             self.outbox.progress(fraction, message)
             return

@@ -225,7 +225,10 @@ def pages() -> dict[str, Path]:
 def inline_diagram(match: re.Match, folder: str) -> str:
     "Put an SVG into the page itself, where the site's colours reach it, in the dark too."
     picture = staged / posixpath.normpath(posixpath.join(folder, match[2]))
-    svg = re.sub(r"<\?xml.*?\?>|<!--.*?-->", "", picture.read_text(encoding="utf-8"), flags=re.S)
+    svg = picture.read_text(encoding="utf-8")
+    if 'class="diagram"' not in svg:  # a picture with colours of its own stays a file
+        return match[0]
+    svg = re.sub(r"<\?xml.*?\?>|<!--.*?-->", "", svg, flags=re.S)
     svg = re.sub(r"\n\s*", " ", svg).strip()
     return f'<figure class="diagram-box" role="img" aria-label="{escape(match[1])}">{svg}</figure>'
 

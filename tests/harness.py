@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-
 PLUGINS = "plugins_for_tests:"
 
 

@@ -158,7 +158,7 @@ def _forget_after_fork() -> None:
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_after_fork)
 
-# %% ../../nbs/06_local.ipynb #3c6854d8
+# %% ../../nbs/06_local.ipynb #8b39cd3e
 class WorkerProcess:
     "One process with its descriptors; lives on the event loop that made it."
 
@@ -174,6 +174,7 @@ class WorkerProcess:
         self.oom_kills, self.killed, self.ended, self.abandoned = count_oom_kills(), False, False, False
         self.lines = LineReader(config.output_tail_lines)
         self._reader = FrameReader(limit=config.max_result_bytes + (1 << 20))
+        self._interrupting = self._deaf = False  # its signal must follow what is unsent
         self._unsent: deque[memoryview] = deque()
         self._released: deque[int] = deque()
         self._start()
@@ -193,8 +194,8 @@ class WorkerProcess:
                 env={**os.environ, **self.config.environment},
             )  # fmt: skip
         except OSError:
-            for fd in (self._lifeline, self._output, *([] if arena is None else [arena])):
-                os.close(fd)
+            os.close(self._lifeline)
+            os.close(self._output)
             self.sock.close()
             raise
         finally:
@@ -241,11 +242,11 @@ class WorkerProcess:
 
     def interrupt(self, request: int) -> None:
         "Ask it to end a request."
-        from cjm_worker_ext.worker import Interrupter
-
+        self.pause(False)  # it may wait for us to read
         self.send(encode(CANCEL, request))
+        self._interrupting = bool(self._unsent)  # then a second signal follows when it is all sent
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, Interrupter.SIGNAL)
+            os.kill(self.pid, signal.SIGURG)
 
     def kill(self) -> None:
         "Kill its whole process group."
@@ -279,6 +280,8 @@ class WorkerProcess:
             self.kill()  # end of file, or nonsense: whatever still runs there can no longer be reached
 
     def _read(self) -> bool:  # False at the end
+        if self._deaf:
+            return False
         room = self._reader.room()
         try:
             count = self.sock.recv_into(self._scratch if room is None else room)
@@ -294,8 +297,9 @@ class WorkerProcess:
             )
             for frame in frames:
                 self.host.on_frame(self.number, frame)
-        except ValueError as e:
-            logger.error("worker %d sent what is no message: %s", self.pid, e)
+        except Exception as e:  # noqa: BLE001  - the worker boundary: it may have sent anything
+            logger.error("worker %d sent what is no message: %s: %s", self.pid, type(e).__name__, e)
+            self._deaf = True  # what follows cannot be cut into messages
             return False
         return True
 
@@ -311,10 +315,14 @@ class WorkerProcess:
         except OSError:
             self._unsent.clear()
         self.loop.remove_writer(self.sock)
+        if self._interrupting:
+            self._interrupting = False
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGURG)
 
     def _on_output(self) -> None:
         try:
-            data = os.read(self._output, 1 << 16)
+            data = os.read(self._output, 1 << 12)  # a few lines at a time: a plugin that floods must not hold the loop
         except BlockingIOError:
             return
         for line in self.lines.feed(data):
@@ -337,7 +345,9 @@ class WorkerProcess:
             self.loop.remove_reader(fd)
         self.loop.remove_writer(self.sock)
         with contextlib.suppress(OSError):
-            while self._read() and select.select([self.sock], [], [], 0)[0]:
+            from cjm_worker_ext.worker import is_readable  # this module needs Unix, which the import above must not
+
+            while self._read() and is_readable(self.sock.fileno()):  # `select` takes no descriptor over 1,023
                 pass
         with contextlib.suppress(OSError):
             while data := os.read(self._output, 1 << 16):
@@ -355,8 +365,7 @@ class WorkerProcess:
         self._watch.close()
         os.close(self._lifeline)
         os.close(self._output)
-        if self.arena is not None:
-            os.close(self.arena.fd)
+        self.arena = None  # its file is closed when nobody reads from it any more
 
 # %% ../../nbs/06_local.ipynb #0c32a79f
 class LocalBackend:

@@ -1,0 +1,8 @@
+"""What the console script `cjm-worker-serve` does."""
+
+import sys
+
+from cjm_worker_ext.serve_cli import serve
+
+if __name__ == "__main__":
+    sys.exit(serve())

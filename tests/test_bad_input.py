@@ -1,0 +1,134 @@
+"""Bad input: each mistake has its named error that says what to do, and changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from harness import run, targets
+
+from cjm_worker_ext import BaseJobManager, WorkerConfig
+from cjm_worker_ext.errors import (
+    ConfigError,
+    ManagerClosed,
+    ProtocolError,
+    QueueFull,
+    UnknownJob,
+    UnknownPlugin,
+    WrongLoop,
+)
+
+
+class Registry:
+    def get_plugins_by_category(self, category):
+        return []
+
+    def get_plugin(self, plugin_id):
+        return {"name": "known"} if plugin_id == "known" else None
+
+    def load_plugin_config(self, plugin_id):
+        return {}
+
+
+def make(**options) -> BaseJobManager:
+    return BaseJobManager("bad-input", "tests", plugins=targets("echo", "sleep"), **options)
+
+
+def unchanged(manager: BaseJobManager) -> None:
+    assert manager.get_all_jobs() == [] and manager.workers() == []
+
+
+@pytest.mark.parametrize(
+    "plugin_id,word", [("nope", "neither plugins= nor the registry"), ("known", "no target to run")]
+)
+def test_a_plugin_that_cannot_run(plugin_id, word):
+    async def scene():
+        async with make(plugin_registry=Registry()) as manager:
+            for call in (manager.start_job, manager.load_plugin, manager.reload_plugin, manager.unload_plugin):
+                with pytest.raises(UnknownPlugin, match=word):
+                    await call(plugin_id)
+            unchanged(manager)
+
+    run(scene())
+
+
+def test_jobs_that_do_not_exist():
+    async def scene():
+        async with make() as manager:
+            for call in (manager.wait, manager.cancel_job):
+                with pytest.raises(UnknownJob, match="'nope': not known"):
+                    await call("nope")
+            for plain in (manager.get_job, manager.get_job_result, manager.get_job_output, manager.stream):
+                with pytest.raises(UnknownJob):
+                    plain("nope")
+            unchanged(manager)
+
+    run(scene())
+
+
+@pytest.mark.parametrize("timeout", [-1, "5", float("nan"), [], True])
+def test_a_time_out_that_is_none(timeout):
+    async def scene():
+        async with make() as manager:
+            with pytest.raises(ConfigError, match="timeout_seconds must be a number of seconds"):
+                await manager.submit_job("echo", timeout_seconds=timeout)
+            unchanged(manager)
+
+    run(scene())
+
+
+def test_settings_of_wrong_types_are_named_all_at_once():
+    with pytest.raises(ConfigError) as caught:
+        WorkerConfig(max_workers="2", cancel_grace_seconds=-1, restart_policy="maybe", allowed_types=[int])
+    for name in ("max_workers", "cancel_grace_seconds", "restart_policy", "allowed_types"):
+        assert name in str(caught.value)
+    with pytest.raises(ConfigError, match="worker_config must be"):
+        make(worker_config={"max_workers": 2})
+
+
+def test_another_loop_and_no_loop():
+    manager = make()
+
+    async def first():
+        unchanged(manager)
+
+    run(first())
+    with pytest.raises(WrongLoop, match="one manager for each loop"):
+        asyncio.run(manager.start_job("echo"))
+    with pytest.raises(WrongLoop):
+        manager.get_all_jobs()
+
+
+def test_after_shutdown():
+    async def scene():
+        manager = make()
+        job = await manager.wait((await manager.start_job("echo", value=1)).id, 20)
+        await manager.shutdown()
+        await manager.shutdown()
+        for call in (manager.start_job, manager.load_plugin, manager.reload_plugin, manager.unload_plugin):
+            with pytest.raises(ManagerClosed, match="make a new one"):
+                await call("echo")
+        assert manager.get_all_jobs() == [job] and manager.workers() == []
+
+    run(scene())
+
+
+def test_more_jobs_than_may_wait():
+    async def scene():
+        async with make(worker_config=WorkerConfig(max_pending_jobs=2)) as manager:
+            jobs = [await manager.start_job("sleep", seconds=600) for _ in range(2)]
+            with pytest.raises(QueueFull, match="2 jobs are pending"):
+                await manager.start_job("echo")
+            assert manager.get_all_jobs() == jobs
+
+    run(scene())
+
+
+def test_integrations_that_lack_a_method():
+    class Lacking:
+        def broadcast(self, event_type, data): ...
+
+    with pytest.raises(ProtocolError) as caught:
+        make(event_broadcaster=Lacking(), plugin_registry=object(), resource_manager=object())
+    for word in ("event_broadcaster", "broadcast must be async", "plugin_registry", "resource_manager"):
+        assert word in str(caught.value)

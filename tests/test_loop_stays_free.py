@@ -1,0 +1,211 @@
+"""Nothing in a manager blocks its event loop: a task that wakes every 10 ms is never late by more than 100 ms."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+
+import pytest
+from harness import Ticker, targets, until
+
+from cjm_worker_ext import BaseJobManager, WorkerConfig
+
+LONGEST = 0.1  # Seconds
+
+
+def make(*names: str, **config) -> BaseJobManager:
+    settings = {"cancel_grace_seconds": 0.3, "shutdown_timeout_seconds": 3.0, **config}
+    return BaseJobManager("loop", "tests", plugins=targets(*names, "echo"), worker_config=WorkerConfig(**settings))
+
+
+def loops():
+    yield pytest.param(asyncio.new_event_loop, id="asyncio")
+    import uvloop
+
+    yield pytest.param(uvloop.new_event_loop, id="uvloop")
+
+
+@pytest.fixture(params=loops())
+def run_on(request):
+    "Runs a coroutine on one kind of loop, three times at most: a busy machine makes a loop late, a fault always does."
+
+    def run_three_times(make_coroutine, seconds: float = 60.0):
+        gaps = []
+        for _ in range(3):
+            with asyncio.Runner(loop_factory=request.param) as runner:
+                gaps.append(runner.run(asyncio.wait_for(make_coroutine(), seconds)))
+            if gaps[-1] < LONGEST:
+                return
+        raise AssertionError(f"the loop stood still for {', '.join(f'{gap * 1e3:.0f}' for gap in gaps)} ms")
+
+    return run_three_times
+
+
+def test_during_start_and_slow_load(run_on):
+    async def scene():
+        async with make("SlowLoad") as manager, Ticker() as ticker:
+            await asyncio.gather(manager.load_plugin("SlowLoad"), manager.reload_plugin("SlowLoad"))
+            return ticker.gap
+
+    run_on(scene)
+
+
+@pytest.mark.parametrize("plugin_id", ["big_bytes", "big_array", "deep_bytes"])
+def test_during_a_result_of_200_mb(plugin_id, run_on):
+    async def scene():
+        async with make(plugin_id) as manager:
+            await manager.load_plugin(plugin_id)
+            async with Ticker() as ticker:
+                job = await manager.wait((await manager.start_job(plugin_id, megabytes=200)).id, 60)
+                assert job.status == "completed", job.error
+            value = job.result
+            while isinstance(value, list):
+                (value,) = value
+            assert (len(value) if plugin_id != "big_array" else value.nbytes) == 200 << 20
+            return ticker.gap
+
+    run_on(scene)
+
+
+def test_during_parameters_of_200_mb(run_on):
+    async def scene():
+        async with make("size_of") as manager:
+            await manager.load_plugin("size_of")
+            data = b"x" * (200 << 20)
+            async with Ticker() as ticker:
+                job = await manager.wait((await manager.start_job("size_of", data=data)).id, 60)
+            assert job.result == 200 << 20
+            return ticker.gap
+
+    run_on(scene)
+
+
+@pytest.mark.parametrize("plugin_id", ["ignore_sigterm", "hold_lock"])
+def test_during_the_cancel_of_what_does_not_listen(plugin_id, run_on, tmp_path):
+    number = iter(range(10))
+
+    async def scene():
+        started = str(tmp_path / f"started-{next(number)}")
+        async with make(plugin_id) as manager:
+            job = await manager.start_job(plugin_id, started=started)
+            await until(lambda: os.path.exists(started))
+            async with Ticker() as ticker:
+                assert await manager.cancel_job(job.id)
+            return ticker.gap
+
+    run_on(scene)
+
+
+def test_during_shutdown(run_on, tmp_path):
+    number = iter(range(10))
+
+    async def scene():
+        started = str(tmp_path / f"started-{next(number)}")
+        manager = make("ignore_sigterm", "sleep", max_workers=2)
+        job = await manager.start_job("ignore_sigterm", started=started)
+        others = [await manager.start_job("sleep", seconds=600) for _ in range(20)]
+        await until(lambda: os.path.exists(started))
+        async with Ticker() as ticker:
+            await manager.shutdown()
+        assert {j.status for j in (job, *others)} == {"cancelled"}
+        return ticker.gap
+
+    run_on(scene)
+
+
+class Stuck:
+    "A resource manager, a registry and a broadcaster that hang in each call."
+
+    def __init__(self):
+        self.slow = False
+
+    def stick(self):
+        if self.slow:
+            time.sleep(0.6)
+
+    def register_worker(self, pid, worker_type):
+        self.stick()
+
+    def unregister_worker(self, pid):
+        self.stick()
+
+    def update_worker_state(self, pid, **kwargs):
+        self.stick()
+
+    def get_plugins_by_category(self, category):
+        return []
+
+    def get_plugin(self, plugin_id):
+        self.stick()
+        return {"name": plugin_id}
+
+    def load_plugin_config(self, plugin_id):
+        return {}
+
+    async def broadcast(self, event_type, data):
+        if self.slow:
+            await asyncio.sleep(0.6)
+
+
+def test_during_shutdown_with_integrations_that_hang(run_on):
+    async def scene():
+        stuck = Stuck()
+        manager = BaseJobManager(
+            "loop",
+            "tests",
+            plugins=targets("echo"),
+            plugin_registry=stuck,
+            resource_manager=stuck,
+            event_broadcaster=stuck,
+        )
+        await manager.wait((await manager.start_job("echo")).id, 20)
+        await asyncio.sleep(0.05)
+        stuck.slow = True
+        waiting = asyncio.create_task(manager.load_plugin("other"))
+        async with Ticker() as ticker:
+            await manager.shutdown(timeout=0.3)
+        stuck.slow = False
+        await asyncio.gather(waiting, return_exceptions=True)
+        return ticker.gap
+
+    run_on(scene)
+
+
+def test_while_a_plugin_floods_its_output(run_on):
+    async def scene():
+        async with make("print_without_end") as manager:
+            await manager.load_plugin("print_without_end")
+            async with Ticker() as ticker:
+                job = await manager.wait((await manager.start_job("print_without_end", megabytes=1)).id, 60)
+            assert job.status == "completed"
+            return ticker.gap
+
+    run_on(scene)
+
+
+def test_while_crashes_follow_each_other(run_on):
+    async def scene():
+        async with make("kill_self", max_workers=2) as manager, Ticker() as ticker:
+            jobs = [await manager.start_job("kill_self") for _ in range(10)]
+            for job in jobs:
+                await manager.wait(job.id, 30)
+            return ticker.gap
+
+    run_on(scene)
+
+
+def test_jobs_do_the_same_on_every_loop(run_on):
+    async def scene():
+        async with make("count", "kill_self", "raise_value_error", "spin", max_workers=2) as manager:
+            stream = await manager.start_job("count", n=500)
+            assert [chunk async for chunk in manager.stream(stream.id)] == list(range(500))
+            crash, error = await manager.start_job("kill_self"), await manager.start_job("raise_value_error")
+            assert (await manager.wait(crash.id, 20)).error_type == "WorkerCrashed"
+            assert (await manager.wait(error.id, 20)).error_type == "ValueError"
+            spin = await manager.start_job("spin")
+            await until(lambda: spin.status == "running")
+            assert await manager.cancel_job(spin.id)
+        return 0.0
+
+    run_on(scene)
