@@ -10,6 +10,7 @@ NAMES = ("noop", "echo", "getpid", "make_bytes", "make_array", "chunks", "spin",
 
 
 class Ours(Peer):
+    modules = ("cjm_worker_ext.manager",)
     can_cancel = ("spin", "stuck")
     grace = 0.25
 

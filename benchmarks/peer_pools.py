@@ -12,6 +12,8 @@ from benchmarks.peers_base import Peer
 class Executor(Peer):
     "concurrent.futures.ProcessPoolExecutor with the spawn method."
 
+    modules = ("concurrent.futures.process",)
+
     async def open(self, workers=1, standby=0):
         from concurrent.futures import ProcessPoolExecutor
 
@@ -32,6 +34,7 @@ class Executor(Peer):
 
 
 class Pebble(Peer):
+    modules = ("pebble",)
     can_cancel = ("spin", "stuck")
 
     async def open(self, workers=1, standby=0):
@@ -50,6 +53,8 @@ class Pebble(Peer):
 
 
 class Loky(Peer):
+    modules = ("loky",)
+
     async def open(self, workers=1, standby=0):
         from loky import ProcessPoolExecutor
 
@@ -59,6 +64,8 @@ class Loky(Peer):
 
 
 class Mpire(Peer):
+    modules = ("mpire",)
+
     async def open(self, workers=1, standby=0):
         from mpire import WorkerPool
 
@@ -83,6 +90,7 @@ class Mpire(Peer):
 class Anyio(Peer):
     "anyio.to_process.run_sync, as many at a time as there are workers."
 
+    modules = ("anyio.to_process", "anyio._backends._asyncio")
     can_cancel = ("spin", "stuck")
 
     async def open(self, workers=1, standby=0):

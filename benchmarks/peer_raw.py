@@ -7,100 +7,22 @@ import os
 import pickle
 import signal
 import socket
-import struct
 import subprocess
 import sys
-import time
 from collections import deque
 
 from benchmarks.peers_base import Peer
-
-HEAD = struct.Struct("<IB")  # length, kind
-RESULT, CHUNKS = 0, 1
-BUFFERS = struct.Struct("<Q")
+from benchmarks.raw_workers import BUFFERS, CHUNKS, HEAD, RESULT, pack, pipe_worker, unpack
 
 
 # ------------------------------------------------------------------------------------------------- socket pair
-def _pack(value, kind=RESULT):
-    "A frame; buffers of 1 MiB and more follow after the pickle."
-    buffers: list[pickle.PickleBuffer] = []
-    if isinstance(value, bytes) and len(value) > 1 << 19:
-        value = ("bytes", pickle.PickleBuffer(value))
-    data = pickle.dumps(value, 5, buffer_callback=buffers.append)
-    raws = [b.raw() for b in buffers]
-    sizes = b"".join(BUFFERS.pack(raw.nbytes) for raw in raws)
-    return [HEAD.pack(len(data), kind) + bytes([len(raws)]) + sizes + data, *raws]
-
-
-def _value(data, buffers):
-    value = pickle.loads(data, buffers=buffers)
-    return bytes(value[1]) if type(value) is tuple and value and value[0] == "bytes" else value
-
-
-def socket_worker(fd):
-    "The child's program: a blocking loop."
-    from benchmarks import tasks
-
-    sock = socket.socket(fileno=fd)
-
-    def exactly(count):
-        data = bytearray(count)
-        view = memoryview(data)
-        while view:
-            view = view[sock.recv_into(view) :]
-        return data
-
-    def send(pieces):
-        if len(pieces) == 1:
-            return sock.sendall(pieces[0])
-        for piece in pieces:
-            sock.sendall(piece)
-
-    buffer = bytearray(1 << 16)
-    while count := sock.recv_into(buffer):
-        length, _ = HEAD.unpack_from(buffer)
-        head = HEAD.size + 1
-        number = buffer[HEAD.size]
-        sizes = [BUFFERS.unpack_from(buffer, head + 8 * i)[0] for i in range(number)]
-        start = head + 8 * number
-        data = bytes(buffer[start : min(count, start + length)])
-        got = bytes(buffer[min(count, start + length) : count])
-        if len(data) < length:
-            data += exactly(length - len(data))
-        buffers = []
-        for size in sizes:
-            whole = bytearray(size)
-            whole[: len(got)] = got[:size]
-            view = memoryview(whole)[len(got) :]
-            got = got[size:]
-            while view:
-                view = view[sock.recv_into(view) :]
-            buffers.append(whole)
-        name, args = _value(data, buffers)
-        result = getattr(tasks, name)(*(_value_of(a) for a in args))
-        if hasattr(result, "__next__"):
-            batch, since = [], time.monotonic()
-            for chunk in result:
-                batch.append(chunk)
-                if len(batch) >= 512 or time.monotonic() - since > 0.001:
-                    send(_pack(batch, CHUNKS))
-                    batch, since = [], time.monotonic()
-            send(_pack(batch, CHUNKS))
-            result = None
-        send(_pack(result))
-
-
-def _value_of(arg):
-    return bytes(arg[1]) if type(arg) is tuple and arg and arg[0] == "bytes" else arg
-
-
 class _Worker:
     "One child; a request at a time."
 
     def __init__(self, peer):
         self.peer, self.loop = peer, asyncio.get_running_loop()
         self.sock, theirs = socket.socketpair()
-        boot = "import sys; sys.path[:0] = sys.argv[2:]; from benchmarks.peer_raw import socket_worker as w; w(int(sys.argv[1]))"
+        boot = "import sys; sys.path[:0] = sys.argv[2:]; from benchmarks.raw_workers import socket_worker as w; w(int(sys.argv[1]))"
         self.process = subprocess.Popen(
             [sys.executable, "-c", boot, str(theirs.fileno()), *(p for p in sys.path if p)],
             pass_fds=[theirs.fileno()],
@@ -178,7 +100,7 @@ class _Worker:
         self.wanted = (body, buffers, view)
         if not view:
             self.wanted = None
-            self._frame(RESULT, _value(body, buffers))
+            self._frame(RESULT, unpack(body, buffers))
 
     def _frame(self, kind, value):
         if kind == CHUNKS:
@@ -204,7 +126,7 @@ class RawSocket(Peer):
 
     def submit(self, task, *args):
         future = self.loop.create_future()
-        pieces = _pack((task, tuple(("bytes", pickle.PickleBuffer(a)) if isinstance(a, bytes) else a for a in args)))
+        pieces = pack((task, tuple(("bytes", pickle.PickleBuffer(a)) if isinstance(a, bytes) else a for a in args)))
         if self.idle:
             self.idle.pop().send(pieces, future)
         else:
@@ -250,23 +172,11 @@ class RawSocket(Peer):
 
 
 # ------------------------------------------------------------------------------------------------- multiprocessing.Pipe
-def pipe_worker(conn):
-    from benchmarks import tasks
-
-    while True:
-        name, args = conn.recv()
-        result = getattr(tasks, name)(*args)
-        if hasattr(result, "__next__"):
-            for chunk in result:
-                conn.send(chunk)
-            result = None
-        conn.send(result)
-
-
 class RawPipe(Peer):
     "multiprocessing.Pipe and a parent that waits: no event loop goes on meanwhile."
 
     asynchronous = False
+    modules = ("multiprocessing.connection",)
 
     async def open(self, workers=1, standby=0):
         import multiprocessing as mp

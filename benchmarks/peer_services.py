@@ -16,6 +16,8 @@ from benchmarks.peers_base import Peer
 
 
 class Dask(Peer):
+    modules = ("distributed",)
+
     async def open(self, workers=1, standby=0):
         import dask
         from distributed import Client, LocalCluster
@@ -41,6 +43,7 @@ class Dask(Peer):
 class Ray(Peer):
     "Actors for throughput, tasks where something is ended or dies: each is Ray's better side there."
 
+    modules = ("ray",)
     can_cancel = ("spin", "stuck")
 
     async def open(self, workers=1, standby=0):
@@ -115,6 +118,7 @@ def celery_app():
 
 
 class CeleryRedis(Peer):
+    modules = ("celery", "redis")
     can_cancel = ("spin", "stuck")
 
     async def open(self, workers=1, standby=0):

@@ -12,6 +12,7 @@ class Peer:
 
     asynchronous = True  # whether the event loop goes on meanwhile
     can_cancel: tuple[str, ...] = ()  # `spin` and `stuck`, as far as a running job can be ended
+    modules: tuple[str, ...] = ()  # what an app that uses it has imported before its first job
     grace = 0.0  # seconds given to a stuck job before it is killed
 
     async def open(self, workers: int = 1, standby: int = 0) -> None:
