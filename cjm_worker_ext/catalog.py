@@ -11,8 +11,8 @@ import copy
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from types import MappingProxyType
+from typing import Any, NamedTuple, cast
 
 from cjm_worker_ext.announcer import CallThread, Grumbler
 from cjm_worker_ext.errors import NotSerializable, UnknownPlugin, WorkerExtError
@@ -26,8 +26,7 @@ __all__ = ['PluginEntry', 'read_metadata', 'Catalog']
 logger = logging.getLogger(__name__)
 
 # %% ../nbs/07_catalog.ipynb #1d900faf
-@dataclass(frozen=True)
-class PluginEntry:
+class PluginEntry(NamedTuple):
     "What is known of one plugin when a job starts."
 
     plugin_id: str
@@ -35,7 +34,7 @@ class PluginEntry:
     target: bytes | None  # Pickled target; None if the app's own plugin manager knows what to do
     config: dict[str, Any]  # Never changed
     version: int  # Rises when target or config differ from before
-    shown_config: Mapping[str, Any] = field(default_factory=dict[str, Any])  # The config, with what is secret masked
+    shown_config: Mapping[str, Any] = MappingProxyType({})  # The config, with what is secret masked
 
 # %% ../nbs/07_catalog.ipynb #3e91f18f
 def read_metadata(
@@ -167,7 +166,7 @@ class Catalog:
 
     def renew(self, entry: PluginEntry) -> PluginEntry:
         "Give an entry a new version, though nothing has changed: its plugin will be loaded again."
-        self.entries[entry.plugin_id] = renewed = replace(entry, version=entry.version + 1)
+        self.entries[entry.plugin_id] = renewed = entry._replace(version=entry.version + 1)
         return renewed
 
     def _unknown(self, plugin_id: str, metadata: Any) -> str:

@@ -19,7 +19,6 @@ import weakref
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import cjm_worker_ext
@@ -62,22 +61,24 @@ class Host(Protocol):
 
 # %% ../../nbs/06_local.ipynb #f3ed3e22
 def count_oom_kills(
-    root: Path = Path("/"),  # Where `proc` and `sys` are; another for tests
+    root: str = "/",  # Where `proc` and `sys` are; another for tests
 ) -> int | None:  # Kills so far: of this control group (v2), else of the machine; None where nothing counts them
     "Read how often the kernel's out-of-memory killer has struck."
     with contextlib.suppress(OSError):
-        group = (root / "proc/self/cgroup").read_text().partition("0::")[2].splitlines()[0]
-        return _counter(root / "sys/fs/cgroup" / group.lstrip("/") / "memory.events")
+        with open(os.path.join(root, "proc/self/cgroup")) as file:
+            group = file.read().partition("0::")[2].splitlines()[0]
+        return _counter(os.path.join(root, "sys/fs/cgroup", group.lstrip("/"), "memory.events"))
     with contextlib.suppress(OSError):
-        return _counter(root / "proc/vmstat")
+        return _counter(os.path.join(root, "proc/vmstat"))
     return None
 
 
-def _counter(path: Path) -> int | None:
-    for line in path.read_text().splitlines():
-        name, _, value = line.partition(" ")
-        if name == "oom_kill":
-            return int(value)
+def _counter(path: str) -> int | None:
+    with open(path) as file:
+        for line in file:
+            name, _, value = line.partition(" ")
+            if name == "oom_kill":
+                return int(value)
     return None
 
 # %% ../../nbs/06_local.ipynb #6c8cec8c
@@ -185,7 +186,9 @@ class WorkerProcess:
         self._output, output = os.pipe()
         arena = create_arena()
         self.arena = ArenaReader(arena, self._released.append) if arena is not None else None
-        folder = str(Path(cjm_worker_ext.__file__).parent.parent) if self.config.python == sys.executable else ""
+        folder = (
+            os.path.dirname(os.path.dirname(cjm_worker_ext.__file__)) if self.config.python == sys.executable else ""
+        )
         passed = [theirs.fileno(), lifeline, *([] if arena is None else [arena])]
         try:
             self.process = subprocess.Popen(
