@@ -173,7 +173,7 @@ class Announcer:
 class WorkerBook:
     "The queue towards a resource manager."
 
-    DELAY = 0.002  # Seconds
+    DELAY = 0.01  # Seconds
     LONG = 1000  # Calls waiting; beyond it, updates of one worker are combined
 
     def __init__(

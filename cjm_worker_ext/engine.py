@@ -208,11 +208,13 @@ class Actions:
 
     def do(self, actions: list[Action]) -> None:
         "Do actions, and those that follow from them, one after the other."
-        self._waiting.extend(actions)
         if self._doing:
+            self._waiting.extend(actions)
             return
         self._doing = True
         try:
+            for action in actions:
+                self._do_one[type(action)](action)
             while self._waiting:
                 action = self._waiting.popleft()
                 self._do_one[type(action)](action)
@@ -267,7 +269,9 @@ class Actions:
                 wire.LOAD, number, dumps((entry.plugin_id, entry.target, entry.config), what, by_value=True)[0]
             )
         load = (entry.target, entry.config) if action.load else None
-        params = dict(self.hooks.prepare_execute_request(request.job))
+        params: Any = self.hooks.prepare_execute_request(request.job)
+        if type(params) is not dict:
+            params = dict(params)
         content = (request.job.id, entry.plugin_id, load, self.streaming, params)
         data, buffers = dumps(content, f"the parameters of job {request.job.id!r}", by_value=True)
         return encode(wire.EXECUTE, number, data, [(0, b.raw()) for b in buffers])

@@ -190,9 +190,12 @@ class ManagerLife(ManagerHooks):
     def _open(self) -> Engine:
         "As `_enter`, for calls that want something new; raises `ManagerClosed` after `shutdown`."
         engine = self._enter()
+        self._check_open()
+        return engine
+
+    def _check_open(self) -> None:
         if self._closed:
             raise ManagerClosed(f"manager {self.worker_type!r} was shut down; make a new one")
-        return engine
 
     def workers(self) -> list[WorkerInfo]:
         "Say what each worker does now."
@@ -306,14 +309,14 @@ class ManagerJobs(ManagerLife):
         Raises `UnknownPlugin`, `QueueFull`, `ConfigError` for a bad time-out, `ManagerClosed` after `shutdown`, and
         what a registry refuses with; then no job was made. Whatever goes wrong later is the job's.
         """
-        self._open()
+        engine = self._open()
         timeout = (
             self.worker_config.job_timeout_seconds if isinstance(timeout_seconds, EllipsisType) else timeout_seconds
         )
         if problem := number_problem("job_timeout_seconds", timeout):
             raise ConfigError(problem.removeprefix("job_"))
         entry = await self._catalog.find(plugin_id)
-        engine = self._open()  # it may have been closed in the meantime
+        self._check_open()  # it may have been closed in the meantime
         limit = self.worker_config.max_pending_jobs
         if limit is not None and engine.scheduler.pending_count + len(self._admissions.tasks) >= limit:
             raise QueueFull(f"{limit} jobs are pending, as many as max_pending_jobs allows; try again later")
@@ -338,8 +341,9 @@ class ManagerJobs(ManagerLife):
 
         Raises `UnknownJob`, and `TimeoutError` if the job still runs after `timeout`; it goes on then.
         """
-        record = self._enter().jobs.find(job_id)
-        await record.wait(timeout)
+        engine = self._enter()
+        record = engine.jobs.find(job_id)
+        await record.wait(timeout, engine.loop)
         return record.job
 
     def stream(

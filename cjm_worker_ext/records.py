@@ -68,11 +68,12 @@ class JobRecord:
     async def wait(
         self,
         timeout: float | None,  # Seconds; None: as long as it takes
+        loop: asyncio.AbstractEventLoop | None = None,  # The running one, if it is known: asking costs a system call
     ) -> None:
         "Return when the job has ended; raises `TimeoutError` if it has not in time."
         if self.job.status.is_final:
             return
-        loop = asyncio.get_running_loop()
+        loop = loop or asyncio.get_running_loop()
         future: asyncio.Future[bool] = loop.create_future()  # whether the job has ended
         self._waiting.append(future)
         timer = loop.call_later(timeout, _resolve, future, False) if timeout is not None else None

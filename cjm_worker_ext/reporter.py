@@ -33,6 +33,7 @@ class Reporter:
     ) -> None:
         self.worker_type, self.announcer, self.book = worker_type, announcer, book
         self._resource_of, self._grumbler = resource_of, grumbler
+        self._speaks = announcer.broadcaster is not None
 
     def _plugin(self, entry: PluginEntry) -> dict[str, Any]:
         try:
@@ -61,26 +62,28 @@ class Reporter:
         self.announcer.event(kind, pid=end.pid, exitcode=end.exitcode, reason=describe_exit(end.exitcode))
 
     def job_queued(self, job: BaseJob) -> None:
-        self.announcer.event("job:queued", job_id=job.id, plugin_id=job.plugin_id)
+        if self._speaks:
+            self.announcer.event("job:queued", job_id=job.id, plugin_id=job.plugin_id)
 
     def job_started(self, job: BaseJob, entry: PluginEntry, pid: int, loads: bool) -> None:
         "`loads`: its plugin is still to be loaded, which `plugin_loaded` will say."
         if self.book.active:
             plugin = {"plugin_id": entry.plugin_id, "plugin_name": entry.name} if loads else self._plugin(entry)
             self.book.update(pid, job_id=job.id, status="running", **plugin)
-        self.announcer.event("job:started", job_id=job.id, plugin_id=job.plugin_id, pid=pid)
+        if self._speaks:
+            self.announcer.event("job:started", job_id=job.id, plugin_id=job.plugin_id, pid=pid)
 
     def job_progress(self, job: BaseJob, pid: int) -> None:
         data = {"progress": job.progress, "message": job.progress_message, "pid": pid}
         self.announcer.event("job:progress", job_id=job.id, plugin_id=job.plugin_id, **data)
 
     def job_chunks(self, job: BaseJob, pid: int, chunks: list[Any], index: int) -> None:
-        if self.announcer.broadcaster is not None:
+        if self._speaks:
             data = {"chunks": to_jsonable(chunks), "index": index, "pid": pid}
             self.announcer.event("job:chunk", job_id=job.id, plugin_id=job.plugin_id, **data)
 
     def job_ended(self, job: BaseJob) -> None:
-        if self.announcer.broadcaster is not None:
+        if self._speaks:
             data = {"status": str(job.status), "error": job.error, "error_type": job.error_type}
             where = {} if job.worker_pid is None else {"pid": job.worker_pid}
             event = f"job:{job.status}"
@@ -99,4 +102,5 @@ class Reporter:
 
     def worker_free(self, pid: int, has_plugin: bool) -> None:
         "A worker has done its task; `has_plugin`: the task's plugin is still loaded."
-        self.book.update(pid, job_id=None, status="idle", **({} if has_plugin else self.NO_PLUGIN))
+        if self.book.active:
+            self.book.update(pid, job_id=None, status="idle", **({} if has_plugin else self.NO_PLUGIN))

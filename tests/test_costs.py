@@ -73,7 +73,7 @@ def test_nobody_wakes_up_while_idle():
 
 
 @pytest.mark.skipif(not shutil.which("strace"), reason="counts system calls with strace")
-def test_a_job_is_seven_system_calls(tmp_path):
+def test_a_job_is_eight_system_calls(tmp_path):
     def calls(jobs):
         counts, path = {}, tmp_path / f"{jobs}"
         run(jobs, 0.0, "strace", "-f", "-c", "-o", str(path))
@@ -86,5 +86,5 @@ def test_a_job_is_seven_system_calls(tmp_path):
     few, many = calls(100), calls(1100)
     each = {name: (count - few.get(name, 0)) / 1000 for name, count in many.items()}
     each = {name: round(count, 1) for name, count in each.items() if count > 0.05}
-    # parent: send, receive, two looks of the loop, random bytes of the id; worker: read, write
-    assert sum(each.values()) <= 7.1, each
+    # parent: send, receive, two looks of the loop, a look for output, random bytes of the id; worker: read, write
+    assert sum(each.values()) <= 8.1, each
