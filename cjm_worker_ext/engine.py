@@ -272,7 +272,7 @@ class Actions:
         params: Any = self.hooks.prepare_execute_request(request.job)
         if type(params) is not dict:
             params = dict(params)
-        content = (request.job.id, entry.plugin_id, load, self.streaming, params)
+        content: Any = (request.job.id, entry.plugin_id, load, self.streaming, params)
         data, buffers = dumps(content, f"the parameters of job {request.job.id!r}", by_value=True)
         return encode(wire.EXECUTE, number, data, [(0, b.raw()) for b in buffers])
 
