@@ -59,8 +59,7 @@ class Ray(Peer):
                 return getattr(tasks, task)(*args)
 
             def stream(self, count):
-                for number in range(count):
-                    yield number
+                yield from range(count)
 
         @ray.remote(num_cpus=1, max_retries=0)
         def run(task, args):

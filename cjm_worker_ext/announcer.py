@@ -112,8 +112,8 @@ class Announcer:
         self._task: asyncio.Task[None] | None = None
         self._seq = 0
 
-    def event(self, event_type: str, **data: Any) -> None:
-        "Queue an event; returns at once."
+    def event(self, event_type: str, /, **data: Any) -> None:
+        "Queue an event; returns at once. `seq`, `at` and `worker_type` are the announcer's own, whatever `data` says."
         if self.broadcaster is None:
             return
         key = (event_type, data.get("job_id", ""))
@@ -121,7 +121,7 @@ class Announcer:
             self._combine(event_type, waiting, data)
             return
         self._seq += 1
-        payload = {"seq": self._seq, "at": utc_now(), "worker_type": self.worker_type, **data}
+        payload = data | {"seq": self._seq, "at": utc_now(), "worker_type": self.worker_type}
         if event_type in ("job:chunk", "job:progress"):
             self._open[key] = payload
         self._queue.append((event_type, payload))
@@ -148,7 +148,9 @@ class Announcer:
                     self._open.pop((event_type, job_id or ""), None)
                 try:
                     await self.broadcaster.broadcast(event_type, data)
-                except Exception:  # noqa: BLE001  - the integration boundary
+                except (Exception, asyncio.CancelledError):  # noqa: BLE001  - the integration boundary
+                    if (task := asyncio.current_task()) is not None and task.cancelling():
+                        raise  # it is this task that is to end, and not just a broadcaster that cancelled something
                     self._grumbler.failed(f"event_broadcaster.broadcast({event_type})", job_id)
         finally:
             self._task = None

@@ -81,10 +81,11 @@ class ArenaReader:
 
     def __init__(
         self,
-        fd: int,  # The same file
+        fd: int,  # The same file; closed with the reader
         released: Callable[[int], object],  # Called with an offset, in any thread, when nobody uses it any more
     ) -> None:
         self.fd, self._released = fd, released
+        weakref.finalize(self, os.close, fd).atexit = False  # not before a thread that still copies from it is done
         self._map: mmap.mmap | None = None
         self._offsets: dict[int, int] = {}  # id of a view in use: its offset
 

@@ -136,7 +136,7 @@ class WorkerConfig:
     max_workers: int = 1  # Jobs that run at the same time, each in a process of its own
     standby_workers: int = 0  # Started processes without a plugin that take over at once when a worker was killed
     restart_policy: RestartPolicy = RestartPolicy.BACKOFF  # What follows the end of a worker
-    max_restart_attempts: int = 5  # Ends in a row, with no job finished in between, after which pending jobs fail
+    max_restart_attempts: int = 5  # Ends in a row of workers that had no job, after which pending jobs fail
     restart_backoff_seconds: float = 0.5  # Wait before the second restart in a row; doubles with each
     restart_backoff_max_seconds: float = 30.0  # Longest such wait
     job_timeout_seconds: float | None = None  # Time for a job on a loaded plugin; None: no limit

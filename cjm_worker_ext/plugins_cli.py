@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from json import dumps
 from pathlib import Path
 from typing import Any
@@ -14,20 +13,17 @@ from typing import Any
 from cjm_worker_ext.errors import WorkerExtError
 from cjm_worker_ext.integrations.config_schema import PluginConfigError
 from cjm_worker_ext.integrations.registry import EntryPointPluginRegistry, PluginInfo, PluginState
+from cjm_worker_ext.terminal import call_parse, printable
 
 try:
-    from fastcore import script as untyped_script  # type: ignore[import-untyped]
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 except ImportError as e:
     raise ImportError(f"cjm-worker-plugins needs {e.name}: pip install 'cjm-worker-ext[demo,registry]'") from e
 
-script: Any = untyped_script
-call_parse: Callable[[Callable[..., int]], Callable[..., int]] = script.call_parse
-
 # %% auto #0
-__all__ = ['STYLES', 'plugin_record', 'printable', 'plugin_table', 'list_plugins', 'plugins']
+__all__ = ['STYLES', 'plugin_record', 'plugin_table', 'list_plugins', 'plugins']
 
 # %% ../nbs/92_plugins_cli.ipynb #9fe8f913
 def plugin_record(
@@ -64,13 +60,6 @@ def plugin_record(
 
 # %% ../nbs/92_plugins_cli.ipynb #7830d9c2
 STYLES = {"ready": "green", "not configured": "yellow", "incompatible": "red", "broken": "red"}
-
-
-def printable(
-    text: object,  # Anything with a `str`
-) -> str:
-    "Write characters that would command a terminal as escapes; line breaks stay."
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(text))
 
 
 def plugin_table(

@@ -17,7 +17,14 @@ from io import BytesIO
 
 from cjm_worker_ext.arena import ArenaWriter
 from cjm_worker_ext.errors import JobCancelled, NotSerializable, PluginLoadError
-from cjm_worker_ext.plugins import JobContext, PluginManager, describe_error, resolve_target, set_current_context
+from cjm_worker_ext.plugins import (
+    JobContext,
+    PluginManager,
+    current_context,
+    describe_error,
+    resolve_target,
+    set_current_context,
+)
 from cjm_worker_ext.wire import (
     CANCEL,
     CANCELLED,
@@ -322,7 +329,7 @@ class Worker:
         else:  # nothing was left out, so nothing has to be put back
             content = pickle.loads(frame.payload)
         job_id, plugin_id, load, streaming, params = content
-        ctx = JobContext(job_id, report=self._report)
+        ctx = JobContext(job_id, report=lambda fraction, message: self._report(ctx, fraction, message))
         self.interrupter.begin(frame.request, ctx)
         set_current_context(ctx)
         if load is not None:
@@ -355,7 +362,9 @@ class Worker:
             if close := getattr(chunks, "close", None):
                 close()
 
-    def _report(self, fraction: float | None, message: str) -> None:
+    def _report(self, ctx: JobContext, fraction: float | None, message: str) -> None:
+        if ctx is not current_context():
+            return  # a thread that an earlier job left behind
         if threading.current_thread() is not threading.main_thread():
             self.outbox.progress(fraction, message)
             return

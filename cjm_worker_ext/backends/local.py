@@ -194,8 +194,8 @@ class WorkerProcess:
                 env={**os.environ, **self.config.environment},
             )  # fmt: skip
         except OSError:
-            for fd in (self._lifeline, self._output, *([] if arena is None else [arena])):
-                os.close(fd)
+            os.close(self._lifeline)
+            os.close(self._output)
             self.sock.close()
             raise
         finally:
@@ -365,8 +365,7 @@ class WorkerProcess:
         self._watch.close()
         os.close(self._lifeline)
         os.close(self._output)
-        if self.arena is not None:
-            os.close(self.arena.fd)
+        self.arena = None  # its file is closed when nobody reads from it any more
 
 # %% ../../nbs/06_local.ipynb #0c32a79f
 class LocalBackend:
