@@ -173,12 +173,10 @@ def test_each_job_has_its_own_output_even_if_the_loop_was_busy_when_it_came(log)
             jobs = []
             for name in ("say", "puts", "write", "say_on_stderr", "say"):
                 text = f"by {name} as number {len(jobs)}"
-                jobs.append(
-                    job := await manager.start_job(
-                        name, **{"data": f"{text}\n".encode()} if name == "write" else {"text": text}
-                    )
-                )
-                time.sleep(0.2)  # the app's own fault: meanwhile plugin, output and answer are all there
+                params = {"data": f"{text}\n".encode()} if name == "write" else {"text": text}
+                job = await manager.start_job(name, **params)
+                time.sleep(0.2)  # noqa: ASYNC251  - on purpose: meanwhile plugin, output and answer are all there
+                jobs.append(job)
                 await manager.wait(job.id, 15)
             silent = await ended(manager, "echo")
             await until(lambda: len(lines(log)) == 5)
