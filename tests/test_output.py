@@ -162,10 +162,6 @@ def test_output_of_a_stream_and_of_a_plugin_that_speaks_and_is_gone_is_all_in_th
     run(scene())
 
 
-LATE = "the answer of a job is read before what it wrote, so that its output goes to the next job, or to none"
-
-
-@pytest.mark.xfail(strict=True, reason=LATE)
 def test_each_job_has_its_own_output_even_if_the_loop_was_busy_when_it_came(log):
     async def scene():
         async with make() as manager:
