@@ -189,8 +189,6 @@ INTERRUPTED = {
     "stream": RUNS.format(job="'sleep', seconds=600", wait="next(manager.stream(job.id))"),
     "its own work": RUNS.format(job="'sleep', seconds=600", wait="time.sleep(600)"),
 }
-CARELESS = "BlockingManager calls its loop without a look at whether it runs, whose it is, and what still runs there"
-known_fault = pytest.mark.xfail(strict=True, reason=CARELESS)
 
 
 def start_script(tmp_path: Path, body: str) -> subprocess.Popen:
@@ -209,9 +207,7 @@ def end_of(app: subprocess.Popen, seconds: float = 4.0) -> str:
         raise AssertionError(f"the script does not end within {seconds:g} s") from None
 
 
-@pytest.mark.parametrize(
-    "where", [pytest.param(name, marks=known_fault) if name == "stream" else name for name in INTERRUPTED]
-)
+@pytest.mark.parametrize("where", INTERRUPTED)
 def test_ctrl_c_leaves_nothing(where, tmp_path):
     app = start_script(tmp_path, INTERRUPTED[where])
     pids = json.loads(app.stdout.readline() or app.stderr.read())["pids"]
@@ -277,7 +273,6 @@ say(pids=[])
 }
 
 
-@known_fault
 @pytest.mark.parametrize("how", HARD)
 def test_ends_that_are_easy_to_get_wrong(how, tmp_path):
     app = start_script(tmp_path, HARD[how])
