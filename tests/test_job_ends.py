@@ -18,7 +18,8 @@ class Watched(BaseJob):
     def __setattr__(self, name: str, value: Any):
         object.__setattr__(self, name, value)
         if name == "status":
-            self.__dict__.setdefault("seen", {})[str(value)] = {k: v for k, v in vars(self).items() if k != "seen"}
+            seen = self.__dict__.setdefault("seen", {})
+            seen.setdefault(str(value), {k: v for k, v in vars(self).items() if k != "seen"})
 
 
 class Manager(BaseJobManager):
