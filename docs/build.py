@@ -55,7 +55,7 @@ integrations/registry integrations/plugin_config integrations/config_schema
 integrations/resources integrations/processes integrations/limits integrations/gpu integrations/admission
 integrations/sse integrations/sse_log integrations/sse_encoder
 integrations/monitor integrations/monitor_page integrations/monitor_state
-cli check_cli plugins_cli serve_cli serve serve_plugins terminal demo_integrations demo_plugins demo_view init
+cli check_cli plugins_cli serve serve_plugins terminal demo_integrations demo_plugins demo_view init
 """.split()  # the reference, from what imports least to what imports most; others follow by name
 project_pages = {"CHANGELOG.md": "changelog", "CONTRIBUTING.md": "contributing", "SECURITY.md": "security"}
 
@@ -298,7 +298,7 @@ def stage_notebook(page: str, path: Path) -> None:
     cells.insert(0, dict(cell_type="markdown", id="title", metadata={}, source="\n\n".join(title)))
     original = next(notebooks.glob(str(path.relative_to(staged))))
     foot = f"This page is the notebook `{original.relative_to(root)}`."
-    module = dict(local="backends/local").get(page, page)
+    module = dict(local="backends/local", serve="serve_cli").get(page, page)
     if (root / package / f"{module}.py").exists():
         name = f"{package}.{module.replace('/', '.')}"
         foot += f' The whole module: <a href="{up}source/{name}.html">{name}</a>.'
