@@ -38,12 +38,13 @@ shelves = {  # caption: the folder whose pages it holds, and the order of its pa
     "How-to guides": (
         "howto",
         ["index", "own_registry", "own_resource_manager", "own_broadcaster", "own_integration", "stream_tokens"]
-        + ["gpu_plugins", "cancel_and_timeouts", "deploy_uvicorn", "from_process_pool", "from_celery", "from_queues"],
+        + ["gpu_plugins", "cancel_and_timeouts", "watch_jobs", "deploy_uvicorn"]
+        + ["from_process_pool", "from_celery", "from_queues"],
     ),
     "Explanation": (
         "explanation",
         ["index", "why_processes", "why_three_protocols", "life_of_a_job", "guarantees", "security_model"]
-        + ["performance", "comparison"],
+        + ["performance", "comparison", "checkers"],
     ),
 }
 layers = """
@@ -52,8 +53,9 @@ catalog chunks announcer records outcomes reporter engine manager blocking
 extensions/conformance extensions/contracts extensions/contract_tests
 integrations/registry integrations/plugin_config integrations/config_schema
 integrations/resources integrations/processes integrations/limits integrations/gpu integrations/admission
-integrations/sse integrations/sse_log integrations/sse_encoder integrations/monitor
-cli plugins_cli check_cli init
+integrations/sse integrations/sse_log integrations/sse_encoder
+integrations/monitor integrations/monitor_page integrations/monitor_state
+cli check_cli plugins_cli serve serve_plugins terminal demo_integrations demo_plugins demo_view init
 """.split()  # the reference, from what imports least to what imports most; others follow by name
 project_pages = {"CHANGELOG.md": "changelog", "CONTRIBUTING.md": "contributing", "SECURITY.md": "security"}
 
@@ -296,7 +298,7 @@ def stage_notebook(page: str, path: Path) -> None:
     cells.insert(0, dict(cell_type="markdown", id="title", metadata={}, source="\n\n".join(title)))
     original = next(notebooks.glob(str(path.relative_to(staged))))
     foot = f"This page is the notebook `{original.relative_to(root)}`."
-    module = dict(local="backends/local").get(page, page)
+    module = dict(local="backends/local", serve="serve_cli").get(page, page)
     if (root / package / f"{module}.py").exists():
         name = f"{package}.{module.replace('/', '.')}"
         foot += f' The whole module: <a href="{up}source/{name}.html">{name}</a>.'
