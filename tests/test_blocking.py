@@ -88,12 +88,19 @@ def test_a_stream_ends_when_another_thread_cancels():
         assert job.status == "cancelled" and rest == list(range(1, len(rest) + 1))
 
 
+def time_used_by(pid: int) -> int:
+    "Of a processor, in ticks; rising means that native code has begun, and no longer the line before it."
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11])
+
+
 def test_cancel_of_what_does_not_listen_and_of_what_waits(tmp_path):
     started = tmp_path / "started"
     with make(max_workers=1) as manager:
         deaf = manager.start_job("hold_lock", started=str(started))
         waiting = manager.start_job("echo")
         until_now(started.exists)
+        before = time_used_by(deaf.worker_pid)
+        until_now(lambda: time_used_by(deaf.worker_pid) > before + 1)
         assert manager.cancel_job(waiting.id) and waiting.attempts == 0
         assert manager.cancel_job(deaf.id) and not is_alive(deaf.worker_pid)
         assert not manager.cancel_job(deaf.id), "it had ended before"
