@@ -266,6 +266,30 @@ for call in (lambda: manager.start_job("echo"), lambda: manager.wait(job.id), ma
         pass
 say(pids=[])
 """,
+    "threads that call all the time": """
+sys.setswitchinterval(1e-5)
+
+def call_until_it_is_over(manager):
+    try:
+        while True:
+            manager.workers()
+    except ManagerClosed:
+        pass
+
+def hang():
+    manager = BaseJobManager("script", "tests", plugins=plugins).blocking()
+    threads = [threading.Thread(target=call_until_it_is_over, args=[manager], daemon=True) for _ in range(6)]
+    [thread.start() for thread in threads]
+    manager.workers()
+    manager.shutdown()
+    [thread.join(1) for thread in threads]
+    return any(thread.is_alive() for thread in threads)
+
+if any(hang() for _ in range(10)):
+    sys.exit(1)
+manager.shutdown()
+say(pids=[])
+""",
     "a stream that is dropped after the shutdown": STREAM + "manager.shutdown()\ndel stream\nsay(pids=[])",
     "a stream that the garbage collector finds in the manager's own thread": """
 gc.disable()

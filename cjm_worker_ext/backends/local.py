@@ -326,7 +326,7 @@ class WorkerProcess:
     def read_output(self) -> None:
         "Read what it has written so far: lines that belong to a job must not be read after the job's end."
         with contextlib.suppress(BlockingIOError):
-            for _ in range(16):  # a plugin that floods must not hold the loop
+            for _ in range(2):  # a plugin that floods must not hold the loop: what is more is read in turn
                 if not (data := os.read(self._output, 1 << 12)):
                     return
                 for line in self.lines.feed(data):
