@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine, Iterator, Mapping
+from concurrent.futures import CancelledError
 from types import EllipsisType, TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from cjm_worker_ext.engine import WorkerInfo
+from cjm_worker_ext.errors import ManagerClosed
 from cjm_worker_ext.jobs import BaseJob
 
 if TYPE_CHECKING:
@@ -32,11 +34,23 @@ class BlockingManager:
     ) -> None:
         self.manager = manager
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="job-manager", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name="job-manager", daemon=True)
         self._thread.start()
+        self._ending = threading.Lock()
 
     def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+        "Run a coroutine on the manager's loop and wait for it; a caller that is interrupted gives it up."
+        try:
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        except RuntimeError as e:  # the loop is closed
+            coroutine.close()
+            raise ManagerClosed(f"manager {self.manager.worker_type!r} was shut down; make a new one") from e
+        try:
+            return future.result()
+        except CancelledError as e:
+            raise ManagerClosed(f"manager {self.manager.worker_type!r} was shut down meanwhile") from e
+        finally:
+            future.cancel()
 
     async def _run(self, method: Any, *args: Any) -> Any:
         return method(*args)
@@ -71,12 +85,19 @@ class BlockingManager:
                 return (chunk,)
             return ()
 
+        async def leave() -> None:
+            await chunks.aclose()
+
         def iterate() -> Iterator[Any]:
             try:
                 while found := self._call(following()):
                     yield found[0]
             finally:
-                self._call(chunks.aclose())
+                leaving = leave()
+                try:
+                    asyncio.run_coroutine_threadsafe(leaving, self._loop)  # not waited for: the app may be ending
+                except RuntimeError:  # the loop is closed, and the stream with it
+                    leaving.close()
 
         return iterate()
 
@@ -141,11 +162,24 @@ class BlockingManager:
 
     def shutdown(self, timeout: float | None = None, *, drain: bool = False) -> None:
         "As `BaseJobManager.shutdown`, and the end of the thread."
-        if self._thread.is_alive():
-            self._call(self.manager.shutdown(timeout, drain=drain))
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
+        with self._ending:
+            if self._thread.is_alive():
+                self._call(self.manager.shutdown(timeout, drain=drain))
+                self._loop.call_soon_threadsafe(self._loop.stop)
+                self._thread.join()
+
+    def _serve(self) -> None:
+        self._loop.run_forever()
+        self._loop.run_until_complete(self._give_up_the_rest())
+        self._loop.close()
+
+    async def _give_up_the_rest(self) -> None:
+        "What other threads still wait for will not come."
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
+        await asyncio.get_running_loop().shutdown_asyncgens()
 
     def __enter__(self) -> Self:
         return self

@@ -254,8 +254,8 @@ class Actions:
             self.do(self.scheduler.dying(action.worker, undelivered=True))
         elif isinstance(request, JobRecord):
             job, pid = request.job, self.pids[action.worker][0]
-            job.started_at, job.worker_pid, job.status = utc_now(), pid, JobStatus.RUNNING
             job.attempts += 1
+            job.started_at, job.worker_pid, job.status = utc_now(), pid, JobStatus.RUNNING
             request.loading = action.load
             self.reporter.job_started(job, request.entry, pid, action.load)
 

@@ -39,7 +39,7 @@ def unchanged(manager: BaseJobManager) -> None:
 
 
 @pytest.mark.parametrize(
-    "plugin_id,word", [("nope", "neither plugins= nor the registry"), ("known", "no target to run")]
+    "plugin_id,word", [("nope", "the registry does not have it, nor does plugins="), ("known", "no target to run")]
 )
 def test_a_plugin_that_cannot_run(plugin_id, word):
     async def scene():

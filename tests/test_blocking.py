@@ -1,0 +1,279 @@
+"""The manager without await: from many threads, interrupted, forgotten."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from harness import holdings, is_alive, targets, until_now
+
+from cjm_worker_ext import BaseJobManager, WorkerConfig
+from cjm_worker_ext.blocking import BlockingManager
+from cjm_worker_ext.errors import UnknownJob, UnknownPlugin
+
+pytestmark = pytest.mark.filterwarnings("error")
+TESTS = str(Path(__file__).parent)
+NAMES = ("echo", "sleep", "count", "count_slowly", "hold_lock", "raise_value_error", "exit_now", "Counted")
+
+
+def make(**config) -> BlockingManager:
+    settings = {"max_workers": 2, "cancel_grace_seconds": 0.2, **config}
+    manager = BaseJobManager("blocking", "tests", plugins=targets(*NAMES), worker_config=WorkerConfig(**settings))
+    return manager.blocking()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    descriptors, threads = holdings()
+    yield
+    after = holdings()
+    assert after[1] <= threads, [t.name for t in threading.enumerate()]
+    assert after[0] <= descriptors
+
+
+def test_many_threads_at_once():
+    def one_client(number: int) -> list:
+        found = []
+        for i in range(10):
+            job = manager.start_job("echo", value=(number, i))
+            found.append(manager.wait(job.id, 20).result)
+            assert manager.get_job(job.id) is job and manager.get_job_result(job.id) == (number, i)
+        stream = manager.stream(manager.start_job("count", n=200).id)
+        assert list(stream) == list(range(200))
+        victim = manager.start_job("sleep", seconds=600)
+        assert manager.cancel_job(victim.id) and victim.status == "cancelled"
+        return found
+
+    with make() as manager, ThreadPoolExecutor(8) as pool:
+        for number, found in enumerate(pool.map(one_client, range(8))):
+            assert found == [(number, i) for i in range(10)]
+        assert len(manager.get_all_jobs()) == 8 * 12
+        assert manager.clear_completed_jobs() == 8 * 12 and manager.get_all_jobs() == []
+
+
+def test_several_threads_read_one_stream():
+    with make() as manager, ThreadPoolExecutor(4) as pool:
+        job = manager.start_job("count", n=500)
+        for chunks in pool.map(lambda _: list(manager.stream(job.id)), range(4)):
+            assert chunks == list(range(500))
+        assert manager.get_job_chunks(job.id, 2) == (498, [498, 499])
+
+
+def test_a_stream_comes_while_the_job_runs_and_may_be_left(tmp_path):
+    with make() as manager:
+        job = manager.start_job("count_slowly")
+        stream = manager.stream(job.id)
+        assert [next(stream) for _ in range(3)] == [0, 1, 2] and job.status == "running"
+        stream.close()
+        assert manager.cancel_job(job.id)
+        assert list(manager.stream(job.id))[:3] == [0, 1, 2], "the chunks of a cancelled job are still there"
+
+
+def test_a_stream_ends_when_another_thread_cancels():
+    with make() as manager:
+        job = manager.start_job("count_slowly")
+        stream = manager.stream(job.id)
+        assert next(stream) == 0
+        canceller = threading.Thread(target=manager.cancel_job, args=[job.id])
+        canceller.start()
+        rest = list(stream)
+        canceller.join(10)
+        assert job.status == "cancelled" and rest == list(range(1, len(rest) + 1))
+
+
+def test_cancel_of_what_does_not_listen_and_of_what_waits(tmp_path):
+    started = tmp_path / "started"
+    with make(max_workers=1) as manager:
+        deaf = manager.start_job("hold_lock", started=str(started))
+        waiting = manager.start_job("echo")
+        until_now(started.exists)
+        assert manager.cancel_job(waiting.id) and waiting.attempts == 0
+        assert manager.cancel_job(deaf.id) and not is_alive(deaf.worker_pid)
+        assert not manager.cancel_job(deaf.id), "it had ended before"
+        assert manager.wait(manager.start_job("echo", value=1).id, 20).result == 1
+
+
+def test_time_outs():
+    with make() as manager:
+        job = manager.submit_job("sleep", {"seconds": 600}, timeout_seconds=0.3, metadata={"of": "mine"})
+        with pytest.raises(TimeoutError, match=f"job {job.id} is still .* after 0.01 s; it goes on"):
+            manager.wait(job.id, 0.01)
+        assert manager.wait(job.id, 20).error_type == "JobTimeout" and job.metadata == {"of": "mine"}
+
+
+def test_what_goes_wrong_is_raised_here():
+    with make() as manager:
+        with pytest.raises(UnknownPlugin):
+            manager.start_job("no-such-plugin")
+        with pytest.raises(UnknownJob):
+            manager.wait("no-such-job")
+        with pytest.raises(UnknownJob):
+            manager.stream("no-such-job")
+        assert manager.wait(manager.start_job("raise_value_error").id, 20).error_type == "ValueError"
+        assert manager.wait(manager.start_job("exit_now").id, 20).error_type == "WorkerCrashed"
+
+
+def test_plugins_and_workers():
+    with make(max_workers=1) as manager:
+        assert "echo" in manager.available_plugins() and manager.workers() == []
+        assert manager.check_streaming_support("count") and not manager.check_streaming_support("echo")
+        manager.load_plugin("Counted")
+        manager.reload_plugin("Counted")
+        pid, loads = manager.wait(manager.start_job("Counted").id, 20).result
+        (worker,) = manager.workers()
+        assert (worker.pid, loads) == (pid, 2) and "Counted" in worker.plugin_ids
+        manager.unload_plugin("Counted")
+        assert "Counted" not in manager.workers()[0].plugin_ids
+
+
+def test_a_shutdown_ends_what_other_threads_wait_for():
+    manager = make()
+    job = manager.start_job("sleep", seconds=600)
+    slow = manager.start_job("count_slowly")
+    with ThreadPoolExecutor(2) as pool:
+        waited, streamed = pool.submit(manager.wait, job.id), pool.submit(list, manager.stream(slow.id))
+        until_now(lambda: job.status == slow.status == "running")
+        manager.shutdown()
+        assert waited.result(10).status == "cancelled" and isinstance(streamed.result(10), list)
+
+
+def test_drain():
+    manager = make()
+    jobs = [manager.start_job("echo", value=i) for i in range(20)]
+    manager.shutdown(drain=True)
+    assert [job.result for job in jobs] == list(range(20))
+
+
+# ---------------------------------------------------------------- scripts
+
+SCRIPT = """
+import gc, json, os, sys, threading, time
+sys.path.insert(0, {tests!r})
+from cjm_worker_ext import BaseJobManager, WorkerConfig
+
+from cjm_worker_ext.errors import ManagerClosed
+
+names = ("echo", "sleep", "count_slowly", "hold_lock")
+plugins = {{name: "plugins_for_tests:" + name for name in names}}
+config = WorkerConfig(max_workers=2, cancel_grace_seconds=0.2)
+manager = BaseJobManager("script", "tests", plugins=plugins, worker_config=config).blocking()
+
+def say(**facts):
+    print(json.dumps(facts), flush=True)
+
+def pids():
+    return [w.pid for w in manager.workers()]
+
+{body}
+"""
+
+RUNS = """
+with manager:
+    job = manager.start_job({job})
+    while job.status != "running":
+        time.sleep(0.005)
+    say(pids=pids())
+    {wait}
+"""
+
+INTERRUPTED = {
+    "wait": RUNS.format(job="'sleep', seconds=600", wait="manager.wait(job.id)"),
+    "wait for what does not listen": RUNS.format(job="'hold_lock'", wait="manager.wait(job.id)"),
+    "stream": RUNS.format(job="'sleep', seconds=600", wait="next(manager.stream(job.id))"),
+    "its own work": RUNS.format(job="'sleep', seconds=600", wait="time.sleep(600)"),
+}
+
+
+def start_script(tmp_path: Path, body: str) -> subprocess.Popen:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(tests=TESTS, body=body))
+    return subprocess.Popen([sys.executable, str(script)], stdout=-1, stderr=-1, text=True, start_new_session=True)
+
+
+def end_of(app: subprocess.Popen, seconds: float = 4.0) -> str:
+    "Wait for the end of a script, which comes soon; what it wrote to stderr."
+    try:
+        return app.communicate(timeout=seconds)[1]
+    except subprocess.TimeoutExpired:
+        os.killpg(app.pid, signal.SIGKILL)
+        app.communicate()
+        raise AssertionError(f"the script does not end within {seconds:g} s") from None
+
+
+@pytest.mark.parametrize("where", INTERRUPTED)
+def test_ctrl_c_leaves_nothing(where, tmp_path):
+    app = start_script(tmp_path, INTERRUPTED[where])
+    pids = json.loads(app.stdout.readline() or app.stderr.read())["pids"]
+    os.killpg(app.pid, signal.SIGINT)  # as a terminal does it
+    err = end_of(app)
+    assert err.count("Traceback") == 1 and err.endswith("KeyboardInterrupt\n"), err
+    assert app.returncode == -signal.SIGINT
+    until_now(lambda: not any(map(is_alive, pids)), 2.0, "the end of the workers")
+
+
+STREAM = "stream = manager.stream(manager.start_job('count_slowly').id)\nnext(stream)\n"
+
+FORGOTTEN = {
+    "unused": "say(pids=[])",
+    "idle": "manager.wait(manager.start_job('echo').id)\nsay(pids=pids())",
+    "busy": "manager.start_job('sleep', seconds=600)\nmanager.start_job('sleep', seconds=600)\nsay(pids=pids())",
+    "while a thread waits": (
+        "job = manager.start_job('sleep', seconds=600)\n"
+        "threading.Thread(target=manager.wait, args=[job.id], daemon=True).start()\nsay(pids=pids())"
+    ),
+}
+
+
+@pytest.mark.parametrize("how", FORGOTTEN)
+def test_a_script_that_forgets_the_shutdown_ends_quietly(how, tmp_path):
+    app = start_script(tmp_path, FORGOTTEN[how])
+    pids = json.loads(app.stdout.readline() or app.stderr.read())["pids"]
+    assert end_of(app) == "" and app.returncode == 0
+    until_now(lambda: not any(map(is_alive, pids)), 2.0, "the end of the workers")
+
+
+HARD = {
+    "forgotten in the middle of a stream": STREAM + "say(pids=pids())",
+    "two shutdowns at once": """
+manager.start_job("sleep", seconds=600)
+threads = [threading.Thread(target=manager.shutdown) for _ in range(2)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+manager.shutdown()
+say(pids=[])
+""",
+    "calls after the shutdown": """
+job = manager.wait(manager.start_job("echo").id)
+manager.shutdown()
+for call in (lambda: manager.start_job("echo"), lambda: manager.wait(job.id), manager.workers):
+    try:
+        call()
+    except ManagerClosed:
+        pass
+say(pids=[])
+""",
+    "a stream that is dropped after the shutdown": STREAM + "manager.shutdown()\ndel stream\nsay(pids=[])",
+    "a stream that the garbage collector finds in the manager's own thread": """
+gc.disable()
+cycle = [manager.stream(manager.start_job("count_slowly").id)]
+next(cycle[0])
+cycle.append(cycle)
+del cycle
+manager._loop.call_soon_threadsafe(gc.collect)
+manager.shutdown()
+say(pids=[])
+""",
+}
+
+
+@pytest.mark.parametrize("how", HARD)
+def test_ends_that_are_easy_to_get_wrong(how, tmp_path):
+    app = start_script(tmp_path, HARD[how])
+    assert end_of(app, 2.5) == "" and app.returncode == 0
