@@ -37,14 +37,15 @@ class BlockingManager:
         self._thread = threading.Thread(target=self._serve, name="job-manager", daemon=True)
         self._thread.start()
         self._ending = threading.Lock()
+        self._posting, self._closed = threading.RLock(), False
 
     def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         "Run a coroutine on the manager's loop and wait for it; a caller that is interrupted gives it up."
-        try:
+        with self._posting:
+            if self._closed:  # what is posted now might never run
+                coroutine.close()
+                raise ManagerClosed(f"manager {self.manager.worker_type!r} was shut down; make a new one")
             future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        except RuntimeError as e:  # the loop is closed
-            coroutine.close()
-            raise ManagerClosed(f"manager {self.manager.worker_type!r} was shut down; make a new one") from e
         try:
             return future.result()
         except CancelledError as e:
@@ -165,6 +166,8 @@ class BlockingManager:
         with self._ending:
             if self._thread.is_alive():
                 self._call(self.manager.shutdown(timeout, drain=drain))
+                with self._posting:
+                    self._closed = True
                 self._loop.call_soon_threadsafe(self._loop.stop)
                 self._thread.join()
 
