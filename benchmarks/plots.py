@@ -41,7 +41,7 @@ def draw(records: list[dict[str, Any]], folder: Path) -> None:
         bars = ax.barh([NAMES.get(p, p) for p, _ in ordered], [v for _, v in ordered], color=colours)
         ax.bar_label(bars, [f"{v:,.0f}" if v >= 10 else f"{v:.1f}" for _, v in ordered], padding=4, color=grey)
         ax.set_xscale("log")
-        ax.set_title(title, loc="left", fontsize=11, color=grey)
+        ax.set_title(f"{title}, logarithmic", loc="left", fontsize=11, color=grey)
         ax.margins(x=0.15)
         ax.tick_params(colors=grey)
         ax.xaxis.set_visible(False)
