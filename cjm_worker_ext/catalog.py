@@ -9,18 +9,20 @@ import asyncio
 import contextlib
 import copy
 import logging
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
-from cjm_worker_ext.announcer import CallThread, Grumbler
+from cjm_worker_ext.announcer import Grumbler
 from cjm_worker_ext.errors import NotSerializable, UnknownPlugin, WorkerExtError
 from cjm_worker_ext.extensions.protocols import PluginRegistryProtocol
 from cjm_worker_ext.wire import dumps
 
 # %% auto #0
-__all__ = ['PluginEntry', 'read_metadata', 'Catalog']
+__all__ = ['PluginEntry', 'read_metadata', 'Answer', 'Question', 'RegistryClient', 'Catalog']
 
 # %% ../nbs/07_catalog.ipynb #3662cd51
 logger = logging.getLogger(__name__)
@@ -48,10 +50,126 @@ def read_metadata(
     return getattr(metadata, key, default)
 
 # %% ../nbs/07_catalog.ipynb #e61a9e6e
-class Catalog:
-    "Finds plugins in the app's own mapping and in its registry; lives on one event loop."
+class Answer(NamedTuple):
+    "What a registry said of one plugin."
+
+    metadata: Any = None  # None if it does not have the plugin
+    config: Any = None  # None, or a mapping
+    failed: bool = False  # Whether it raised or hung, and nothing was known before
+    refusal: WorkerExtError | None = None  # What it raised, if that is meant for the caller
+
+
+class Question:
+    "A call in a daemon thread, made at once; belongs to the event loop that runs then."
+
+    def __init__(
+        self,
+        ask: Callable[[], Answer],  # Must not raise
+    ) -> None:
+        self._loop = loop = asyncio.get_running_loop()
+        self._answer: asyncio.Future[Answer] = loop.create_future()
+        self._began, tell = loop.time(), self._answer.set_result
+
+        def call() -> None:
+            answer = ask()
+            with contextlib.suppress(RuntimeError):  # the loop was closed in the meantime
+                loop.call_soon_threadsafe(tell, answer)
+
+        threading.Thread(target=call, name="plugin-registry", daemon=True).start()
+
+    async def within(
+        self,
+        seconds: float,  # Since the question was asked
+    ) -> Answer:
+        "Wait for the answer; raises `TimeoutError` if there is none by then, and may be called again."
+        if not self._answer.done():
+            await asyncio.wait([self._answer], timeout=max(0.0, self._began + seconds - self._loop.time()))
+        if not self._answer.done():
+            raise TimeoutError(f"no answer within {seconds:g} s")
+        return self._answer.result()
+
+    def then(self, call: Callable[[], object]) -> None:
+        "Call something when the answer is there."
+        self._answer.add_done_callback(lambda _: call())
+
+# %% ../nbs/07_catalog.ipynb #e6d0ed6b
+class RegistryClient:
+    "Asks a registry about plugins: one call at a time, except that a call which is overdue is not waited for."
 
     FAST = 0.001  # Seconds; an answer that took longer is not waited for on the event loop again
+    PATIENCE = 1.0  # Seconds for an answer about a plugin that is known, and for the turn of any other
+    FIRST_PATIENCE = 10.0  # Seconds for the first answer about a plugin
+
+    def __init__(
+        self,
+        registry: PluginRegistryProtocol,  # The app's registry
+        grumbler: Grumbler,  # Where its failures go
+    ) -> None:
+        self._registry, self._grumbler = registry, grumbler
+        self._fast: set[str] = set()  # plugins that are asked for on the event loop
+        self._turn = asyncio.Lock()
+        self._overdue: dict[str, Question] = {}  # by plugin
+
+    async def ask(
+        self,
+        plugin_id: str,  # Any text
+        known: Answer | None,  # What holds if the registry raises or hangs; None if nothing is known
+    ) -> Answer:
+        "Ask about one plugin, in both questions of the protocol; raises what the registry refuses with."
+        if plugin_id in self._fast and not self._overdue and not self._turn.locked():
+            answer = self._call(plugin_id, known)
+        else:  # a task, because a caller that gives up must not end its turn early
+            answer = await asyncio.shield(asyncio.create_task(self._call_in_thread(plugin_id, known)))
+        if answer.refusal is not None:
+            raise answer.refusal
+        return answer
+
+    async def _call_in_thread(self, plugin_id: str, known: Answer | None) -> Answer:
+        async with self._turn:
+            question = self._overdue.get(plugin_id)
+            if question is None:
+                question = Question(partial(self._call, plugin_id, known))
+                with contextlib.suppress(TimeoutError):
+                    return await question.within(0 if self._overdue else self.PATIENCE)
+                self._overdue[plugin_id] = question
+                question.then(partial(self._overdue.pop, plugin_id))
+        try:
+            return await question.within(self.FIRST_PATIENCE if known is None else self.PATIENCE)
+        except TimeoutError:
+            return self._failed(plugin_id, known)
+
+    def _call(self, plugin_id: str, known: Answer | None) -> Answer:
+        began, metadata = time.monotonic(), None
+        try:
+            metadata = self._registry.get_plugin(plugin_id)
+            config = None if metadata is None else self._registry.load_plugin_config(plugin_id)
+            if config is not None and not isinstance(config, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise TypeError(
+                    f"load_plugin_config({plugin_id!r}) returned {type(config).__name__}; it must be a dict"
+                )
+        except WorkerExtError as e:
+            return Answer(refusal=e)
+        except Exception:  # noqa: BLE001  - the integration boundary
+            return self._failed(plugin_id, known, metadata)
+        self._note_pace(plugin_id, time.monotonic() - began)
+        return Answer(metadata, config)
+
+    def _failed(self, plugin_id: str, known: Answer | None, metadata: Any = None) -> Answer:
+        "Log the exception that is being handled, and answer with what is known."
+        self._grumbler.failed(f"plugin_registry (plugin {plugin_id!r})", None)
+        return known or Answer(metadata, failed=True)
+
+    def _note_pace(self, plugin_id: str, seconds: float) -> None:
+        if seconds < self.FAST:
+            self._fast.add(plugin_id)
+        elif seconds > 20 * self.FAST and plugin_id in self._fast:
+            self._fast.discard(plugin_id)
+            taken = f"{seconds * 1e3:.0f} ms"
+            logger.warning("plugin_registry took %s for %r; it is asked in a thread from now on", taken, plugin_id)
+
+# %% ../nbs/07_catalog.ipynb #861ee456
+class Catalog:
+    "Finds plugins in the app's own mapping and in its registry; lives on one event loop."
 
     def __init__(
         self,
@@ -63,84 +181,27 @@ class Catalog:
         self.targets, self.registry, self._own_manager, self._grumbler = dict(targets), registry, own_manager, grumbler
         self.entries: dict[str, PluginEntry] = {}
         self._raw: dict[str, tuple[Any, str]] = {}  # the target of each entry, as it was given, and its name
-        self._thread = CallThread("plugin-registry")
-        self._fast = False
+        self._client = None if registry is None else RegistryClient(registry, grumbler)
 
     async def find(self, plugin_id: str) -> PluginEntry:
         """Return what is known of a plugin, with its present configuration.
 
-        Raises `UnknownPlugin` if neither the mapping nor the registry has it, or if there is no target to run. A
-        registry that raises is logged; then what was known before holds.
+        Raises `UnknownPlugin` if neither the mapping nor the registry has it, or if there is no target to run, and
+        what the registry refuses with.
         """
-        if self.registry is None:
-            return self.entries.get(plugin_id) or self._entry(plugin_id, None, {})
-        if not self._fast:
-            return self._entry(plugin_id, *await self._ask_in_thread(plugin_id))
-        began = time.monotonic()
-        answer = self._ask(plugin_id)
-        if time.monotonic() - began > 20 * self.FAST:
-            self._fast = False
-            logger.warning(
-                "plugin_registry took %.0f ms; it is asked in a thread from now on", (time.monotonic() - began) * 1e3
-            )
-        return self._entry(plugin_id, *answer)
+        before = self.entries.get(plugin_id)
+        if self._client is None:
+            return before or self._entry(plugin_id, Answer())
+        known = before and Answer({"name": before.name, "target": self._raw[plugin_id][0]}, before.config)
+        return self._entry(plugin_id, await self._client.ask(plugin_id, known))
 
-    def _ask(self, plugin_id: str) -> tuple[Any, Any]:  # metadata and configuration
-        "Ask the registry; what it raises is logged, and what was known before is the answer."
-        registry, before = self.registry, self.entries.get(plugin_id)
-        assert registry is not None
-        try:
-            metadata = registry.get_plugin(plugin_id)
-        except WorkerExtError:  # a refusal, and not an accident
-            raise
-        except Exception:  # noqa: BLE001  - the integration boundary
-            self._grumbler.failed("plugin_registry.get_plugin", None)
-            metadata = {"name": before.name, "target": self._raw[plugin_id][0]} if before else None
-        if metadata is None:
-            return None, {}
-        try:
-            config = registry.load_plugin_config(plugin_id)
-            if config is None or isinstance(config, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance, reportUnnecessaryComparison]
-                return metadata, config
-            raise TypeError(f"load_plugin_config({plugin_id!r}) returned {type(config).__name__}; it must be a dict")
-        except WorkerExtError:
-            raise
-        except Exception:  # noqa: BLE001  - the integration boundary
-            self._grumbler.failed("plugin_registry.load_plugin_config", None)
-            return metadata, before.config if before else {}
-
-    async def _ask_in_thread(self, plugin_id: str) -> tuple[Any, Any]:
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[tuple[Any, Any]] = loop.create_future()
-
-        def tell(result: tuple[Any, Any], error: WorkerExtError | None, seconds: float) -> None:
-            self._fast = seconds < self.FAST
-            if answer.done():
-                return
-            if error is not None:
-                answer.set_exception(error)
-            else:
-                answer.set_result(result)
-
-        def ask() -> None:
-            began, result, error = time.monotonic(), (None, None), None
-            try:
-                result = self._ask(plugin_id)
-            except WorkerExtError as e:
-                error = e
-            with contextlib.suppress(RuntimeError):  # the loop was closed in the meantime
-                loop.call_soon_threadsafe(tell, result, error, time.monotonic() - began)
-
-        self._thread.post(ask)
-        return await answer
-
-    def _entry(self, plugin_id: str, metadata: Any, config: Mapping[str, Any] | None) -> PluginEntry:
+    def _entry(self, plugin_id: str, answer: Answer) -> PluginEntry:
+        metadata, config = answer.metadata, answer.config or {}
         name = str(read_metadata(metadata, "name", plugin_id))
         target = self.targets.get(plugin_id, self.targets.get(name, read_metadata(metadata, "target")))
         if target is None and not (self._own_manager and (metadata is not None or self.registry is None)):
-            raise UnknownPlugin(self._unknown(plugin_id, metadata))
+            raise UnknownPlugin(self._unknown(plugin_id, answer))
         before = self.entries.get(plugin_id)
-        config = config or {}
         if before and self._raw[plugin_id] == (target, name) and _equal(before.config, config):
             return before
         try:
@@ -169,19 +230,16 @@ class Catalog:
         self.entries[entry.plugin_id] = renewed = entry._replace(version=entry.version + 1)
         return renewed
 
-    def _unknown(self, plugin_id: str, metadata: Any) -> str:
-        if metadata is not None:
+    def _unknown(self, plugin_id: str, answer: Answer) -> str:
+        if answer.metadata is not None:
             how = f"plugins={{{plugin_id!r}: 'module:attribute'}}"
             return f"plugin {plugin_id!r}: the registry knows it, but no target to run; pass {how} or give its metadata a target"
+        if answer.failed:
+            return f"plugin {plugin_id!r}: the registry raised or hung when it was asked; its error is in the log"
         if self.registry is not None:
             return f"plugin {plugin_id!r}: the registry does not have it{', nor does plugins=' if self.targets else ''}"
         known = ", ".join(map(repr, list(self.targets)[:10])) or "none"
         return f"plugin {plugin_id!r}: plugins= does not have it; plugins= has {known}"
-
-    def close(self) -> None:
-        "End the thread."
-        self._thread.close(timeout=0.1)
-        self._thread = CallThread("plugin-registry")
 
 
 def _equal(a: object, b: object) -> bool:

@@ -236,7 +236,6 @@ class ManagerLife(ManagerHooks):
         await engine.close(limit, drain)
         rest = max(0.5, deadline - engine.loop.time())
         await asyncio.gather(self._announcer.settle(rest), self._book.settle(rest))
-        self._catalog.close()
 
     async def __aenter__(self) -> Self:
         self._open()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 
 import pytest
-from harness import run, targets
+from harness import Ticker, run, targets
 
 from cjm_worker_ext import BaseJobManager, WorkerConfig
 
@@ -163,5 +164,27 @@ def test_integrations_that_hang_for_3_seconds_delay_no_job():
         assert time.monotonic() - began < 2.5, "a job waited for an integration"
         await manager.shutdown()
         assert time.monotonic() - began < 6, "the shutdown waited for an integration"
+
+    run(scene())
+
+
+def test_a_registry_that_hangs_delays_no_other_plugin():
+    answers, hanging = threading.Event(), {"count"}
+
+    class Hanging(Registry):
+        def get_plugin(self, unique_id):
+            assert unique_id not in hanging or answers.wait(60)
+            return Metadata(unique_id)
+
+    async def scene():
+        async with make(plugin_registry=Hanging()) as manager, Ticker() as ticker:
+            waiting = asyncio.create_task(manager.start_job("count", n=5))  # nothing is known of it yet
+            echo = await manager.wait((await manager.start_job("echo")).id, 30)
+            hanging.add("echo")  # from now on it runs with what is known
+            again = await manager.wait((await manager.start_job("echo")).id, 30)
+            assert (str(echo.status), str(again.status), waiting.done()) == ("completed", "completed", False)
+            answers.set()
+            assert str((await manager.wait((await waiting).id, 30)).status) == "completed"
+        assert ticker.gap < 0.1, "the event loop waited for the registry"
 
     run(scene())

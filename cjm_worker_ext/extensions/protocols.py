@@ -14,9 +14,10 @@ class PluginRegistryProtocol(Protocol):
     """Knows the plugins of an app and their configuration.
 
     A manager passes every argument by position, so the parameters may be called otherwise. It may call from a thread
-    of its own, one call at a time. Of a metadata object it reads `name`, `is_configured` and `get_unique_id()`, or
-    the same keys of a mapping; what is missing gets a sensible default. *Not promised*: that an answer is cached, or
-    that it is the same a moment later.
+    of its own, one call at a time; a call that takes longer than a second is given up on, and the next may then
+    overlap it. Of a metadata object it reads `name`, `is_configured` and `get_unique_id()`, or the same keys of a
+    mapping; what is missing gets a sensible default. *Not promised*: that an answer is cached, or that it is the
+    same a moment later.
     """
 
     def get_plugins_by_category(  # pyright: ignore[reportUnknownParameterType]
