@@ -196,7 +196,8 @@ class Catalog:
         return self._entry(plugin_id, await self._client.ask(plugin_id, known))
 
     def _entry(self, plugin_id: str, answer: Answer) -> PluginEntry:
-        metadata, config = answer.metadata, answer.config or {}
+        metadata = answer.metadata
+        config: Mapping[str, Any] = answer.config or {}
         name = str(read_metadata(metadata, "name", plugin_id))
         target = self.targets.get(plugin_id, self.targets.get(name, read_metadata(metadata, "target")))
         if target is None and not (self._own_manager and (metadata is not None or self.registry is None)):
