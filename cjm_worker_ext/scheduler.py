@@ -192,6 +192,8 @@ class Scheduler:
         if self.closing:
             return [End(task, Cause.CLOSED)]
         self.tasks[task.number] = task
+        if self.idle and not self.pending_count and self.busy < self.config.max_workers:  # the usual case
+            return self._give(self._choose(task.plugin), task) + self._start_missing()
         task.queued = True
         self.pending.append(task)
         self.pending_count += 1
@@ -383,9 +385,10 @@ class Scheduler:
         return wanted + (self.config.standby_workers if (self.workers or wanted) and not self.closing else 0)
 
     def _start_missing(self) -> list[Action]:
-        there, wanted = len(self.workers), min(self.config.max_workers, self.busy + self.pending_count)
-        if there >= (most := self._wanted()) or self.restarts.waiting or self.restarts.gave_up:
+        there, most = len(self.workers), self._wanted()
+        if there >= most or self.restarts.waiting or self.restarts.gave_up:
             return []
+        wanted = min(self.config.max_workers, self.busy + self.pending_count)
         actions: list[Action] = []
         for i in range(there, min(most, self.restarts.capacity)):
             self._last_worker += 1

@@ -325,12 +325,15 @@ class WorkerProcess:
 
     def read_output(self) -> None:
         "Read what it has written so far: lines that belong to a job must not be read after the job's end."
-        with contextlib.suppress(BlockingIOError):
-            for _ in range(2):  # a plugin that floods must not hold the loop: what is more is read in turn
-                if not (data := os.read(self._output, 1 << 12)):
-                    return
-                for line in self.lines.feed(data):
-                    self.host.on_output(self.number, line)
+        for _ in range(2):  # a plugin that floods must not hold the loop: what is more is read in turn
+            try:
+                data = os.read(self._output, 1 << 12)
+            except BlockingIOError:  # the usual case
+                return
+            if not data:
+                return
+            for line in self.lines.feed(data):
+                self.host.on_output(self.number, line)
 
     def _on_output(self) -> None:
         try:
