@@ -314,7 +314,8 @@ class ManagerJobs(ManagerLife):
         elif problem := number_problem("job_timeout_seconds", timeout := timeout_seconds):
             raise ConfigError(problem.removeprefix("job_"))
         entry = await self._catalog.find(plugin_id)
-        self._check_open()  # it may have been closed in the meantime
+        if self._closed:  # in the meantime
+            self._check_open()
         limit = self.worker_config.max_pending_jobs
         if limit is not None and engine.scheduler.pending_count + len(self._admissions.tasks) >= limit:
             raise QueueFull(f"{limit} jobs are pending, as many as max_pending_jobs allows; try again later")

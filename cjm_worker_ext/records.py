@@ -75,7 +75,7 @@ class JobRecord:
         if self.ended:
             return
         loop = loop or asyncio.get_running_loop()
-        future: asyncio.Future[bool] = loop.create_future()  # whether the job has ended
+        future: asyncio.Future[bool] = asyncio.Future(loop=loop)  # whether the job has ended
         self._waiting.append(future)
         timer = loop.call_later(timeout, _resolve, future, False) if timeout is not None else None
         try:
