@@ -14,8 +14,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="measure, print a table, and write the figures as JSON")
-    run.add_argument("--peer", action="append", help=f"one of {', '.join(harness.ALL)}; or name@folder; default: all")
-    run.add_argument("--work", action="append", help=f"one of {', '.join(harness.WORKS)}; default: all")
+    run.add_argument("--peer", action="append", help=f"one of {', '.join(harness.PEERS)}; or name@folder; default: all")
+    run.add_argument(
+        "--work",
+        action="append",
+        help=f"one of {', '.join(harness.WORKS)}, or what several begin with, as W11; default: all",
+    )
     run.add_argument("--rounds", type=int, help="how often each is measured")
     run.add_argument("--quick", action="store_true", help="one short round, for a first look")
     run.add_argument("--json", type=Path, default=Path("benchmarks.json"), help="where the figures go")
@@ -50,9 +54,9 @@ def main() -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    works, peers = options.work or list(harness.WORKS), options.peer or list(harness.ALL)
+    works, peers = harness.works_named(options.work), options.peer or list(harness.PEERS)
     unknown = [w for w in works if w not in harness.WORKS]
-    unknown += [p for p in peers if p.partition("@")[0] not in harness.ALL]
+    unknown += [p for p in peers if p.partition("@")[0] not in harness.PEERS]
     if unknown:
         print(f"unknown: {', '.join(unknown)}", file=sys.stderr)
         return 2

@@ -21,6 +21,8 @@ POOLS = ("executor", "pebble", "loky", "mpire", "anyio")
 SERVICES = ("dask", "ray", "celery")
 RAW = ("socket", "pipe")
 ALL = ("ours", *RAW, *POOLS, *SERVICES)
+STREAMS = ("plain", "sse-starlette", "sse-bytes")  # of events over HTTP; see w11_sse
+PEERS = (*ALL, *STREAMS)
 # work: its peers, whether it runs pinned to one core too, rounds, seconds that one measurement may take
 WORKS: dict[str, tuple[tuple[str, ...], bool, int, int]] = {
     "W1": (ALL, True, 5, 60),
@@ -38,10 +40,17 @@ WORKS: dict[str, tuple[tuple[str, ...], bool, int, int]] = {
     "W10-pending": (("ours", "executor"), False, 1, 400),
     "W10-workers": (("ours",), False, 2, 120),
     "W10-plugins": (("ours",), False, 2, 60),
+    "W11-1": (("ours", *STREAMS), False, 5, 40),
+    "W11-100": (("ours", *STREAMS), False, 5, 40),
+    "W11-500": (("ours", *STREAMS), False, 5, 60),
+    "W11-2000": (("ours", *STREAMS), False, 3, 90),
     "W12": (("ours",), True, 3, 60),
     "import": (("ours",), False, 1, 180),
 }
-PACKAGES = ("cjm-worker-ext", "pebble", "loky", "mpire", "anyio", "distributed", "ray", "celery", "redis", "numpy")
+PACKAGES = (
+    *("cjm-worker-ext", "pebble", "loky", "mpire", "anyio", "distributed", "ray", "celery", "redis", "numpy"),
+    *("sse-starlette", "starlette", "uvicorn", "uvloop", "httptools"),
+)
 
 
 def machine() -> dict[str, Any]:
@@ -120,6 +129,14 @@ def measure(work: str, peer: str, pinned: bool, quick: bool, limit: int) -> dict
     return {"work": work, "peer": peer, "pinned": pinned, **outcome}
 
 
+def works_named(names: list[str] | None) -> list[str]:
+    "The works meant: a name, or what several begin with (W11 is all W11-…); None is all, and what is unknown stays."
+    if names is None:
+        return list(WORKS)
+    family = {name: [work for work in WORKS if work.startswith(f"{name}-")] for name in names if name not in WORKS}
+    return [work for name in names for work in family.get(name) or [name]]
+
+
 def measurements(works: list[str], peers: list[str], rounds: int | None, quick: bool) -> Iterator[dict[str, Any]]:
     "All measurements of a run: in each round every peer once, beginning with another one each time."
     for work in works:
@@ -139,7 +156,10 @@ def measurements(works: list[str], peers: list[str], rounds: int | None, quick: 
 
 
 def summary(records: list[dict[str, Any]]) -> dict[tuple[str, bool], dict[str, dict[str, float] | str]]:
-    "Medians over the rounds: {(work, pinned): {peer: {figure: value} or why there is none}}."
+    """Medians over the rounds: {(work, pinned): {peer: {figure: value} or why there is none}}.
+
+    A figure that a work names `mode/figure` stands under `work-mode`.
+    """
     table: dict[tuple[str, bool], dict[str, Any]] = defaultdict(dict)
     values: dict[tuple[str, bool, str, str], list[float]] = defaultdict(list)
     for r in records:
@@ -147,8 +167,9 @@ def summary(records: list[dict[str, Any]]) -> dict[tuple[str, bool], dict[str, d
         if "figures" not in r:
             table[key].setdefault(r["peer"], r.get("cannot") or r.get("error"))
             continue
-        for figure, value in r["figures"].items():
-            values[*key, r["peer"], figure].append(value)
+        for name, value in r["figures"].items():
+            mode, _, figure = name.rpartition("/")
+            values["-".join(filter(None, (r["work"], mode))), r["pinned"], r["peer"], figure].append(value)
     for (work, pinned, peer, figure), found in values.items():
         row = table[work, pinned].get(peer)
         if not isinstance(row, dict):

@@ -28,6 +28,10 @@ def measure(work, peer_name, quick):
 
     if work == "import":
         return works.imports(quick)
+    if work.startswith("W11-"):
+        from benchmarks import w11_sse
+
+        return w11_sse.measure(peer_name, int(work.removeprefix("W11-")), quick)
     module, _, name = PEERS[peer_name].partition(":")
     peer = getattr(importlib.import_module(module), name)()
 

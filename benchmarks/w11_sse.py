@@ -1,317 +1,357 @@
 """W11: how fast events reach many clients over HTTP, and whether one that reads nothing changes that.
 
-    python benchmarks/w11_sse.py                          # everything, a table at the end
-    python benchmarks/w11_sse.py --clients 500 --rounds 5 --json out.jsonl
-
-Servers, all under uvicorn with uvloop and httptools, each in a process of its own:
-  ours    SSEBroadcaster
-  plain   the least that does it: an ASGI app, a deque and a future per client, bytes joined that wait together
-  plain1  the same with one send per event
-  queue   sse-starlette with one asyncio.Queue per client, given an event as its documentation does; JSON made once
-  bytes   the same, given ready bytes: nothing is serialised per client
+Servers, all under uvicorn with uvloop and httptools, in a process of their own:
+  ours           SSEBroadcaster
+  plain          the least that does it: an ASGI app, a deque and a future per client, joined where several wait
+  sse-starlette  one asyncio.Queue per client, given an event as its documentation does; its JSON is made once
+  sse-bytes      the same, given ready bytes: nothing is serialised per client
 The clients are raw sockets in one further process, which counts events and takes the time from publication to arrival.
-Needs uvicorn, uvloop, httptools, starlette and sse-starlette.
+Two bursts at most are on the way: the next one follows when the clients have had, on average, the one before the last.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import collections
 import json
 import multiprocessing
 import os
-import platform
+import resource
 import select
 import socket
-import statistics
-import sys
+import struct
 import time
-from pathlib import Path
+from collections.abc import Awaitable, Callable
+from typing import Any
 
-KINDS = ("ours", "plain", "plain1", "queue", "bytes")
+BURSTS = {"single": 1, "burst": 16}  # events published together
+WINDOW = 2  # bursts on the way
 MARK = b'"t":'
+HEAD = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
+App = tuple[Any, Callable[[int], Awaitable[None]], Callable[[], int]]  # the ASGI app, publish (padding), clients
 
 
 # ---------------------------------------------------------------------------------------------------------- servers
-def payload() -> dict[str, object]:
-    return {"seq": 1, "at": "2026-01-01T00:00:00Z", "worker_type": "text", "job_id": "j" * 32, "t": time.monotonic_ns()}
+def payload(padding: int) -> dict[str, object]:
+    "The data of an event of usual size; the time stands last, and is what clients look for."
+    data: dict[str, object] = {"seq": 1, "at": "2026-01-01T00:00:00Z", "worker_type": "text", "job_id": "j" * 32}
+    return {**data, **({"padding": "x" * padding} if padding else {}), "t": time.monotonic_ns()}
 
 
-def ours():
+def as_json(padding: int) -> str:
+    return json.dumps(payload(padding), separators=(",", ":"))
+
+
+def as_frame(padding: int) -> bytes:
+    return b"id: 12345678-%d\nevent: job:started\ndata: %s\n\n" % (time.monotonic_ns(), as_json(padding).encode())
+
+
+def ours() -> App:
     from cjm_worker_ext.integrations.sse import SSEBroadcaster
 
     events = SSEBroadcaster(max_events=4096)
-    return events.endpoint, lambda: events.broadcast("job:started", payload()), lambda: events.clients
+    return events.endpoint, lambda padding: events.broadcast("job:started", payload(padding)), lambda: events.clients
 
 
-def encoded() -> bytes:
-    data = json.dumps(payload(), separators=(",", ":"))
-    return b"id: 12345678-%d\nevent: job:started\ndata: %s\n\n" % (time.monotonic_ns(), data.encode())
+class Waiting:
+    "A client of the plain loop."
+
+    def __init__(self) -> None:
+        self.frames: collections.deque[bytes] = collections.deque()
+        self.waiter: asyncio.Future[None] | None = None
 
 
-class Client(list):
-    "[deque, waiter], told apart by identity"
+def plain() -> App:
+    clients: set[Waiting] = set()
 
-    __hash__ = object.__hash__
-    __eq__ = object.__eq__
+    async def pump(client: Waiting, send: Any) -> None:
+        create_future, frames = asyncio.get_running_loop().create_future, client.frames
+        while True:
+            if not frames:
+                client.waiter = create_future()
+                await client.waiter
+                client.waiter = None
+            if len(frames) > 1:
+                body = b"".join(frames)
+                frames.clear()
+            else:
+                body = frames.popleft()
+            await send({"type": "http.response.body", "body": body, "more_body": True})
 
-
-def plain(join: bool):
-    clients: set[Client] = set()
-
-    async def app(scope, receive, send):
-        if scope["type"] != "http":
-            raise RuntimeError
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(HEAD)
         await send({"type": "http.response.body", "body": b":\n", "more_body": True})
-        buffer: collections.deque[bytes] = collections.deque()
-        client = Client((buffer, None))
-        clients.add(client)
-        create_future = asyncio.get_running_loop().create_future
-
-        async def pump():
-            while True:
-                if not buffer:
-                    client[1] = create_future()
-                    await client[1]
-                    client[1] = None
-                if join and len(buffer) > 1:
-                    body = b"".join(buffer)
-                    buffer.clear()
-                else:
-                    body = buffer.popleft()
-                await send({"type": "http.response.body", "body": body, "more_body": True})
-
-        task = asyncio.create_task(pump())
+        clients.add(client := Waiting())
+        task = asyncio.create_task(pump(client, send))
         while (await receive())["type"] != "http.disconnect":
             pass
         task.cancel()
         clients.discard(client)
 
-    async def broadcast():
-        body = encoded()
+    async def publish(padding: int) -> None:
+        frame = as_frame(padding)
         for client in clients:
-            client[0].append(body)
-            if client[1] is not None and not client[1].done():
-                client[1].set_result(None)
+            client.frames.append(frame)
+            if client.waiter is not None and not client.waiter.done():
+                client.waiter.set_result(None)
 
-    return app, broadcast, lambda: len(clients)
+    return app, publish, lambda: len(clients)
 
 
-def queue(ready: bool):
+def sse_starlette(ready: bool) -> App:
     from sse_starlette import EventSourceResponse
 
-    clients: set[asyncio.Queue] = set()
+    clients: set[asyncio.Queue[Any]] = set()
 
-    async def app(scope, receive, send):
-        if scope["type"] != "http":
-            raise RuntimeError
+    async def stream():
+        clients.add(mine := asyncio.Queue())
+        try:
+            yield b":\n"
+            while True:
+                yield await mine.get()
+        finally:
+            clients.discard(mine)
 
-        async def stream():
-            mine: asyncio.Queue = asyncio.Queue()
-            clients.add(mine)
-            try:
-                yield b":\n"
-                while True:
-                    yield await mine.get()
-            finally:
-                clients.discard(mine)
-
+    async def app(scope: Any, receive: Any, send: Any) -> None:
         await EventSourceResponse(stream())(scope, receive, send)
 
-    async def broadcast():
-        if ready:
-            event = encoded()
-        else:
-            data = json.dumps(payload(), separators=(",", ":"))
-            event = {"event": "job:started", "id": f"12345678-{time.monotonic_ns()}", "data": data}
+    async def publish(padding: int) -> None:
+        event: Any = as_frame(padding) if ready else {"event": "job:started", "data": as_json(padding)}
+        if not ready:
+            event["id"] = f"12345678-{time.monotonic_ns()}"
         for client in clients:
             client.put_nowait(event)
 
-    return app, broadcast, lambda: len(clients)
+    return app, publish, lambda: len(clients)
 
 
-def serve(kind: str, sock: socket.socket, events: int, burst: int, window: int, pipe) -> None:
-    """Publish `events` events in bursts; the next burst follows when the readers have, on average, that before the last."""
-    import uvicorn
+SERVERS: dict[str, Callable[[], App]] = {
+    "ours": ours,
+    "plain": plain,
+    "sse-starlette": lambda: sse_starlette(False),
+    "sse-bytes": lambda: sse_starlette(True),
+}
 
-    make = {"ours": ours, "plain": lambda: plain(True), "plain1": lambda: plain(False)}
-    make |= {"queue": lambda: queue(False), "bytes": lambda: queue(True)}
-    app, broadcast, count = make[kind]()
 
-    async def drive(server: uvicorn.Server) -> None:
-        while not server.started:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-        loop = asyncio.get_running_loop()
-        acknowledged = asyncio.Event()
-        done = 0
+class Publisher:
+    "Publishes in the server's process, on its loop, and is told by the clients' process how far they are."
 
-        def on_pipe() -> None:
-            nonlocal done
-            while pipe.poll():
-                done = max(done, pipe.recv())
-                acknowledged.set()
+    def __init__(self, publish: Callable[[int], Awaitable[None]], told: socket.socket) -> None:
+        self._publish, self._told = publish, told
+        self._done, self._news = 0, asyncio.Event()
+        told.setblocking(False)
+        asyncio.get_running_loop().add_reader(told.fileno(), self._listen)
 
-        expected = await loop.run_in_executor(None, pipe.recv)
-        while count() < expected:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.3)
-        loop.add_reader(pipe.fileno(), on_pipe)
+    def _listen(self) -> None:
+        (self._done,) = struct.unpack("q", self._told.recv(1 << 12)[-8:])
+        self._news.set()
+
+    async def _until(self, done: int) -> None:
+        while self._done < done:
+            self._news.clear()
+            await self._news.wait()
+
+    async def run(self, burst: int, seconds: float, least: int, padding: int) -> dict[str, float]:
+        "Publish for so long, at least so many events, until all have arrived; returns what it took."
+        self._done = sent = 0
         began, cpu = time.perf_counter(), time.process_time()
-        for sent in range(0, events, burst):
-            while sent - done >= window * burst:
-                acknowledged.clear()
-                await acknowledged.wait()
+        while sent < least or time.perf_counter() - began < seconds:
+            await self._until(sent - WINDOW * burst + 1)
             for _ in range(burst):
-                await broadcast()
+                await self._publish(padding)
+            sent += burst
             await asyncio.sleep(0)
-        while done < events:
-            acknowledged.clear()
-            await acknowledged.wait()
-        pipe.send((time.perf_counter() - began, time.process_time() - cpu))
-        loop.remove_reader(pipe.fileno())
-        await asyncio.sleep(0.1)
-        server.should_exit = server.force_exit = True
+        await self._until(sent)
+        return {"events": sent, "seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu}
 
-    async def main() -> None:
-        config = uvicorn.Config(
-            app, log_level="critical", loop="uvloop", http="httptools", lifespan="off", access_log=False
-        )
-        server = uvicorn.Server(config)
-        await asyncio.gather(server.serve([sock]), drive(server))
 
+def serve(peer: str, listener: socket.socket, told: socket.socket, orders: Any) -> None:
+    "The server's process: answers `(clients, burst, seconds, least, padding)` until it is killed."
+    import uvicorn
     import uvloop
 
-    uvloop.run(main())
-    os._exit(0)
-
-
-# ---------------------------------------------------------------------------------------------------------- readers
-def read(port: int, clients: int, stuck: int, events: int, burst: int, pause: float, pipe) -> None:
-    """Open the connections, count events, say when all clients have got so many, and note how long one in 17 took."""
-    poll = select.epoll()
-    sockets = []
-    request = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    for number in range(clients + stuck):
-        sock = socket.create_connection(("127.0.0.1", port))
-        sockets.append(sock)
-        sock.sendall(request)
-        if number >= clients:
-            continue
-        head = b""
-        while b"\r\n\r\n" not in head or head.count(b"\n", head.index(b"\r\n\r\n") + 4) < 2:
-            head += sock.recv(65536)
-        poll.register(sock.fileno(), select.EPOLLIN)
-    pipe.send(clients + stuck)
-    cpu = time.process_time()
-    total = number = acknowledged = 0
-    delays: list[int] = []
-    rest: dict[int, bytes] = {}
-    while total < events * clients:
-        for descriptor, _ in poll.poll():
-            data = os.read(descriptor, 1 << 18)
-            if data[-2:] != b"\r\n" or rest:  # not the end of an HTTP chunk: a mark may be cut in two
-                if not data:
-                    raise RuntimeError("the server closed a connection of a healthy reader")
-                data = rest.pop(descriptor, b"") + data
-                end = len(data) if data[-2:] == b"\r\n" else data.rfind(b"\n") + 1
-                if end < len(data):
-                    rest[descriptor], data = data[end:], data[:end]
-            total += data.count(MARK)
-            number += 1
-            if number % 17 == 0 and MARK in data:
-                stamp = data[data.rindex(MARK) + len(MARK) :].split(b"}", 1)[0]
-                delays.append(time.monotonic_ns() - int(stamp))
-        if pause:
-            time.sleep(pause)
-        if total >= (acknowledged + burst) * clients:  # on average; what is on the way is bounded by the window
-            acknowledged = total // clients // burst * burst
-            pipe.send(acknowledged)
-    delays.sort()
-    cpu = time.process_time() - cpu
-    pipe.send([delays[len(delays) // 2] / 1e6, delays[len(delays) * 99 // 100] / 1e6, cpu / events / clients * 1e6])
-    os._exit(0)
-
-
-# ---------------------------------------------------------------------------------------------------------- rounds
-def run_once(
-    kind: str, clients: int, stuck: int, burst: int, deliveries: int, window: int, pause: float
-) -> dict[str, object]:
-    spawn = multiprocessing.get_context("spawn")
-    events = max(burst * 4, deliveries // clients // burst * burst)
-    sock = socket.create_server(("127.0.0.1", 0), backlog=4096)
-    to_server, server_end = spawn.Pipe()
-    to_reader, reader_end = spawn.Pipe()
-    port = sock.getsockname()[1]
-    server = spawn.Process(target=serve, args=(kind, sock, events, burst, window, server_end), daemon=True)
-    server.start()
-    reader = spawn.Process(target=read, args=(port, clients, stuck, events, burst, pause, reader_end), daemon=True)
-    reader.start()
-    seconds = cpu = None
-    while True:
-        message = to_reader.recv()
-        if isinstance(message, list):
-            p50, p99, reader_us = message
-            break
-        to_server.send(message)
-    seconds, cpu = to_server.recv()
-    server.join()
-    reader.join()
-    sock.close()
-    delivered = events * clients
-    return {
-        "kind": kind, "clients": clients, "stuck": stuck, "burst": burst, "events": events,
-        "per_second": delivered / seconds, "cpu_us": cpu / delivered * 1e6, "reader_us": reader_us, "p50_ms": p50, "p99_ms": p99,
-    }  # fmt: skip
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clients", type=int, nargs="+", default=[1, 100, 500, 2000])
-    parser.add_argument("--bursts", type=int, nargs="+", default=[1, 16])
-    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
-    parser.add_argument("--stuck", type=int, nargs="+", default=[0, 1], help="clients that read nothing")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--window", type=int, default=2, help="bursts on the way at the same time")
-    parser.add_argument(
-        "--pause",
-        type=float,
-        default=0,
-        help="seconds that the readers rest after each look, so that they cost less than the server",
+    raise_descriptor_limit()
+    app, publish, count = SERVERS[peer]()
+    config = uvicorn.Config(
+        app, log_level="critical", loop="uvloop", http="httptools", lifespan="off", access_log=False
     )
-    parser.add_argument("--deliveries", type=int, default=200_000, help="per run; a fifth of it with one client")
-    parser.add_argument("--json", type=Path, help="append one line per run")
-    options = parser.parse_args()
-    versions = {"python": platform.python_version(), "machine": platform.machine(), "cpus": os.cpu_count()}
-    print(json.dumps(versions), file=sys.stderr)
-    header = f"{'clients':>7} {'burst':>5} {'stuck':>5} {'kind':>7} {'per s':>9} {'CPU us':>7} {'reader':>7} {'p50 ms':>7} {'p99 ms':>7} {'ours/it':>8}"
-    print(header)
-    for clients in options.clients:
-        for burst in options.bursts:
-            for stuck in options.stuck:
-                runs: dict[str, list[dict[str, object]]] = {kind: [] for kind in options.kinds}
-                deliveries = options.deliveries if clients > 1 else options.deliveries // 5
-                for _ in range(options.rounds):  # interleaved: a slow phase of the machine hits all alike
-                    for kind in options.kinds:
-                        result = run_once(kind, clients, stuck, burst, deliveries, options.window, options.pause)
-                        runs[kind].append(result)
-                        if options.json:
-                            with options.json.open("a") as file:
-                                file.write(json.dumps({**versions, **result}) + "\n")
-                medians = {
-                    kind: {
-                        k: statistics.median(r[k] for r in rows)
-                        for k in ("per_second", "cpu_us", "reader_us", "p50_ms", "p99_ms")
-                    }
-                    for kind, rows in runs.items()
-                }
-                for kind, m in medians.items():
-                    ratio = medians["ours"]["per_second"] / m["per_second"] if "ours" in medians else float("nan")
-                    row = f"{clients:>7} {burst:>5} {stuck:>5} {kind:>7} {m['per_second']:>9.0f} {m['cpu_us']:>7.2f}"
-                    row += f" {m['reader_us']:>7.2f}"
-                    print(f"{row} {m['p50_ms']:>7.2f} {m['p99_ms']:>7.2f} {ratio:>8.2f}", flush=True)
+    server = uvicorn.Server(config)
+
+    async def obey() -> None:
+        publisher, loop = Publisher(publish, told), asyncio.get_running_loop()
+        while True:
+            clients, *order = await loop.run_in_executor(None, orders.recv)
+            while count() < clients:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)
+            figures = await publisher.run(*order)
+            full = sum(connection.flow.write_paused for connection in server.server_state.connections)
+            orders.send({**figures, "full": full})
+
+    async def main() -> None:
+        await asyncio.gather(server.serve([listener]), obey())
+
+    uvloop.run(main())
 
 
-if __name__ == "__main__":
-    main()
+# ---------------------------------------------------------------------------------------------------------- clients
+def raise_descriptor_limit() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 8192 if hard == resource.RLIM_INFINITY else min(8192, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def connect(port: int, reads: bool) -> socket.socket:
+    "A client that has had the beginning of its stream, or one that will never read, with buffers as small as can be."
+    sock = socket.socket()
+    sock.settimeout(20)
+    if not reads:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1000)
+    sock.connect(("127.0.0.1", port))
+    sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    head = b""
+    while reads and (b"\r\n\r\n" not in head or head.count(b"\n", head.index(b"\r\n\r\n") + 4) < 2):
+        head += sock.recv(4096)
+    return sock
+
+
+class Readers:
+    "All clients, in one process: counts what arrives, and takes the time of one read in seven."
+
+    def __init__(self, port: int, tell: socket.socket, orders: Any) -> None:
+        self.port, self.tell, self.orders = port, tell, orders
+        self.poll, self.sockets, self.reading = select.epoll(), [], 0
+        self.poll.register(orders.fileno(), select.EPOLLIN)
+        self.rest: dict[int, bytes] = {}
+        self.reads = 0
+        self._begin(1)
+
+    def _begin(self, burst: int) -> None:
+        self.burst, self.total, self.acknowledged = burst, 0, 0
+        self.delays: list[int] = []
+        self.cpu = time.process_time()
+
+    def obey(self) -> None:
+        order, argument = self.orders.recv()
+        if order == "connect":
+            for _ in range(argument):
+                self.sockets.append(connect(self.port, True))
+                self.poll.register(self.sockets[-1].fileno(), select.EPOLLIN)
+            self.reading += argument
+        elif order == "stick":
+            self.sockets.append(connect(self.port, False))
+        elif order == "begin":
+            self._begin(argument)
+        else:
+            delays = sorted(self.delays)
+            self.orders.send([delays[len(delays) * share // 100] / 1e6 for share in (50, 99)])
+        self.orders.send(time.process_time() - self.cpu)
+
+    def read(self, descriptor: int) -> None:
+        data = os.read(descriptor, 1 << 15)
+        if not data:
+            raise RuntimeError("the server closed a connection of a healthy reader")
+        if data[-2:] != b"\r\n" or descriptor in self.rest:  # not the end of an HTTP chunk: a mark may be cut in two
+            data = self.rest.pop(descriptor, b"") + data
+            end = len(data) if data[-2:] == b"\r\n" else data.rfind(b"\n") + 1
+            if end < len(data):
+                self.rest[descriptor], data = data[end:], data[:end]
+        self.total += data.count(MARK)
+        self.reads += 1
+        if self.reads % 7 == 0 and MARK in data:
+            stamp = data[data.rindex(MARK) + len(MARK) :].split(b"}", 1)[0]
+            self.delays.append(time.monotonic_ns() - int(stamp))
+
+    def run(self) -> None:
+        orders = self.orders.fileno()
+        while True:
+            for descriptor, _ in self.poll.poll():
+                if descriptor == orders:
+                    self.obey()
+                else:
+                    self.read(descriptor)
+            if self.reading and self.total >= (self.acknowledged + self.burst) * self.reading:
+                self.acknowledged = self.total // self.reading // self.burst * self.burst
+                self.tell.send(struct.pack("q", self.acknowledged))
+
+
+def read(port: int, tell: socket.socket, orders: Any) -> None:
+    "The clients' process: obeys until it is killed."
+    raise_descriptor_limit()
+    Readers(port, tell, orders).run()
+
+
+# ------------------------------------------------------------------------------------------------------ measurement
+class Bench:
+    "One server and its clients, each in a process that dies with this one."
+
+    def __init__(self, peer: str) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
+        told, tell = socket.socketpair()
+        self.server, servers_end = spawn.Pipe()
+        self.readers, readers_end = spawn.Pipe()
+        port = listener.getsockname()[1]
+        server = spawn.Process(target=serve, args=(peer, listener, told, servers_end), daemon=True)
+        readers = spawn.Process(target=read, args=(port, tell, readers_end), daemon=True)
+        self.processes = [server, readers]
+        for process in self.processes:
+            process.start()
+        for end in (listener, told, tell, servers_end, readers_end):
+            end.close()  # theirs alone now: if one of them ends, the other side sees it
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.join(5)
+
+    def order(self, order: str, argument: int = 0) -> Any:
+        self.readers.send((order, argument))
+        return self.readers.recv()
+
+    def run(self, clients: int, burst: int, seconds: float, least: int, padding: int = 0) -> dict[str, float]:
+        "Figures of one phase; `clients` are all that there are, reading or not."
+        self.order("begin", burst)
+        self.server.send((clients, burst, seconds, least, padding))
+        figures = self.server.recv()
+        figures["p50_ms"], figures["p99_ms"] = self.order("end")
+        figures["readers_cpu"] = self.readers.recv()
+        return figures
+
+
+def shown(phase: dict[str, float], clients: int) -> dict[str, float]:
+    deliveries = phase["events"] * clients
+    return {
+        "per_s": deliveries / phase["seconds"],
+        "per_cpu_s": deliveries / phase["cpu"],  # of the server's processor time
+        "p50_ms": phase["p50_ms"],
+        "p99_ms": phase["p99_ms"],
+        "server_busy": phase["cpu"] / phase["seconds"],  # 1 is a whole core
+        "clients_busy": phase["readers_cpu"] / phase["seconds"],
+    }
+
+
+def measure(peer: str, clients: int, quick: bool) -> dict[str, float]:
+    "Figures named `mode/figure`; first without, then with a client that reads nothing."
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if hard != resource.RLIM_INFINITY and hard < clients + 100:
+        raise NotImplementedError(f"{clients} clients need more descriptors than the {hard} allowed here")
+    bench, figures = Bench(peer), {}
+    seconds = 0.3 if quick else 0.8
+    try:
+        bench.order("connect", clients)
+        bench.run(clients, 4, 0.1, 8)  # warm
+        for stuck in (0, 1):
+            if stuck:
+                bench.order("stick")
+                if not bench.run(clients + 1, 2, 0, 32, padding=1 << 13)["full"]:
+                    raise RuntimeError("the stuck client is not stuck")
+            for mode, burst in BURSTS.items():
+                phase = bench.run(clients + stuck, burst, seconds, 4 * burst)
+                name = mode + "-stuck" * stuck
+                figures |= {f"{name}/{figure}": value for figure, value in shown(phase, clients).items()}
+    finally:
+        bench.close()
+    return figures
