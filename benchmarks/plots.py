@@ -12,6 +12,14 @@ PICTURES = [
     ("throughput", "W2", False, "jobs_per_s", "Jobs per second on two workers (more is better)"),
     ("arrays", "W3", False, "numpy_64mib_ms", "A numpy array of 64 MiB as result, ms (less is better)"),
     ("cancel", "W5-stuck", False, "next_result_ms", "Next result after a stuck job is ended, ms (less is better)"),
+    (
+        "events",
+        "W11-500-single",
+        False,
+        "per_cpu_s",
+        "Deliveries per second of server CPU, 500 clients (more is better)",
+    ),
+    ("bursts", "W11-500-burst", False, "per_cpu_s", "The same with 16 events at a time (more is better)"),
     ("crash", "W6", False, "next_result_ms", "Next result after a worker crashed, ms (less is better)"),
 ]
 NAMES = {
@@ -19,7 +27,11 @@ NAMES = {
     "socket": "raw socket pair",
     "pipe": "raw mp.Pipe",
     "executor": "ProcessPoolExecutor",
+    "plain": "plain ASGI loop",
+    "sse-bytes": "sse-starlette, bytes",
 }
+MORE_IS_BETTER = ("jobs_per_s", "per_cpu_s")
+LIMITS = ("socket", "pipe", "plain")
 
 
 def draw(records: list[dict[str, Any]], folder: Path) -> None:
@@ -35,9 +47,9 @@ def draw(records: list[dict[str, Any]], folder: Path) -> None:
         rows = {p: r[figure] for p, r in table.get((work, pinned), {}).items() if isinstance(r, dict) and figure in r}
         if "ours" not in rows:
             continue
-        ordered = sorted(rows.items(), key=lambda pair: pair[1], reverse=figure != "jobs_per_s")
+        ordered = sorted(rows.items(), key=lambda pair: pair[1], reverse=figure not in MORE_IS_BETTER)
         fig, ax = plt.subplots(figsize=(7.2, 0.42 * len(ordered) + 0.9))
-        colours = ["#2f9e6b" if p == "ours" else "#b08a3c" if p in ("socket", "pipe") else grey for p, _ in ordered]
+        colours = ["#2f9e6b" if p == "ours" else "#b08a3c" if p in LIMITS else grey for p, _ in ordered]
         bars = ax.barh([NAMES.get(p, p) for p, _ in ordered], [v for _, v in ordered], color=colours)
         ax.bar_label(bars, [f"{v:,.0f}" if v >= 10 else f"{v:.1f}" for _, v in ordered], padding=4, color=grey)
         ax.set_xscale("log")
