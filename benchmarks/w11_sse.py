@@ -307,7 +307,7 @@ class Bench:
             end.close()  # theirs alone now: if one of them ends, the other side sees it
 
     def close(self) -> None:
-        for process in self.processes:
+        for process in reversed(self.processes):  # clients first: they complain if the server goes
             process.kill()
             process.join(5)
 

@@ -5,6 +5,7 @@
 # %% ../../nbs/integrations/sse_encoder.ipynb #f4b22eda
 from __future__ import annotations
 
+import functools
 import json
 import re
 
@@ -56,6 +57,13 @@ def check_event_type(
 _BREAK = re.compile(rb"\r\n|\n|\r")
 
 
+@functools.lru_cache(maxsize=64)  # an app has few types, and each of its events needs one of them
+def _type_field(event_type: str) -> bytes:
+    if not event_type or "\n" in event_type or "\r" in event_type:
+        raise ValueError(f"event_type must be one line that is not empty, got {event_type!r}")
+    return b"event: " + event_type.encode(errors="replace")
+
+
 def encode_frame(
     event_type: str,  # One line
     data: bytes,  # UTF-8; may hold line breaks
@@ -65,16 +73,14 @@ def encode_frame(
 
     Raises `ValueError` for a type or an id that would not arrive as it is.
     """
-    if not event_type or "\n" in event_type or "\r" in event_type:
-        raise ValueError(f"event_type must be one line that is not empty, got {event_type!r}")
-    lines = [b"event: " + event_type.encode(errors="replace")]
+    fields = _type_field(event_type)
     if event_id is not None:
         if any(c in event_id for c in "\n\r\0"):
             raise ValueError(f"event_id must be one line without NUL, got {event_id!r}")
-        lines.insert(0, b"id: " + event_id.encode(errors="replace"))
-    several = b"\n" in data or b"\r" in data  # not so for JSON
-    lines += [b"data: " + line for line in (_BREAK.split(data) if several else (data,))]
-    return b"\n".join(lines) + b"\n\n"
+        fields = b"id: %s\n%s" % (event_id.encode(errors="replace"), fields)
+    if b"\n" in data or b"\r" in data:  # not so for JSON
+        data = b"\ndata: ".join(_BREAK.split(data))
+    return b"%s\ndata: %s\n\n" % (fields, data)
 
 # %% ../../nbs/integrations/sse_encoder.ipynb #f4f8272d
 _EVENT_ID = re.compile(r"([0-9A-Za-z]{1,32})-([0-9]{1,18})", re.ASCII)

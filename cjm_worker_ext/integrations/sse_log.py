@@ -125,6 +125,8 @@ def coalesce(
 
     Whoever has read up to an id has had everything up to that id; what was cut off after it comes again on replay.
     """
+    if COALESCED_TYPES.isdisjoint([event.event_type for event in events]):  # as most often
+        return [event.frame for event in events]
     frames: list[bytes] = []
     run: list[Event] = []
     for event in (*events, None):
@@ -158,6 +160,7 @@ class EventLog:
             max_bytes,
             max_piece_bytes,
         )
+        self._id = b"id: " + epoch.encode()
         self.start = self.end = 0  # events start + 1 … end are here; a position is the last event seen
         self._events: list[Event] = []
         self._bytes = 0
@@ -166,7 +169,7 @@ class EventLog:
     def append(self, event_type: str, data: Mapping[str, Any], body: bytes) -> Event:
         "Write one event with the next position; call `overflow` afterwards."
         self.end += 1
-        frame = b"id: %s-%d\n%s" % (self.epoch.encode(), self.end, body)
+        frame = b"%s-%d\n%s" % (self._id, self.end, body)
         event = Event(event_type, data, self.end, frame)
         self._events.append(event)
         self._bytes += len(frame)
@@ -194,7 +197,10 @@ class EventLog:
         known_position, known_end, known = self._piece
         if known_position == position and known_end == self.end:
             return known
-        known = self.join(self.after(position))
+        if position == self.end - 1:  # the newest alone, as mostly when clients keep up
+            known = (self._events[-1].frame, self.end)
+        else:
+            known = self.join(self.after(position))
         self._piece = (position, self.end, known)
         return known
 
@@ -202,9 +208,10 @@ class EventLog:
         "Encode as many of `events` as make up one piece; returns its bytes and the position behind it."
         size = count = 0
         for event in events:
-            if count and size + len(event.frame) > self.max_piece_bytes:
+            size += len(event.frame)
+            if count and size > self.max_piece_bytes:
                 break
-            size, count = size + len(event.frame), count + 1
+            count += 1
         if count == 1:
             return events[0].frame, events[0].seq
         return b"".join(coalesce(events[:count], self.epoch)), events[count - 1].seq if count else self.end
