@@ -49,7 +49,7 @@ def as_frame(padding: int) -> bytes:
 def ours() -> App:
     from cjm_worker_ext.integrations.sse import SSEBroadcaster
 
-    events = SSEBroadcaster(max_events=4096)
+    events = SSEBroadcaster()
     return events.endpoint, lambda padding: events.broadcast("job:started", payload(padding)), lambda: events.clients
 
 
