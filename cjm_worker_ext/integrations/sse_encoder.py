@@ -41,6 +41,13 @@ def to_json(
 RESERVED_TYPES = frozenset({"snapshot", "gap", "resync"})  # What a stream says of itself
 
 
+@functools.lru_cache(maxsize=64)  # an app has few types, and each of its events needs one of them
+def _type_field(event_type: str) -> bytes:
+    if not event_type or "\n" in event_type or "\r" in event_type:
+        raise ValueError(f"event_type must be one line that is not empty, got {event_type!r}")
+    return b"event: " + event_type.encode(errors="replace")
+
+
 def check_event_type(
     event_type: str,  # For example `"job:completed"`
 ) -> None:
@@ -48,20 +55,12 @@ def check_event_type(
 
     Raises `ValueError`; the rule is that of the WHATWG HTML Standard, "Interpreting an event stream".
     """
-    if not event_type or "\n" in event_type or "\r" in event_type:
-        raise ValueError(f"event_type must be one line that is not empty, got {event_type!r}")
+    _type_field(event_type)
     if event_type in RESERVED_TYPES:
         raise ValueError(f"event_type {event_type!r} is what a stream says of itself; choose another")
 
 # %% ../../nbs/integrations/sse_encoder.ipynb #c4e4ea0c
 _BREAK = re.compile(rb"\r\n|\n|\r")
-
-
-@functools.lru_cache(maxsize=64)  # an app has few types, and each of its events needs one of them
-def _type_field(event_type: str) -> bytes:
-    if not event_type or "\n" in event_type or "\r" in event_type:
-        raise ValueError(f"event_type must be one line that is not empty, got {event_type!r}")
-    return b"event: " + event_type.encode(errors="replace")
 
 
 def encode_frame(
