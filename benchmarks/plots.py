@@ -17,9 +17,9 @@ PICTURES = [
         "W11-500-single",
         False,
         "per_cpu_s",
-        "Deliveries per second of server CPU, 500 clients (more is better)",
+        "Events to 500 clients, per second of server CPU (more is better)",
     ),
-    ("bursts", "W11-500-burst", False, "per_cpu_s", "The same with 16 events at a time (more is better)"),
+    ("bursts", "W11-500-burst", False, "per_cpu_s", "The same in bursts of 16 events (more is better)"),
     ("crash", "W6", False, "next_result_ms", "Next result after a worker crashed, ms (less is better)"),
 ]
 NAMES = {
@@ -52,8 +52,9 @@ def draw(records: list[dict[str, Any]], folder: Path) -> None:
         colours = ["#2f9e6b" if p == "ours" else "#b08a3c" if p in LIMITS else grey for p, _ in ordered]
         bars = ax.barh([NAMES.get(p, p) for p, _ in ordered], [v for _, v in ordered], color=colours)
         ax.bar_label(bars, [f"{v:,.0f}" if v >= 10 else f"{v:.1f}" for _, v in ordered], padding=4, color=grey)
-        ax.set_xscale("log")
-        ax.set_title(f"{title}, logarithmic", loc="left", fontsize=11, color=grey)
+        linear = figure == "per_cpu_s"
+        ax.set_xscale("linear" if linear else "log")
+        ax.set_title(title + ("" if linear else ", logarithmic"), loc="left", fontsize=11, color=grey)
         ax.margins(x=0.15)
         ax.tick_params(colors=grey)
         ax.xaxis.set_visible(False)
