@@ -239,8 +239,11 @@ class Catalog:
             return f"plugin {plugin_id!r}: the registry raised or hung when it was asked; its error is in the log"
         if self.registry is not None:
             return f"plugin {plugin_id!r}: the registry does not have it{', nor does plugins=' if self.targets else ''}"
-        known = ", ".join(map(repr, list(self.targets)[:10])) or "none"
-        return f"plugin {plugin_id!r}: plugins= does not have it; plugins= has {known}"
+        if not self.targets:
+            return f"plugin {plugin_id!r}: this manager has no plugins; give it plugins= or plugin_registry="
+        known = ", ".join(map(repr, list(self.targets)[:10]))
+        more = f", and {len(self.targets) - 10} more" if len(self.targets) > 10 else ""
+        return f"plugin {plugin_id!r}: plugins= does not have it; plugins= has {known}{more}"
 
 
 def _equal(a: object, b: object) -> bool:

@@ -112,7 +112,8 @@ def dumps(
                 pickler = type("LargePickler", (pickler,), {"persistent_id": _persistent_id})
         pickler(file, 5, buffer_callback=lambda buffer: _keep_small(buffer, buffers)).dump(value)  # pyright: ignore
     except Exception as e:  # a plugin's object: its __reduce__ may raise anything
-        raise NotSerializable(f"{what} cannot be sent: {_reason(e)}; use plain data") from e
+        remedy = "make it in the worker, or name the target as 'module:attribute'" if by_value else "use plain data"
+        raise NotSerializable(f"{what} cannot be sent: {_reason(e)}; {remedy}") from e
     return file.getvalue(), buffers
 
 
