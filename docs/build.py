@@ -38,7 +38,7 @@ shelves = {  # caption: the folder whose pages it holds, and the order of its pa
     "How-to guides": (
         "howto",
         ["index", "own_registry", "own_resource_manager", "own_broadcaster", "own_integration", "stream_tokens"]
-        + ["gpu_plugins", "cancel_and_timeouts", "watch_jobs", "deploy_uvicorn"]
+        + ["gpu_plugins", "cancel_and_timeouts", "live_events", "watch_jobs", "deploy_uvicorn"]
         + ["from_process_pool", "from_celery", "from_queues"],
     ),
     "Explanation": (
