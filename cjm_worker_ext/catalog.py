@@ -209,7 +209,8 @@ class Catalog:
             kept = copy.deepcopy(dict(config))
         except Exception as e:  # the integration boundary: a config may hold anything
             raise NotSerializable(f"the configuration of plugin {plugin_id!r} cannot be copied: {e}") from e
-        data = None if target is None else dumps(target, f"plugin {plugin_id!r}", by_value=True)[0]
+        remedy = "make what it needs in `load`, or name the plugin as 'module:attribute'"
+        data = None if target is None else dumps(target, f"plugin {plugin_id!r}", by_value=True, remedy=remedy)[0]
         version = before.version + 1 if before else 1
         entry = PluginEntry(plugin_id, name, data, kept, version, self._masked(plugin_id, kept))
         self.entries[plugin_id], self._raw[plugin_id] = entry, (target, name)

@@ -131,7 +131,7 @@ def test_a_plugin_that_cannot_be_sent():
     async def scene():
         async with BaseJobManager("bad-input", "tests", plugins={"locked": locked}) as manager:
             with pytest.raises(
-                NotSerializable, match="plugin 'locked' cannot be sent: .*make it in the worker, or name"
+                NotSerializable, match="plugin 'locked' cannot be sent: .*make what it needs in `load`, or name"
             ):
                 await manager.start_job("locked")
 
