@@ -10,10 +10,10 @@ import atexit
 import contextlib
 import logging
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable
-from queue import SimpleQueue
 from typing import Any
 
 from cjm_worker_ext.extensions.protocols import EventBroadcasterProtocol, ResourceManagerProtocol
@@ -34,18 +34,20 @@ class CallThread:
         name: str,  # Of the thread
     ) -> None:
         self.name = name
-        self._calls: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._calls: deque[Callable[[], object] | None] = deque()  # `queue` would make the import slower
+        self._posted = threading.Semaphore(0)
         self._thread: threading.Thread | None = None
 
     def post(self, call: Callable[[], object]) -> None:
         "Run `call` later; it must not raise."
-        self._calls.put(call)
+        self._calls.append(call)
+        self._posted.release()
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
             self._thread.start()
 
     def _run(self) -> None:
-        while (call := self._calls.get()) is not None:
+        while self._posted.acquire() and (call := self._calls.popleft()) is not None:
             call()
 
     async def settle(
@@ -72,7 +74,8 @@ class CallThread:
     ) -> None:
         "End the thread after what was posted."
         if self._thread is not None:
-            self._calls.put(None)
+            self._calls.append(None)
+            self._posted.release()
             self._thread.join(timeout)
 
 # %% ../nbs/07_announcer.ipynb #a0ea59cf
@@ -98,6 +101,7 @@ class Grumbler:
 class Announcer:
     "The queue towards an event broadcaster; lives on one event loop."
 
+    PAUSE = 0.01  # Seconds; events that come sooner after others than this are sent together
     CHUNKS_KEPT = 1000  # Chunks that one combined event carries; older ones are counted in `dropped`
 
     def __init__(
@@ -107,26 +111,43 @@ class Announcer:
         grumbler: Grumbler,  # Where failures go
     ) -> None:
         self.worker_type, self.broadcaster, self._grumbler = worker_type, broadcaster, grumbler
-        self._queue: deque[tuple[str, dict[str, Any]]] = deque()
+        self._queue: deque[tuple[str, int, int, Callable[..., dict[str, Any]], tuple[Any, ...]]] = deque()
         self._open: dict[tuple[str, str], dict[str, Any]] = {}  # progress and chunks that can still be added to
         self._task: asyncio.Task[None] | None = None
-        self._seq = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._seq, self._sent_at = 0, 0.0
 
     def event(self, event_type: str, /, **data: Any) -> None:
         "Queue an event; returns at once. `seq`, `at` and `worker_type` are the announcer's own, whatever `data` says."
+        if event_type in ("job:chunk", "job:progress"):
+            key = (event_type, data.get("job_id", ""))
+            if (waiting := self._open.get(key)) is not None:
+                self._combine(event_type, waiting, data)
+                return
+            if self.broadcaster is not None:
+                self._open[key] = data
+        self.later(event_type, dict, data)
+
+    def later(
+        self,
+        event_type: str,  # As for `event`
+        content: Callable[..., dict[str, Any]],  # Makes the data of the event when it is sent
+        *args: Any,  # For `content`
+    ) -> None:
+        "Queue an event whose data need not be there yet."
         if self.broadcaster is None:
             return
-        key = (event_type, data.get("job_id", ""))
-        if (waiting := self._open.get(key)) is not None:
-            self._combine(event_type, waiting, data)
-            return
         self._seq += 1
-        payload = data | {"seq": self._seq, "at": utc_now(), "worker_type": self.worker_type}
-        if event_type in ("job:chunk", "job:progress"):
-            self._open[key] = payload
-        self._queue.append((event_type, payload))
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._send())
+        self._queue.append((event_type, self._seq, time.time_ns(), content, args))
+        if self._task is None and self._timer is None:
+            loop = asyncio.get_running_loop()
+            if loop.time() - self._sent_at < self.PAUSE:
+                self._timer = loop.call_later(self.PAUSE, self._start, loop)
+            else:
+                self._start(loop)
+
+    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer, self._task = None, loop.create_task(self._send())
 
     def _combine(self, event_type: str, waiting: dict[str, Any], data: dict[str, Any]) -> None:
         if event_type == "job:progress":
@@ -142,26 +163,31 @@ class Announcer:
         assert self.broadcaster is not None
         try:
             while self._queue:
-                event_type, data = self._queue.popleft()
-                job_id = data.get("job_id")
-                if self._open:
-                    self._open.pop((event_type, job_id or ""), None)
+                event_type, seq, at, content, args = self._queue.popleft()
+                job_id = None
                 try:
+                    data = content(*args)
+                    job_id = data.get("job_id")
+                    if self._open:
+                        self._open.pop((event_type, job_id or ""), None)
+                    data |= {"seq": seq, "at": utc_now(at), "worker_type": self.worker_type}
                     await self.broadcaster.broadcast(event_type, data)
                 except (Exception, asyncio.CancelledError):  # noqa: BLE001  - the integration boundary
                     if (task := asyncio.current_task()) is not None and task.cancelling():
                         raise  # it is this task that is to end, and not just a broadcaster that cancelled something
                     self._grumbler.failed(f"event_broadcaster.broadcast({event_type})", job_id)
         finally:
-            self._task = None
+            self._task, self._sent_at = None, asyncio.get_running_loop().time()
 
     async def settle(
         self,
         timeout: float,  # Seconds
     ) -> None:
         "Wait until all events are out; what is not out in time is given up, with a word in the log."
-        if self._task is not None:
-            task = self._task
+        if self._timer is not None:
+            self._timer.cancel()
+            self._start(asyncio.get_running_loop())
+        if (task := self._task) is not None:
             await asyncio.wait([task], timeout=timeout)
             if not task.done():
                 logger.warning("event_broadcaster is too slow: up to %d events were not sent", len(self._queue) + 1)
@@ -182,17 +208,14 @@ class WorkerBook:
         grumbler: Grumbler,  # Where failures go
     ) -> None:
         self._manager, self._grumbler = resource_manager, grumbler
+        self.active = resource_manager is not None  # False: there is nobody to tell
         self._calls: deque[tuple[str, int, dict[str, Any]]] = deque()
         self._registered: set[int] = set()
-        self._thread = CallThread("resource-manager")
-        self._timer: asyncio.TimerHandle | None = None
+        self._thread, self._posted = CallThread("resource-manager"), False
+        self._taking, self._hurry = threading.Lock(), threading.Event()
         if resource_manager is not None:
             self._exit = weakref.WeakMethod(self.unregister_all)
             atexit.register(_at_exit, self._exit)
-
-    @property
-    def active(self) -> bool:  # False if there is nobody to tell
-        return self._manager is not None
 
     def register(self, pid: int, worker_type: str) -> None:
         "A worker was started."
@@ -202,36 +225,46 @@ class WorkerBook:
         "A worker has ended."
         self._add("unregister_worker", pid, {})
 
-    def update(self, pid: int, **state: Any) -> None:
-        "Something changed: any of the protocol's six keywords; None clears."
-        if self._manager is None:
+    def update(
+        self,
+        pid: int,  # Of a registered worker
+        state: dict[str, Any],  # Any of the protocol's six keywords; None clears; must not be changed afterwards
+    ) -> None:
+        "Something changed."
+        if len(self._calls) > self.LONG and self._combine(pid, state):
             return
-        if len(self._calls) > self.LONG:
-            for method, other, waiting in reversed(self._calls):
+        self._add("update_worker_state", pid, state)
+
+    def _combine(self, pid: int, state: dict[str, Any]) -> bool:
+        "Add to a worker's last call, if that is an update which has not been made."
+        with self._taking:
+            for i in range(len(self._calls) - 1, -1, -1):
+                method, other, waiting = self._calls[i]
                 if other == pid:
                     if method == "update_worker_state":
-                        waiting.update(state)
-                        return
-                    break
-        self._add("update_worker_state", pid, state)
+                        self._calls[i] = (method, pid, waiting | state)
+                    return method == "update_worker_state"
+        return False
 
     def _add(self, method: str, pid: int, arguments: dict[str, Any]) -> None:
         if self._manager is None:
             return
         self._calls.append((method, pid, arguments))
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self.DELAY, self._post)
+        if not self._posted:
+            self._posted = True
+            self._thread.post(self._run_soon)
 
-    def _post(self) -> None:
-        self._timer = None
-        self._thread.post(self._run)
+    def _run_soon(self) -> None:
+        self._hurry.wait(self.DELAY)  # here, because a timer of the event loop costs every job
+        self._posted = False  # from here on a new call posts again
+        self._run()
 
     def _run(self) -> None:
-        while self._calls:
-            try:
+        while True:
+            with self._taking:
+                if not self._calls:
+                    return
                 method, pid, arguments = self._calls.popleft()
-            except IndexError:  # the exit took it
-                return
             self._call(method, pid, arguments)
 
     def _call(self, method: str, pid: int, arguments: dict[str, Any]) -> None:
@@ -256,13 +289,12 @@ class WorkerBook:
         "Make the calls that wait, and end the thread."
         if self._manager is None:
             return
-        if self._timer is not None:
-            self._timer.cancel()
-            self._post()
+        self._hurry.set()
         if not await self._thread.settle(timeout):
             logger.warning("resource_manager is too slow: %d calls were not made in time", len(self._calls) + 1)
         self._thread.close(timeout=0.1)
         self._thread = CallThread("resource-manager")
+        self._hurry.clear()
 
     def unregister_all(self) -> None:
         "The app exits without a shutdown: its workers are gone with it."

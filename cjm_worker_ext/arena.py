@@ -5,12 +5,12 @@
 # %% ../nbs/03_arena.ipynb #55306e0f
 from __future__ import annotations
 
-import mmap
 import os
 import weakref
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import mmap
     from collections.abc import Callable
     from typing import Any
 
@@ -63,6 +63,8 @@ class ArenaWriter:
         if self._map is None or len(self._map) < self.end:
             size = 1 << max(26, (self.end - 1).bit_length())
             os.ftruncate(self.fd, size)
+            import mmap  # loads a library, for large results only
+
             self._map = mmap.mmap(self.fd, size)
         return self._map
 
@@ -73,6 +75,8 @@ class ArenaWriter:
         "Take a segment back for later results."
         self._free.append(offset)
         if sum(self._sizes[o] for o in self._free) > self.KEPT:
+            import mmap
+
             self._room().madvise(mmap.MADV_REMOVE, offset, self._sizes[offset])  # its pages go, its place stays
 
 # %% ../nbs/03_arena.ipynb #545e2516
@@ -95,6 +99,8 @@ class ArenaReader:
         if offset < 0 or size <= 0 or offset + size > length:
             raise ValueError(f"the worker named {size:,} bytes at {offset:,}, which its arena does not have")
         if self._map is None or len(self._map) < offset + size:
+            import mmap
+
             self._map = mmap.mmap(self.fd, length)
         from ctypes import c_char
 

@@ -103,61 +103,60 @@ class RegistryClient:
     def __init__(
         self,
         registry: PluginRegistryProtocol,  # The app's registry
+        known: Callable[[str], Answer | None],  # What holds if it raises or hangs; None if nothing is known
         grumbler: Grumbler,  # Where its failures go
     ) -> None:
-        self._registry, self._grumbler = registry, grumbler
+        self._registry, self._known, self._grumbler = registry, known, grumbler
         self._fast: set[str] = set()  # plugins that are asked for on the event loop
         self._turn = asyncio.Lock()
         self._overdue: dict[str, Question] = {}  # by plugin
 
-    async def ask(
-        self,
-        plugin_id: str,  # Any text
-        known: Answer | None,  # What holds if the registry raises or hangs; None if nothing is known
-    ) -> Answer:
-        "Ask about one plugin, in both questions of the protocol; raises what the registry refuses with."
+    def ask_now(self, plugin_id: str) -> Answer | None:  # None if it may take longer
+        "Ask about one plugin on the event loop, if the registry is known to be fast."
         if plugin_id in self._fast and not self._overdue and not self._turn.locked():
-            answer = self._call(plugin_id, known)
-        else:  # a task, because a caller that gives up must not end its turn early
-            answer = await asyncio.shield(asyncio.create_task(self._call_in_thread(plugin_id, known)))
-        if answer.refusal is not None:
-            raise answer.refusal
-        return answer
+            return self._call(plugin_id)
+        return None
 
-    async def _call_in_thread(self, plugin_id: str, known: Answer | None) -> Answer:
+    async def ask(self, plugin_id: str) -> Answer:
+        "Ask about one plugin in a thread."
+        # a task, because a caller that gives up must not end its turn early
+        return await asyncio.shield(asyncio.create_task(self._call_in_thread(plugin_id)))
+
+    async def _call_in_thread(self, plugin_id: str) -> Answer:
         async with self._turn:
             question = self._overdue.get(plugin_id)
             if question is None:
-                question = Question(partial(self._call, plugin_id, known))
+                question = Question(partial(self._call, plugin_id))
                 with contextlib.suppress(TimeoutError):
                     return await question.within(0 if self._overdue else self.PATIENCE)
                 self._overdue[plugin_id] = question
                 question.then(partial(self._overdue.pop, plugin_id))
         try:
-            return await question.within(self.FIRST_PATIENCE if known is None else self.PATIENCE)
+            return await question.within(self.PATIENCE if self._known(plugin_id) else self.FIRST_PATIENCE)
         except TimeoutError:
-            return self._failed(plugin_id, known)
+            return self._failed(plugin_id)
 
-    def _call(self, plugin_id: str, known: Answer | None) -> Answer:
+    def _call(self, plugin_id: str) -> Answer:
         began, metadata = time.monotonic(), None
         try:
             metadata = self._registry.get_plugin(plugin_id)
             config = None if metadata is None else self._registry.load_plugin_config(plugin_id)
-            if config is not None and not isinstance(config, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            if config is not None and type(config) is not dict and not isinstance(config, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise TypeError(
                     f"load_plugin_config({plugin_id!r}) returned {type(config).__name__}; it must be a dict"
                 )
         except WorkerExtError as e:
             return Answer(refusal=e)
         except Exception:  # noqa: BLE001  - the integration boundary
-            return self._failed(plugin_id, known, metadata)
-        self._note_pace(plugin_id, time.monotonic() - began)
+            return self._failed(plugin_id, metadata)
+        if (seconds := time.monotonic() - began) > self.FAST or plugin_id not in self._fast:
+            self._note_pace(plugin_id, seconds)
         return Answer(metadata, config)
 
-    def _failed(self, plugin_id: str, known: Answer | None, metadata: Any = None) -> Answer:
+    def _failed(self, plugin_id: str, metadata: Any = None) -> Answer:
         "Log the exception that is being handled, and answer with what is known."
         self._grumbler.failed(f"plugin_registry (plugin {plugin_id!r})", None)
-        return known or Answer(metadata, failed=True)
+        return self._known(plugin_id) or Answer(metadata, failed=True)
 
     def _note_pace(self, plugin_id: str, seconds: float) -> None:
         if seconds < self.FAST:
@@ -181,7 +180,7 @@ class Catalog:
         self.targets, self.registry, self._own_manager, self._grumbler = dict(targets), registry, own_manager, grumbler
         self.entries: dict[str, PluginEntry] = {}
         self._raw: dict[str, tuple[Any, str]] = {}  # the target of each entry, as it was given, and its name
-        self._client = None if registry is None else RegistryClient(registry, grumbler)
+        self._client = None if registry is None else RegistryClient(registry, self._known, grumbler)
 
     async def find(self, plugin_id: str) -> PluginEntry:
         """Return what is known of a plugin, with its present configuration.
@@ -192,8 +191,15 @@ class Catalog:
         before = self.entries.get(plugin_id)
         if self._client is None:
             return before or self._entry(plugin_id, Answer())
-        known = before and Answer({"name": before.name, "target": self._raw[plugin_id][0]}, before.config)
-        return self._entry(plugin_id, await self._client.ask(plugin_id, known))
+        answer = self._client.ask_now(plugin_id) or await self._client.ask(plugin_id)
+        if answer.refusal is not None:
+            raise answer.refusal
+        return self._entry(plugin_id, answer)
+
+    def _known(self, plugin_id: str) -> Answer | None:
+        "What the registry said of a plugin the last time."
+        before = self.entries.get(plugin_id)
+        return before and Answer({"name": before.name, "target": self._raw[plugin_id][0]}, before.config)
 
     def _entry(self, plugin_id: str, answer: Answer) -> PluginEntry:
         metadata = answer.metadata

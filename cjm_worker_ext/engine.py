@@ -11,8 +11,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from cjm_worker_ext import wire
 from cjm_worker_ext.announcer import Grumbler
@@ -47,7 +46,7 @@ from cjm_worker_ext.scheduler import (
     Stop,
     Task,
 )
-from cjm_worker_ext.wire import AllowList, Frame, SafeUnpickler, chunks_in, dumps, encode, loads
+from cjm_worker_ext.wire import AllowList, Frame, chunks_in, dumps, encode, loads, safe_unpickler
 
 # %% auto #0
 __all__ = ['Request', 'ResultReader', 'Timers', 'Operation', 'WorkerInfo', 'Actions', 'Engine']
@@ -69,7 +68,7 @@ class ResultReader:
 
     def chunks(self, frame: Frame) -> list[Any]:
         "Read the chunks of a frame."
-        return chunks_in(frame.payload, lambda file: SafeUnpickler(file, self.allowed))
+        return chunks_in(frame.payload, lambda file: safe_unpickler(file, self.allowed))
 
     def value(self, frame: Frame) -> Any:
         "Read a small value."
@@ -83,6 +82,9 @@ class ResultReader:
     ) -> None:
         "Read a result."
         try:
+            if not frame.buffers:  # the usual case
+                done(Returned(loads(frame.payload, self.allowed)))
+                return
             buffers = [arena.view(place - 1, buffer) if place else buffer for place, buffer in frame.buffers]
             copy = arena.copy if arena is not None else bytes
             if sum(size for place, size in frame.buffers if place) < self.LARGE:
@@ -159,8 +161,7 @@ class Operation:
 Request = JobRecord | Operation
 
 
-@dataclass(frozen=True)
-class WorkerInfo:
+class WorkerInfo(NamedTuple):
     "What is known of one worker process."
 
     pid: int
@@ -274,7 +275,7 @@ class Actions:
             params = dict(params)
         content: Any = (request.job.id, entry.plugin_id, load, self.streaming, params)
         data, buffers = dumps(content, f"the parameters of job {request.job.id!r}", by_value=True)
-        return encode(wire.EXECUTE, number, data, [(0, b.raw()) for b in buffers])
+        return encode(wire.EXECUTE, number, data, [(0, b.raw()) for b in buffers] if buffers else ())
 
     def _interrupt(self, action: Interrupt) -> None:
         request = self.requests[action.task.number]
@@ -434,7 +435,7 @@ class Engine(Actions):
         "A worker's output belongs into the app's log, with the job that it comes from."
         record, pid = self.job_on(worker), self.pids[worker][0]
         if record is not None:
-            record.output.append(line)
+            record.add_output(line)
         tag = f"worker {pid}, job {record.job.id}" if record else f"worker {pid}"
         logger.info("%s: %s", tag, line, extra={"worker_pid": pid, "job_id": record.job.id if record else None})
 

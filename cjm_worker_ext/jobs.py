@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, cast
 
@@ -34,13 +33,15 @@ class JobStatus(StrEnum):
         return self in (JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED)
 
 # %% ../nbs/01_jobs.ipynb #4b9c0286
-def utc_now() -> str:  # For example `2026-01-31T12:00:00.000001+00:00`
+def utc_now(
+    nanoseconds: int = 0,  # Another moment, as `time.time_ns()` returns it; 0: now
+) -> str:  # For example `2026-01-31T12:00:00.000001+00:00`
     "Return the present moment as ISO 8601 text in UTC: sortable, and readable by `Date` in a browser."
     global _this_second
-    second, micros = divmod(time.time_ns() // 1000, 1_000_000)
+    second, micros = divmod((nanoseconds or time.time_ns()) // 1000, 1_000_000)
     known, text = _this_second
-    if second != known:  # a new text once a second: `isoformat` is as slow as sending a job
-        text = datetime.fromtimestamp(second, UTC).isoformat()[:19]
+    if second != known:  # a new text once a second: making one is as slow as sending a job
+        text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
         _this_second = (second, text)
     return f"{text}.{micros:06}+00:00"
 
@@ -56,7 +57,7 @@ def _new_id() -> str:
     return os.urandom(16).hex()
 
 
-@dataclass
+@dataclass(eq=False)  # two jobs are never the same one
 class BaseJob:
     "One run of a plugin; an app may derive a class of its own and make it in `BaseJobManager.create_job`."
 
@@ -83,6 +84,8 @@ class BaseJob:
         "Time on the worker, loading of the plugin included."
         if self.started_at is None or self.completed_at is None:
             return None
+        from datetime import datetime  # slow to import, and seldom needed
+
         return (datetime.fromisoformat(self.completed_at) - datetime.fromisoformat(self.started_at)).total_seconds()
 
 # %% ../nbs/01_jobs.ipynb #b1b80df3

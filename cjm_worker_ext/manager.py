@@ -322,13 +322,13 @@ class ManagerJobs(ManagerLife):
         what a registry refuses with; then no job was made. Whatever goes wrong later is the job's.
         """
         engine = self._open()
-        timeout = (
-            self.worker_config.job_timeout_seconds if isinstance(timeout_seconds, EllipsisType) else timeout_seconds
-        )
-        if problem := number_problem("job_timeout_seconds", timeout):
+        if isinstance(timeout_seconds, EllipsisType):
+            timeout = self.worker_config.job_timeout_seconds
+        elif problem := number_problem("job_timeout_seconds", timeout := timeout_seconds):
             raise ConfigError(problem.removeprefix("job_"))
         entry = await self._catalog.find(plugin_id)
-        self._check_open()  # it may have been closed in the meantime
+        if self._closed:  # in the meantime
+            self._check_open()
         limit = self.worker_config.max_pending_jobs
         if limit is not None and engine.scheduler.pending_count + len(self._admissions.tasks) >= limit:
             raise QueueFull(f"{limit} jobs are pending, as many as max_pending_jobs allows; try again later")
@@ -404,7 +404,7 @@ class ManagerJobs(ManagerLife):
 
     def get_job_output(self, job_id: str) -> list[str]:  # The last lines
         "Return what a job's plugin wrote to stdout and stderr; raises `UnknownJob`."
-        return list(self._enter().jobs.find(job_id).output)
+        return list(self._enter().jobs.find(job_id).output or ())
 
     def get_job_chunks(
         self,

@@ -15,7 +15,7 @@ from cjm_worker_ext.announcer import Grumbler
 from cjm_worker_ext.errors import JobTimeout, NotSerializable, PluginLoadError, WorkerCrashed, WorkersExhausted
 from cjm_worker_ext.jobs import BaseJob, JobStatus, WorkerConfig
 from cjm_worker_ext.plugins import describe_error
-from cjm_worker_ext.records import JobBook, JobRecord, Lost, Raised, Returned
+from cjm_worker_ext.records import Answer, JobBook, JobRecord, Lost, Raised, Returned
 from cjm_worker_ext.reporter import Reporter
 from cjm_worker_ext.scheduler import Cause
 from cjm_worker_ext.wire import AllowList, load_exception
@@ -75,6 +75,16 @@ class Outcomes:
         if record.ended:
             return
         answer = record.answer
+        if cause is Cause.ANSWERED and type(answer) is Returned:  # the usual case
+            self._complete(record, answer.value)
+        else:
+            self._end_otherwise(record, cause, answer)
+        self.jobs.retire(record)
+        self.reporter.job_ended(record.job)
+        record.tell()
+        self._call_hook(record.job)
+
+    def _end_otherwise(self, record: JobRecord, cause: Cause, answer: Answer | None) -> None:
         unreadable = isinstance(answer, Lost) and not isinstance(answer.error, WorkerCrashed)
         if cause in (Cause.CANCELLED, Cause.CLOSED) and not unreadable:
             record.finish(JobStatus.CANCELLED, error="the manager was shut down" if cause is Cause.CLOSED else None)
@@ -86,10 +96,6 @@ class Outcomes:
             self._fail_remotely(record, answer.error)
         elif answer is not None:
             self._fail(record, answer.error)
-        self.jobs.retire(record)
-        self.reporter.job_ended(record.job)
-        record.tell()
-        self._call_hook(record.job)
 
     def _complete(self, record: JobRecord, value: Any) -> None:
         log = record.chunks

@@ -48,7 +48,7 @@ def _resolve(future: asyncio.Future[bool], result: bool) -> None:
 class JobRecord:
     "One job inside a manager."
 
-    __slots__ = ("job", "task", "entry", "chunks", "output", "answer", "loading", "ended", "_waiting")
+    __slots__ = ("job", "task", "entry", "chunks", "output", "output_lines", "answer", "loading", "ended", "_waiting")
 
     def __init__(
         self,
@@ -59,7 +59,8 @@ class JobRecord:
     ) -> None:
         self.job, self.task, self.entry = job, task, entry
         self.chunks: ChunkLog | None = None  # Made with the first chunk or the first reader
-        self.output: deque[str] = deque(maxlen=output_lines)
+        self.output_lines = output_lines
+        self.output: deque[str] | None = None  # Made with the first line
         self.answer: Answer | None = None  # Known before the end; None while a thread still reads it
         self.loading = False  # Its plugin is being loaded
         self.ended = False
@@ -71,10 +72,10 @@ class JobRecord:
         loop: asyncio.AbstractEventLoop | None = None,  # The running one, if it is known: asking costs a system call
     ) -> None:
         "Return when the job has ended; raises `TimeoutError` if it has not in time."
-        if self.job.status.is_final:
+        if self.ended:
             return
         loop = loop or asyncio.get_running_loop()
-        future: asyncio.Future[bool] = loop.create_future()  # whether the job has ended
+        future: asyncio.Future[bool] = asyncio.Future(loop=loop)  # whether the job has ended
         self._waiting.append(future)
         timer = loop.call_later(timeout, _resolve, future, False) if timeout is not None else None
         try:
@@ -85,6 +86,12 @@ class JobRecord:
                 timer.cancel()
             if not self.ended:
                 self._waiting.remove(future)
+
+    def add_output(self, line: str) -> None:
+        "Keep a line that the worker has written."
+        if self.output is None:
+            self.output = deque(maxlen=self.output_lines)
+        self.output.append(line)
 
     def finish(
         self,

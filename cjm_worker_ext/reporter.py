@@ -15,12 +15,25 @@ from cjm_worker_ext.errors import describe_exit
 from cjm_worker_ext.jobs import BaseJob, to_jsonable
 
 # %% auto #0
-__all__ = ['Reporter']
+__all__ = ['job_data', 'end_data', 'Reporter']
 
 # %% ../nbs/07_reporter.ipynb #f6c96596
+def job_data(job: BaseJob, pid: int | None = None) -> dict[str, Any]:
+    "What each event about a job says."
+    data: dict[str, Any] = {"job_id": job.id, "plugin_id": job.plugin_id}
+    return data if pid is None else data | {"pid": pid}
+
+
+def end_data(job: BaseJob) -> dict[str, Any]:
+    "What the event of a job's end says."
+    end = {"status": str(job.status), "error": job.error, "error_type": job.error_type}
+    return job_data(job, job.worker_pid) | {"duration": job.duration_seconds} | end
+
+
 class Reporter:
     "Tells announcer and worker book what happens; lives on one event loop."
 
+    IDLE: dict[str, Any] = {"job_id": None, "status": "idle"}
     NO_PLUGIN = dict.fromkeys(("plugin_id", "plugin_name", "loaded_plugin_resource", "config"))
 
     def __init__(
@@ -34,27 +47,34 @@ class Reporter:
         self.worker_type, self.announcer, self.book = worker_type, announcer, book
         self._resource_of, self._grumbler = resource_of, grumbler
         self._speaks = announcer.broadcaster is not None
+        self._plugins: dict[str, tuple[PluginEntry, dict[str, Any]]] = {}
 
     def _plugin(self, entry: PluginEntry) -> dict[str, Any]:
+        "What the resource manager hears of a loaded plugin."
+        known = self._plugins.get(entry.plugin_id)
+        if known is None or known[0] is not entry:
+            known = self._plugins[entry.plugin_id] = (entry, self._describe(entry))
+        return known[1] | {"config": dict(entry.shown_config)}
+
+    def _describe(self, entry: PluginEntry) -> dict[str, Any]:
         try:
             resource = self._resource_of(entry.config)
         except Exception:  # noqa: BLE001  - the app's hook
             self._grumbler.failed("plugin_resource_identifier", None)
             resource = None
-        names = {"plugin_id": entry.plugin_id, "plugin_name": entry.name}
-        return {**names, "loaded_plugin_resource": resource, "config": dict(entry.shown_config)}
+        return {"plugin_id": entry.plugin_id, "plugin_name": entry.name, "loaded_plugin_resource": resource}
 
     def worker_started(self, pid: int) -> None:
         self.book.register(pid, self.worker_type)
-        self.book.update(pid, status="starting")
+        self.book.update(pid, {"status": "starting"})
         self.announcer.event("worker:started", pid=pid)
 
     def worker_ready(self, pid: int) -> None:
-        self.book.update(pid, status="idle")
+        self.book.update(pid, {"status": "idle"})
         self.announcer.event("worker:ready", pid=pid)
 
     def worker_stopping(self, pid: int) -> None:
-        self.book.update(pid, status="stopping")
+        self.book.update(pid, {"status": "stopping"})
 
     def worker_ended(self, end: WorkerExit, expected: bool) -> None:
         self.book.unregister(end.pid)
@@ -63,15 +83,15 @@ class Reporter:
 
     def job_queued(self, job: BaseJob) -> None:
         if self._speaks:
-            self.announcer.event("job:queued", job_id=job.id, plugin_id=job.plugin_id)
+            self.announcer.later("job:queued", job_data, job)
 
     def job_started(self, job: BaseJob, entry: PluginEntry, pid: int, loads: bool) -> None:
         "`loads`: its plugin is still to be loaded, which `plugin_loaded` will say."
         if self.book.active:
             plugin = {"plugin_id": entry.plugin_id, "plugin_name": entry.name} if loads else self._plugin(entry)
-            self.book.update(pid, job_id=job.id, status="running", **plugin)
+            self.book.update(pid, {"job_id": job.id, "status": "running"} | plugin)
         if self._speaks:
-            self.announcer.event("job:started", job_id=job.id, plugin_id=job.plugin_id, pid=pid)
+            self.announcer.later("job:started", job_data, job, pid)
 
     def job_progress(self, job: BaseJob, pid: int) -> None:
         data = {"progress": job.progress, "message": job.progress_message, "pid": pid}
@@ -84,16 +104,11 @@ class Reporter:
 
     def job_ended(self, job: BaseJob) -> None:
         if self._speaks:
-            data = {"status": str(job.status), "error": job.error, "error_type": job.error_type}
-            where = {} if job.worker_pid is None else {"pid": job.worker_pid}
-            event = f"job:{job.status}"
-            self.announcer.event(
-                event, job_id=job.id, plugin_id=job.plugin_id, duration=job.duration_seconds, **data, **where
-            )
+            self.announcer.later(f"job:{job.status}", end_data, job)
 
     def plugin_loaded(self, entry: PluginEntry, pid: int, job: BaseJob | None) -> None:
         if self.book.active:
-            self.book.update(pid, **self._plugin(entry))
+            self.book.update(pid, self._plugin(entry))
         data = {} if job is None else {"job_id": job.id}
         self.announcer.event("plugin:loaded", plugin_id=entry.plugin_id, pid=pid, **data)
 
@@ -103,4 +118,4 @@ class Reporter:
     def worker_free(self, pid: int, has_plugin: bool) -> None:
         "A worker has done its task; `has_plugin`: the task's plugin is still loaded."
         if self.book.active:
-            self.book.update(pid, job_id=None, status="idle", **({} if has_plugin else self.NO_PLUGIN))
+            self.book.update(pid, self.IDLE if has_plugin else self.IDLE | self.NO_PLUGIN)

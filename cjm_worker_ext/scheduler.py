@@ -13,7 +13,7 @@ from cjm_worker_ext.jobs import RestartPolicy, WorkerConfig
 
 # %% auto #0
 __all__ = ['Action', 'EXECUTE', 'LOAD', 'UNLOAD', 'Start', 'Send', 'Interrupt', 'Kill', 'Stop', 'SetTimer', 'ClearTimer', 'End',
-           'Cause', 'Task', 'WorkerState', 'Restarts', 'Scheduler']
+           'Cause', 'Task', 'WorkerState', 'Restarts', 'Pool', 'TaskEvents', 'Scheduler']
 
 # %% ../nbs/05_scheduler.ipynb #11d4a0f6
 class Start(NamedTuple):
@@ -167,17 +167,13 @@ class Restarts:
         return max(0, self.config.max_workers + self.config.standby_workers - self.lost)
 
 # %% ../nbs/05_scheduler.ipynb #02685194
-class Scheduler:
-    """Decides; holds the pending tasks and what each worker does.
-
-    Every method returns the actions that follow, in the order in which they are to be done. Events about workers or
-    tasks that are gone are ignored: a late message is a normal thing.
-    """
+class Pool:
+    "The pending tasks and what each worker does, and the decisions that follow from them."
 
     def __init__(self, config: WorkerConfig) -> None:
         self.config, self.restarts = config, Restarts(config)
         self.pending: deque[Task] = deque()  # In the order of arrival; may hold ended ones, which are skipped
-        self.pending_count = 0
+        self.pending_count: int = 0
         self.tasks: dict[int, Task] = {}  # All that have not ended, by number
         self.workers: dict[int, WorkerState] = {}
         self.idle: dict[int, WorkerState] = {}  # Ready ones without a task, in the order in which they became idle
@@ -185,13 +181,121 @@ class Scheduler:
         self.closing = False
         self._last_worker = 0
 
-    # events about tasks
+    def loaded_on(self, plugin: str) -> list[WorkerState]:
+        "The workers that have a plugin loaded, or are about to."
+        return [w for w in self.workers.values() if plugin in w.loaded or (w.task and w.task.plugin == plugin)]
+
+    def _go_on(self) -> list[Action]:
+        "Hand out what waits, start what is missing, give up what nobody can do."
+        actions: list[Action] = []
+        if not self.pending_count and not self.closing and len(self.workers) >= self._wanted():
+            return actions  # the usual case
+        while self.pending_count and self.idle and self.busy < self.config.max_workers:
+            task = self.pending.popleft()
+            if not task.ended:
+                actions += self._give(self._choose(task.plugin), task)
+        if not self.pending_count:
+            self.pending.clear()
+            return actions + (self._stop_all() if self.closing else self._start_missing())
+        actions += self._start_missing()
+        if self.pending_count and (not self.restarts.capacity or (self.restarts.gave_up and not self.workers)):
+            self.restarts.in_a_row = min(self.restarts.in_a_row, self.config.max_restart_attempts)  # the next may try
+            actions += [self._end(task, Cause.EXHAUSTED) for task in self.pending if not task.ended]
+        return actions
+
+    def _stop_all(self) -> list[Action]:
+        "Nothing waits any more, and nothing will come."
+        actions: list[Action] = []
+        for worker in self.workers.values():
+            if worker.stopping or worker.doomed or worker.dying or worker.task is not None:
+                continue
+            if worker.ready:
+                worker.stopping = True
+                actions.append(Stop(worker.number))
+            else:
+                worker.doomed = True
+                actions.append(Kill(worker.number))
+        self.idle.clear()
+        return actions
+
+    def _wanted(self) -> int:
+        "How many workers there should be, spares included."
+        wanted = min(self.config.max_workers, self.busy + self.pending_count)
+        return wanted + (self.config.standby_workers if (self.workers or wanted) and not self.closing else 0)
+
+    def _start_missing(self) -> list[Action]:
+        there, most = len(self.workers), self._wanted()
+        if there >= most or self.restarts.waiting or self.restarts.gave_up:
+            return []
+        wanted = min(self.config.max_workers, self.busy + self.pending_count)
+        actions: list[Action] = []
+        for i in range(there, min(most, self.restarts.capacity)):
+            self._last_worker += 1
+            self.workers[self._last_worker] = WorkerState(self._last_worker)
+            actions.append(Start(self._last_worker, urgent=i < wanted))
+            actions.append(SetTimer("start", self._last_worker, self.config.start_timeout_seconds))
+        return actions
+
+    def _choose(self, plugin: str) -> WorkerState:
+        "An idle worker that has the plugin, else the one with the fewest plugins."
+        for worker in self.idle.values():
+            if plugin in worker.loaded:
+                return worker
+        return min(self.idle.values(), key=lambda w: len(w.loaded))
+
+    def _free(self, worker: WorkerState) -> list[Action]:
+        "A worker has nothing to do: its own tasks come first."
+        if worker.stopping or worker.dying or worker.doomed:
+            return []  # a task that it got now would be lost with it
+        while worker.own:
+            task = worker.own.popleft()
+            if not task.ended:
+                return self._give(worker, task)
+        self.idle[worker.number] = worker
+        return []
+
+    def _give(self, worker: WorkerState, task: Task) -> list[Action]:
+        self.idle.pop(worker.number, None)
+        worker.task, task.worker = task, worker.number
+        self.busy += 1
+        self.pending_count -= task.queued
+        task.queued = False
+        self.restarts.in_a_row = 0
+        load = task.kind == EXECUTE and worker.loaded.get(task.plugin) != task.version
+        if load:
+            worker.loaded.pop(task.plugin, None)
+        actions: list[Action] = [Send(worker.number, task, load)]
+        limit = self.config.load_timeout_seconds if load or task.kind == LOAD else task.timeout
+        if limit is not None:
+            actions.append(SetTimer("timeout", task.number, limit))
+        return actions
+
+    def _clear(self, task: Task) -> list[Action]:
+        "Forget the timers that may run for a task."
+        actions: list[Action] = []
+        if task.timeout is not None or self.config.load_timeout_seconds is not None:
+            actions.append(ClearTimer("timeout", task.number))
+        if task.ending is not None:
+            actions.append(ClearTimer("grace", task.number))
+        return actions
+
+    def _end(self, task: Task, cause: Cause) -> End:
+        self.pending_count -= task.queued
+        task.queued, task.ended = False, True
+        self.tasks.pop(task.number, None)
+        return End(task, cause)
+
+# %% ../nbs/05_scheduler.ipynb #329bdf8f
+class TaskEvents(Pool):
+    "What an app may want of tasks."
 
     def submit(self, task: Task) -> list[Action]:
         "A task has arrived; it goes to a worker, or waits for one."
         if self.closing:
             return [End(task, Cause.CLOSED)]
         self.tasks[task.number] = task
+        if self.idle and not self.pending_count and self.busy < self.config.max_workers:  # the usual case
+            return self._give(self._choose(task.plugin), task) + self._start_missing()
         task.queued = True
         self.pending.append(task)
         self.pending_count += 1
@@ -207,10 +311,6 @@ class Scheduler:
                 actions += self._free(worker)
         return actions + self._go_on()
 
-    def loaded_on(self, plugin: str) -> list[WorkerState]:
-        "The workers that have a plugin loaded, or are about to."
-        return [w for w in self.workers.values() if plugin in w.loaded or (w.task and w.task.plugin == plugin)]
-
     def cancel(self, number: int, cause: Cause = Cause.CANCELLED) -> list[Action]:
         "Somebody wants a task to end: a waiting one just goes, a running one is interrupted."
         task = self.tasks.get(number)
@@ -221,6 +321,10 @@ class Scheduler:
         task.ending = cause
         grace = SetTimer("grace", number, self.config.cancel_grace_seconds)
         return [Interrupt(task.worker, task), grace]
+
+# %% ../nbs/05_scheduler.ipynb #ad984186
+class Scheduler(TaskEvents):
+    "Decides: every method returns the actions that follow, in the order in which they are to be done."
 
     # events about workers
 
@@ -341,104 +445,3 @@ class Scheduler:
             worker.doomed = True
         waiting = [self._end(t, Cause.CLOSED) for t in list(self.tasks.values()) if t.worker is None]
         return [*waiting, *(Kill(number) for number in self.workers)]
-
-    # decisions
-
-    def _go_on(self) -> list[Action]:
-        "Hand out what waits, start what is missing, give up what nobody can do."
-        actions: list[Action] = []
-        if not self.pending_count and not self.closing and len(self.workers) >= self._wanted():
-            return actions  # the usual case
-        while self.pending_count and self.idle and self.busy < self.config.max_workers:
-            task = self.pending.popleft()
-            if not task.ended:
-                actions += self._give(self._choose(task.plugin), task)
-        if not self.pending_count:
-            self.pending.clear()
-            return actions + (self._stop_all() if self.closing else self._start_missing())
-        actions += self._start_missing()
-        if self.pending_count and (not self.restarts.capacity or (self.restarts.gave_up and not self.workers)):
-            self.restarts.in_a_row = min(self.restarts.in_a_row, self.config.max_restart_attempts)  # the next may try
-            actions += [self._end(task, Cause.EXHAUSTED) for task in self.pending if not task.ended]
-        return actions
-
-    def _stop_all(self) -> list[Action]:
-        "Nothing waits any more, and nothing will come."
-        actions: list[Action] = []
-        for worker in self.workers.values():
-            if worker.stopping or worker.doomed or worker.dying or worker.task is not None:
-                continue
-            if worker.ready:
-                worker.stopping = True
-                actions.append(Stop(worker.number))
-            else:
-                worker.doomed = True
-                actions.append(Kill(worker.number))
-        self.idle.clear()
-        return actions
-
-    def _wanted(self) -> int:
-        "How many workers there should be, spares included."
-        wanted = min(self.config.max_workers, self.busy + self.pending_count)
-        return wanted + (self.config.standby_workers if (self.workers or wanted) and not self.closing else 0)
-
-    def _start_missing(self) -> list[Action]:
-        there, wanted = len(self.workers), min(self.config.max_workers, self.busy + self.pending_count)
-        if there >= (most := self._wanted()) or self.restarts.waiting or self.restarts.gave_up:
-            return []
-        actions: list[Action] = []
-        for i in range(there, min(most, self.restarts.capacity)):
-            self._last_worker += 1
-            self.workers[self._last_worker] = WorkerState(self._last_worker)
-            actions.append(Start(self._last_worker, urgent=i < wanted))
-            actions.append(SetTimer("start", self._last_worker, self.config.start_timeout_seconds))
-        return actions
-
-    def _choose(self, plugin: str) -> WorkerState:
-        "An idle worker that has the plugin, else the one with the fewest plugins."
-        for worker in self.idle.values():
-            if plugin in worker.loaded:
-                return worker
-        return min(self.idle.values(), key=lambda w: len(w.loaded))
-
-    def _free(self, worker: WorkerState) -> list[Action]:
-        "A worker has nothing to do: its own tasks come first."
-        if worker.stopping or worker.dying or worker.doomed:
-            return []  # a task that it got now would be lost with it
-        while worker.own:
-            task = worker.own.popleft()
-            if not task.ended:
-                return self._give(worker, task)
-        self.idle[worker.number] = worker
-        return []
-
-    def _give(self, worker: WorkerState, task: Task) -> list[Action]:
-        self.idle.pop(worker.number, None)
-        worker.task, task.worker = task, worker.number
-        self.busy += 1
-        self.pending_count -= task.queued
-        task.queued = False
-        self.restarts.in_a_row = 0
-        load = task.kind == EXECUTE and worker.loaded.get(task.plugin) != task.version
-        if load:
-            worker.loaded.pop(task.plugin, None)
-        actions: list[Action] = [Send(worker.number, task, load)]
-        limit = self.config.load_timeout_seconds if load or task.kind == LOAD else task.timeout
-        if limit is not None:
-            actions.append(SetTimer("timeout", task.number, limit))
-        return actions
-
-    def _clear(self, task: Task) -> list[Action]:
-        "Forget the timers that may run for a task."
-        actions: list[Action] = []
-        if task.timeout is not None or self.config.load_timeout_seconds is not None:
-            actions.append(ClearTimer("timeout", task.number))
-        if task.ending is not None:
-            actions.append(ClearTimer("grace", task.number))
-        return actions
-
-    def _end(self, task: Task, cause: Cause) -> End:
-        self.pending_count -= task.queued
-        task.queued, task.ended = False, True
-        self.tasks.pop(task.number, None)
-        return End(task, cause)

@@ -23,8 +23,8 @@ Bytes = bytes | bytearray | memoryview
 # %% auto #0
 __all__ = ['HELLO', 'LOAD', 'EXECUTE', 'UNLOAD', 'CANCEL', 'STOP', 'RELEASE', 'READY', 'LOADED', 'CHUNKS', 'PROGRESS', 'RESULT',
            'FAILED', 'CANCELLED', 'DONE', 'HEADER', 'PLACE', 'LARGE', 'MOST_BUFFERS', 'dumps', 'AllowList',
-           'refuse_state_for_classes', 'SafeUnpickler', 'loads', 'encode', 'Frame', 'FrameReader', 'chunks_in',
-           'error_record', 'load_exception']
+           'refuse_state_for_classes', 'SafeUnpickler', 'safe_unpickler', 'loads', 'encode', 'Frame', 'FrameReader',
+           'chunks_in', 'error_record', 'load_exception']
 
 # %% ../nbs/03_wire.ipynb #7c85771a
 # manager → worker
@@ -95,7 +95,7 @@ def dumps(
     """
     buffers: list[pickle.PickleBuffer] = []
     try:
-        if not _holds_large_bytes(value):
+        if type(value) in _SMALL or not _holds_large_bytes(value):
             data = pickle.dumps(value, 5, buffer_callback=lambda buffer: _keep_small(buffer, buffers))
             deep = len(data) >= 8 * LARGE and _holds_large_bytes(value, depth=8)
             if not (deep or (by_value and b"__main__" in data)):
@@ -241,23 +241,16 @@ def refuse_state_for_classes(
 class SafeUnpickler(pickle.Unpickler):
     "Reads one worker's pickles; every global name goes through the allow-list."
 
-    def __init__(
-        self,
-        file: BytesIO,  # Where the pickle is read from
-        allowed: AllowList,  # What may be made
-        buffers: Sequence[Any] = (),  # What the pickle left out, in order
-        copy: Callable[[memoryview], bytes] = bytes,  # Makes `bytes` of one of the buffers
-    ) -> None:
-        pickle.Unpickler.__init__(self, file, buffers=buffers or None)
-        self._allowed, self._copy = allowed, copy
-        self._unseen: tuple[BytesIO, int] | None = (file, file.tell())  # what must be looked through before a class
+    allowed: AllowList  # What may be made
+    copy: Callable[[memoryview], bytes]  # Makes `bytes` of one of the buffers
+    unseen: tuple[BytesIO, int] | None  # What must be looked through before a class is made
 
     def find_class(self, module_name: str, global_name: str) -> Any:
         "Look up a global name of the pickle; raises `RefusedType`."
-        found = self._allowed.find(module_name, global_name)
-        if self._unseen is not None and is_changeable(found):
-            file, start = self._unseen
-            self._unseen = None
+        found = self.allowed.find(module_name, global_name)
+        if self.unseen is not None and is_changeable(found):
+            file, start = self.unseen
+            self.unseen = None
             refuse_state_for_classes(file.getvalue()[start:])
         return found
 
@@ -265,8 +258,20 @@ class SafeUnpickler(pickle.Unpickler):
         kind, *where = pid
         if kind == "class":
             return self.find_class(*where)
-        data = self._copy(memoryview(where[0]))
+        data = self.copy(memoryview(where[0]))
         return bytearray(data) if kind == "bytearray" else data
+
+
+def safe_unpickler(
+    file: BytesIO,  # Where the pickle is read from
+    allowed: AllowList,  # What may be made
+    buffers: Sequence[Any] = (),  # What the pickle left out, in order
+    copy: Callable[[memoryview], bytes] = bytes,  # Makes `bytes` of one of the buffers
+) -> SafeUnpickler:
+    "Make an unpickler; a function, because an `__init__` in Python costs each job a microsecond."
+    unpickler = SafeUnpickler(file, buffers=buffers or None)
+    unpickler.allowed, unpickler.copy, unpickler.unseen = allowed, copy, (file, file.tell())
+    return unpickler
 
 
 def loads(
@@ -279,7 +284,7 @@ def loads(
 
     Raises `RefusedType` for a class that is not allowed, and whatever a broken pickle raises.
     """
-    return SafeUnpickler(BytesIO(data), allowed, buffers, copy).load()
+    return safe_unpickler(BytesIO(data), allowed, buffers, copy).load()
 
 # %% ../nbs/03_wire.ipynb #24596183
 def encode(

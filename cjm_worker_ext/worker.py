@@ -56,7 +56,7 @@ if TYPE_CHECKING:  # a worker starts faster without `typing`
     from typing import Any
 
 # %% auto #0
-__all__ = ['F_SETSIG', 'arm_lifeline', 'is_readable', 'Channel', 'Outbox', 'Interrupter', 'Worker', 'main']
+__all__ = ['F_SETSIG', 'arm_lifeline', 'is_readable', 'Channel', 'Outbox', 'Interrupter', 'WorkerPlugins', 'Worker', 'main']
 
 # %% ../nbs/04_worker.ipynb #490c9e4e
 F_SETSIG = 10  # fcntl command of Linux: which signal announces that a descriptor is ready (fcntl(2))
@@ -273,7 +273,70 @@ class Interrupter:
             raise JobCancelled(f"job {self._ctx.job_id} is to end")
         self._armed = True
 
+# %% ../nbs/04_worker.ipynb #70b0a031
+class WorkerPlugins:
+    "The plugin manager of a worker, and what each plugin was loaded with."
+
+    def __init__(self) -> None:
+        self.factory: bytes | None = None  # A pickle that makes the plugin manager; None: the default one
+        self.manager: Any = None  # Made when it is first needed
+        self.configs: dict[str, dict[str, Any]] = {}  # Of loaded plugins
+
+    def load(
+        self,
+        plugin_id: str,  # As in the app
+        target: bytes | None,  # A pickle of what runs; None: the plugin manager knows
+        config: dict[str, Any],  # Handed to the plugin
+    ) -> bool:  # Whether it yields chunks
+        "Load a plugin, or load it again; whatever goes wrong is a `PluginLoadError`."
+        before = self.configs.pop(plugin_id, None)
+        try:
+            manager = self._manager()
+            if target is not None:
+                manager.targets[plugin_id] = pickle.loads(target)
+            load = manager.load_plugin if before is None else manager.reload_plugin
+            if load(plugin_id, dict(config)) is False:
+                raise PluginLoadError(f"plugin {plugin_id!r} failed to load: its plugin manager returned False")
+        except PluginLoadError:
+            raise
+        except Exception as e:  # the plugin boundary
+            raise PluginLoadError(f"plugin {plugin_id!r} failed to load: {describe_error(e)}") from e
+        self.configs[plugin_id] = config
+        return bool(manager.check_streaming_support(plugin_id))
+
+    def _manager(self) -> Any:
+        if self.manager is None:
+            made: Any = PluginManager if self.factory is None else pickle.loads(self.factory)
+            self.manager = (resolve_target(made) if isinstance(made, str) else made)()
+        return self.manager
+
+    def unload(self, plugin_id: str) -> None:
+        "Unload a plugin; one that is not loaded is no error."
+        if self.configs.pop(plugin_id, None) is not None:
+            self.manager.unload_plugin(plugin_id)
+
+    def unload_all(self) -> None:
+        "Unload every plugin; what one of them raises goes to stderr, since the others want their turn."
+        for plugin_id in list(self.configs):
+            try:
+                self.unload(plugin_id)
+            except Exception as e:  # noqa: BLE001  - the plugin boundary
+                sys.stderr.write(f"{describe_error(e)}\n")
+
 # %% ../nbs/04_worker.ipynb #af7084db
+class _ParamsUnpickler(pickle.Unpickler):
+    "Reads what the manager sent: it may send code."
+
+    def __init__(self, payload: Bytes, buffers: Sequence[Any]) -> None:
+        super().__init__(BytesIO(payload), buffers=iter(buffers))
+
+    def persistent_load(self, pid: Any) -> Any:
+        kind, *where = pid
+        if kind == "class":
+            return resolve_target(":".join(where))
+        return (bytearray if kind == "bytearray" else bytes)(where[0])
+
+
 class Worker:
     "Serves one manager until it says `STOP`; all of it happens in the main thread."
 
@@ -284,9 +347,8 @@ class Worker:
     ) -> None:
         self.channel, self.arena = channel, arena
         self.outbox, self.interrupter = Outbox(channel.send), Interrupter(channel)
+        self.plugins = WorkerPlugins()
         self.settings: dict[str, Any] = {}
-        self._plugins: Any = None  # the plugin manager, made when it is first needed
-        self._configs: dict[str, dict[str, Any]] = {}
         self._do: dict[int, Callable[[Frame], Sequence[Bytes]]] = {
             EXECUTE: self._execute, LOAD: self._load_only, UNLOAD: self._unload,
         }  # fmt: skip
@@ -300,13 +362,14 @@ class Worker:
                 if self.settings["path"] is not None:  # else it is another environment, with a path of its own
                     sys.path[:] = self.settings["path"]
                 self.outbox.limit = self.settings["max_result_bytes"]
+                self.plugins.factory = self.settings["factory"]
                 self.channel.send(encode(READY, 0))
             elif frame.kind == RELEASE:
                 self._release(bytes(frame.payload))
             elif frame.kind != CANCEL:  # a late one: its job has ended
                 self.outbox.begin(frame.request)
                 self.outbox.reply(self._answer(frame))
-        self._unload_all()
+        self.plugins.unload_all()
 
     def _next(self) -> Frame | None:
         return self.interrupter.put_aside.pop(0) if self.interrupter.put_aside else self.channel.receive()
@@ -334,12 +397,12 @@ class Worker:
         set_current_context(ctx)
         if load is not None:
             self._load(frame.request, plugin_id, *load)
-        ctx.config = self._configs.get(plugin_id, {})
+        ctx.config = self.plugins.configs.get(plugin_id, {})
         self.interrupter.arm()
-        if streaming and self._plugins.check_streaming_support(plugin_id):
-            result = self._plugins.execute_plugin_stream(plugin_id, **params)
+        if streaming and self.plugins.manager.check_streaming_support(plugin_id):
+            result = self.plugins.manager.execute_plugin_stream(plugin_id, **params)
         else:
-            result = self._plugins.execute_plugin(plugin_id, **params)
+            result = self.plugins.manager.execute_plugin(plugin_id, **params)
         self.interrupter.disarm()
         if hasattr(result, "__next__"):
             result = self._stream(result)
@@ -397,68 +460,23 @@ class Worker:
         return encode(DONE, frame.request)
 
     def _load(self, request: int, plugin_id: str, target: bytes | None, config: dict[str, Any]) -> None:
-        "Load a plugin, or load it again; whatever goes wrong is a `PluginLoadError`."
         self.interrupter.arm()
         try:
-            plugins = self._plugin_manager()
-            if target is not None:
-                plugins.targets[plugin_id] = pickle.loads(target)
-            load = plugins.reload_plugin if plugin_id in self._configs else plugins.load_plugin
-            if load(plugin_id, dict(config)) is False:
-                raise PluginLoadError(f"plugin {plugin_id!r} failed to load: its plugin manager returned False")
-        except PluginLoadError:
-            self._configs.pop(plugin_id, None)
-            raise
-        except Exception as e:  # the plugin boundary
-            self._configs.pop(plugin_id, None)
-            raise PluginLoadError(f"plugin {plugin_id!r} failed to load: {describe_error(e)}") from e
+            streams = self.plugins.load(plugin_id, target, config)
         finally:
             self.interrupter.disarm()
-        self._configs[plugin_id] = config
-        streams = bool(plugins.check_streaming_support(plugin_id))
         self.channel.send(encode(LOADED, request, b"\1" if streams else b"\0"))
-
-    def _plugin_manager(self) -> Any:
-        if self._plugins is None:
-            factory = self.settings["factory"]
-            if factory is None:
-                self._plugins = PluginManager()
-            else:
-                made: Any = pickle.loads(factory)
-                self._plugins = (resolve_target(made) if isinstance(made, str) else made)()
-        return self._plugins
 
     def _unload(self, frame: Frame) -> Sequence[Bytes]:
         plugin_id = pickle.loads(frame.payload)
         self.interrupter.begin(frame.request, JobContext())
-        if self._configs.pop(plugin_id, None) is not None:
-            self._plugins.unload_plugin(plugin_id)
+        self.plugins.unload(plugin_id)
         return encode(DONE, frame.request)
-
-    def _unload_all(self) -> None:
-        for plugin_id in list(self._configs):
-            try:
-                self._plugins.unload_plugin(plugin_id)
-            except Exception as e:  # noqa: BLE001  - the plugin boundary; the process ends, and the others want theirs
-                sys.stderr.write(f"{describe_error(e)}\n")
 
     def _release(self, offsets: bytes) -> None:
         if self.arena is not None:
             for i in range(0, len(offsets), 8):
                 self.arena.release(int.from_bytes(offsets[i : i + 8], "little"))
-
-
-class _ParamsUnpickler(pickle.Unpickler):
-    "Reads what the manager sent: it may send code."
-
-    def __init__(self, payload: Bytes, buffers: Sequence[Any]) -> None:
-        super().__init__(BytesIO(payload), buffers=iter(buffers))
-
-    def persistent_load(self, pid: Any) -> Any:
-        kind, *where = pid
-        if kind == "class":
-            return resolve_target(":".join(where))
-        return (bytearray if kind == "bytearray" else bytes)(where[0])
 
 # %% ../nbs/04_worker.ipynb #6ca5a7a4
 def main() -> None:

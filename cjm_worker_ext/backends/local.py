@@ -278,22 +278,22 @@ class WorkerProcess:
     # callbacks of the event loop
 
     def _on_readable(self) -> None:
-        if not self._read():
+        if self._read() < 0:
             self.loop.remove_reader(self.sock)
             self.kill()  # end of file, or nonsense: whatever still runs there can no longer be reached
 
-    def _read(self) -> bool:  # False at the end
+    def _read(self) -> int:  # Bytes; 0 if there is nothing now, -1 at the end
         if self._deaf:
-            return False
+            return -1
         room = self._reader.room()
         try:
             count = self.sock.recv_into(self._scratch if room is None else room)
         except BlockingIOError:
-            return True
+            return 0
         except OSError:
-            return False
+            return -1
         if not count:
-            return False
+            return -1
         try:
             frames = (
                 self._reader.feed(memoryview(self._scratch)[:count]) if room is None else self._reader.filled(count)
@@ -303,8 +303,8 @@ class WorkerProcess:
         except Exception as e:  # noqa: BLE001  - the worker boundary: it may have sent anything
             logger.error("worker %d sent what is no message: %s: %s", self.pid, type(e).__name__, e)
             self._deaf = True  # what follows cannot be cut into messages
-            return False
-        return True
+            return -1
+        return count
 
     def _on_writable(self) -> None:
         try:
@@ -325,12 +325,15 @@ class WorkerProcess:
 
     def read_output(self) -> None:
         "Read what it has written so far: lines that belong to a job must not be read after the job's end."
-        with contextlib.suppress(BlockingIOError):
-            for _ in range(2):  # a plugin that floods must not hold the loop: what is more is read in turn
-                if not (data := os.read(self._output, 1 << 12)):
-                    return
-                for line in self.lines.feed(data):
-                    self.host.on_output(self.number, line)
+        for _ in range(2):  # a plugin that floods must not hold the loop: what is more is read in turn
+            try:
+                data = os.read(self._output, 1 << 12)
+            except BlockingIOError:  # the usual case
+                return
+            if not data:
+                return
+            for line in self.lines.feed(data):
+                self.host.on_output(self.number, line)
 
     def _on_output(self) -> None:
         try:
@@ -356,11 +359,8 @@ class WorkerProcess:
         for fd in (self.sock, self._watch.fd, self._output):
             self.loop.remove_reader(fd)
         self.loop.remove_writer(self.sock)
-        with contextlib.suppress(OSError):
-            from cjm_worker_ext.worker import is_readable  # this module needs Unix, which the import above must not
-
-            while self._read() and is_readable(self.sock.fileno()):  # `select` takes no descriptor over 1,023
-                pass
+        while self._read() > 0:
+            pass
         with contextlib.suppress(OSError):
             while data := os.read(self._output, 1 << 16):
                 for line in self.lines.feed(data):
