@@ -41,7 +41,7 @@ class PluginEntry(NamedTuple):
 # %% ../nbs/07_catalog.ipynb #3e91f18f
 def read_metadata(
     metadata: Any,  # From a registry; an object or a mapping
-    key: str,  # `name`, `target` or `is_configured`
+    key: str,  # `name` or `target`
     default: Any = None,  # If it is missing
 ) -> Any:
     "Read one fact about a plugin."
