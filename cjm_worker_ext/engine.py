@@ -49,7 +49,7 @@ from cjm_worker_ext.scheduler import (
 from cjm_worker_ext.wire import AllowList, Frame, chunks_in, dumps, encode, loads, safe_unpickler
 
 # %% auto #0
-__all__ = ['Request', 'ResultReader', 'Timers', 'Operation', 'WorkerInfo', 'Actions', 'Engine']
+__all__ = ['Request', 'ResultReader', 'Timers', 'Operation', 'WorkerInfo', 'Actions', 'Listener', 'Engine']
 
 # %% ../nbs/07_engine.ipynb #3662cd51
 logger = logging.getLogger(__name__)
@@ -313,57 +313,33 @@ class Actions:
         self.outcomes.finish(record, cause)
         self.changed.set()
 
-# %% ../nbs/07_engine.ipynb #b57c5795
-class Engine(Actions):
-    "Runs jobs; lives on the event loop that made it, and implements `backends.local.Host`."
+# %% ../nbs/07_engine.ipynb #1c55b020
+class Listener(Actions):
+    "Takes the words of workers; implements `backends.local.Host`."
 
     def __init__(
         self,
-        hooks: Hooks,  # The app's
-        config: WorkerConfig,  # How many workers, and how they are treated
-        streaming: bool,  # Whether an app's own plugin manager is asked to stream
-        hello: bytes,  # What each worker is told first
-        reporter: Reporter,  # Is told what happens
-        grumbler: Grumbler,  # Logs what goes wrong in hooks
-        make_backend: Callable[[WorkerConfig, Any, bytes], LocalBackend] = LocalBackend,  # Makes the backend
+        hooks: Hooks,  # As the next five: of `Actions`
+        config: WorkerConfig,
+        streaming: bool,
+        reporter: Reporter,
+        grumbler: Grumbler,
+        backend: LocalBackend,
     ) -> None:
-        super().__init__(hooks, config, streaming, reporter, grumbler, make_backend(config, self, hello))
+        super().__init__(hooks, config, streaming, reporter, grumbler, backend)
         self.reader = ResultReader(self.outcomes.allowed)
         self.streams: dict[str, bool] = {}  # plugin id: whether it streams, once it was loaded
-        self._number = 0
         self._on_kind: dict[int, Callable[[int, Frame, Any], None]] = {
             wire.LOADED: self._on_loaded, wire.CHUNKS: self._on_chunks, wire.PROGRESS: self._on_progress,
             wire.RESULT: self._on_result, wire.FAILED: self._on_failed, wire.CANCELLED: self._on_cancelled,
             wire.DONE: self._on_done,
         }  # fmt: skip
 
-    def next_number(self) -> int:
-        "Number of a new task."
-        self._number += 1
-        return self._number
-
-    def submit(self, record: JobRecord) -> None:
-        "Run a job that the book has."
-        self.requests[record.task.number] = record
-        self.do(self.scheduler.submit(record.task))
-
-    def end_unsubmitted(self, record: JobRecord, cause: Cause) -> None:
-        "End a job that the scheduler never saw; `record.answer` says why, unless it was cancelled."
-        record.task.ended = True
-        self.finish(record, cause)
-
-    def cancel(self, record: JobRecord) -> None:
-        "End a job, wherever it is."
-        self.do(self.scheduler.cancel(record.task.number))
-
-    def operate(self, kind: str, entry: PluginEntry, everywhere: bool) -> list[asyncio.Future[None]]:
-        "Load or unload a plugin: on any one worker, or on all that have it."
-        count = len(self.scheduler.loaded_on(entry.plugin_id)) if everywhere else 1
-        tasks = [Task(self.next_number(), entry.plugin_id, entry.version, kind=kind) for _ in range(count)]
-        operations = {task.number: Operation(task, entry) for task in tasks}
-        self.requests.update(operations)
-        self.do(self.scheduler.submit_to_all(tasks) if everywhere else self.scheduler.submit(tasks[0]))
-        return [operation.done for operation in operations.values()]
+    def job_on(self, worker: int) -> JobRecord | None:  # None if it runs none
+        "The job that a worker runs."
+        state = self.scheduler.workers.get(worker)
+        request = self.requests.get(state.task.number) if state and state.task else None
+        return request if isinstance(request, JobRecord) else None
 
     def log_of(self, record: JobRecord) -> ChunkLog:
         "The chunks of a job."
@@ -378,42 +354,6 @@ class Engine(Actions):
             if record.ended:
                 record.chunks.finish()
         return record.chunks
-
-    def job_on(self, worker: int) -> JobRecord | None:  # None if it runs none
-        "The job that a worker runs."
-        state = self.scheduler.workers.get(worker)
-        request = self.requests.get(state.task.number) if state and state.task else None
-        return request if isinstance(request, JobRecord) else None
-
-    def worker_infos(self) -> list[WorkerInfo]:
-        "What each worker does now."
-        infos: list[WorkerInfo] = []
-        for number, (pid, started_at) in self.pids.items():
-            if (worker := self.scheduler.workers.get(number)) is not None:
-                record = self.job_on(number)
-                job_id = record.job.id if record else None
-                infos.append(WorkerInfo(pid, worker.status, job_id, tuple(worker.loaded), started_at))
-        return infos
-
-    async def close(self, timeout: float, drain: bool) -> None:
-        "End everything; kill what has not ended by itself in time."
-        self.do(self.scheduler.close(drain))
-        if not await self._nothing_left(timeout):
-            self.do(self.scheduler.kill_all())
-            await self._nothing_left(5.0)
-        self.timers.clear_all()
-        if self.outcomes.hook_tasks:
-            await asyncio.wait(self.outcomes.hook_tasks, timeout=1.0)
-
-    async def _nothing_left(self, timeout: float) -> bool:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
-                while self.scheduler.workers or self.jobs.live:
-                    self.changed.clear()
-                    await self.changed.wait()
-        return not (self.scheduler.workers or self.jobs.live)
-
-    # backends.local.Host
 
     def on_frame(self, worker: int, frame: Frame) -> None:
         "A worker says something."
@@ -517,3 +457,76 @@ class Engine(Actions):
         elif request.task.kind == UNLOAD:
             self.reporter.plugin_unloaded(request.entry, self.pids[worker][0])
         self.do(self.scheduler.answered(worker, frame.request))
+
+# %% ../nbs/07_engine.ipynb #0bce97f9
+class Engine(Listener):
+    "Runs jobs; lives on the event loop that made it."
+
+    def __init__(
+        self,
+        hooks: Hooks,  # The app's
+        config: WorkerConfig,  # How many workers, and how they are treated
+        streaming: bool,  # Whether an app's own plugin manager is asked to stream
+        hello: bytes,  # What each worker is told first
+        reporter: Reporter,  # Is told what happens
+        grumbler: Grumbler,  # Logs what goes wrong in hooks
+        make_backend: Callable[[WorkerConfig, Any, bytes], LocalBackend] = LocalBackend,  # Makes the backend
+    ) -> None:
+        super().__init__(hooks, config, streaming, reporter, grumbler, make_backend(config, self, hello))
+        self._number = 0
+
+    def next_number(self) -> int:
+        "Number of a new task."
+        self._number += 1
+        return self._number
+
+    def submit(self, record: JobRecord) -> None:
+        "Run a job that the book has."
+        self.requests[record.task.number] = record
+        self.do(self.scheduler.submit(record.task))
+
+    def end_unsubmitted(self, record: JobRecord, cause: Cause) -> None:
+        "End a job that the scheduler never saw; `record.answer` says why, unless it was cancelled."
+        record.task.ended = True
+        self.finish(record, cause)
+
+    def cancel(self, record: JobRecord) -> None:
+        "End a job, wherever it is."
+        self.do(self.scheduler.cancel(record.task.number))
+
+    def operate(self, kind: str, entry: PluginEntry, everywhere: bool) -> list[asyncio.Future[None]]:
+        "Load or unload a plugin: on any one worker, or on all that have it."
+        count = len(self.scheduler.loaded_on(entry.plugin_id)) if everywhere else 1
+        tasks = [Task(self.next_number(), entry.plugin_id, entry.version, kind=kind) for _ in range(count)]
+        operations = {task.number: Operation(task, entry) for task in tasks}
+        self.requests.update(operations)
+        self.do(self.scheduler.submit_to_all(tasks) if everywhere else self.scheduler.submit(tasks[0]))
+        return [operation.done for operation in operations.values()]
+
+    def worker_infos(self) -> list[WorkerInfo]:
+        "What each worker does now."
+        infos: list[WorkerInfo] = []
+        for number, (pid, started_at) in self.pids.items():
+            if (worker := self.scheduler.workers.get(number)) is not None:
+                record = self.job_on(number)
+                job_id = record.job.id if record else None
+                infos.append(WorkerInfo(pid, worker.status, job_id, tuple(worker.loaded), started_at))
+        return infos
+
+    async def close(self, timeout: float, drain: bool) -> None:
+        "End everything; kill what has not ended by itself in time."
+        self.do(self.scheduler.close(drain))
+        if not await self._nothing_left(timeout):
+            self.do(self.scheduler.kill_all())
+            await self._nothing_left(5.0)
+        self.timers.clear_all()
+        if self.outcomes.hook_tasks:
+            await asyncio.wait(self.outcomes.hook_tasks, timeout=1.0)
+
+    async def _nothing_left(self, timeout: float) -> bool:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while self.scheduler.workers or self.jobs.live:
+                    self.changed.clear()
+                    await self.changed.wait()
+        return not (self.scheduler.workers or self.jobs.live)

@@ -28,7 +28,7 @@ from cjm_worker_ext.jobs import WorkerConfig
 from cjm_worker_ext.wire import CANCEL, HELLO, RELEASE, STOP, Bytes, Frame, FrameReader, encode
 
 # %% auto #0
-__all__ = ['WorkerExit', 'Host', 'count_oom_kills', 'LineReader', 'ExitWatch', 'WorkerProcess', 'LocalBackend']
+__all__ = ['WorkerExit', 'Host', 'count_oom_kills', 'LineReader', 'ExitWatch', 'ChildProcess', 'WorkerProcess', 'LocalBackend']
 
 # %% ../../nbs/06_local.ipynb #3662cd51
 logger = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ class ExitWatch:
 # %% ../../nbs/06_local.ipynb #af957762
 BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from cjm_worker_ext.worker import main; main()"
 
-_running: weakref.WeakSet[WorkerProcess] = weakref.WeakSet()
+_running: weakref.WeakSet[ChildProcess] = weakref.WeakSet()
 
 
 @atexit.register
@@ -160,8 +160,73 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_after_fork)
 
 # %% ../../nbs/06_local.ipynb #8b39cd3e
-class WorkerProcess:
-    "One process with its descriptors; lives on the event loop that made it."
+class ChildProcess:
+    "A worker's process with its descriptors; raises `OSError` if it cannot be started."
+
+    def __init__(
+        self,
+        config: WorkerConfig,  # Interpreter and environment
+    ) -> None:
+        self._oom_kills, self.killed, self.abandoned = count_oom_kills(), False, False
+        self.sock, theirs = socket.socketpair()
+        lifeline, self._lifeline = os.pipe()
+        self.output, output = os.pipe()
+        arena = create_arena()
+        self.released: deque[int] = deque()  # offsets of results that the app has let go
+        self.arena = ArenaReader(arena, self.released.append) if arena is not None else None
+        folder = os.path.dirname(os.path.dirname(cjm_worker_ext.__file__)) if config.python == sys.executable else ""
+        passed = [theirs.fileno(), lifeline, *([] if arena is None else [arena])]
+        try:
+            self.process = subprocess.Popen(
+                [config.python, "-P", "-c", BOOT, folder, *map(str, passed), *(["-1"] if arena is None else [])],
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=passed, start_new_session=True,
+                env={**os.environ, **config.environment},
+            )  # fmt: skip
+        except OSError:
+            os.close(self._lifeline)
+            os.close(self.output)
+            self.sock.close()
+            raise
+        finally:
+            theirs.close()
+            os.close(lifeline)
+            os.close(output)
+        self.pid = self.process.pid
+        self.watch = ExitWatch(self.pid)
+        self.sock.setblocking(False)
+        os.set_blocking(self.output, False)
+        _running.add(self)
+
+    def kill(self) -> None:
+        "Kill its whole process group."
+        self.killed = True
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: a group of zombies
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def memory_ran_out(self) -> bool:  # False where that cannot be known
+        "Whether the kernel killed somebody for want of memory since the start."
+        return self._oom_kills is not None and (count_oom_kills() or 0) > self._oom_kills
+
+    def abandon(self) -> None:
+        "Tell the host nothing more: the app is about to exit. May be called in any thread."
+        self.abandoned = True
+
+    def give_up_copies(self) -> None:
+        "Close what a forked child of the app has inherited; the app's own descriptors stay open."
+        for fd in (self.sock.detach(), self._lifeline):
+            os.close(fd)
+
+    def close(self) -> None:
+        "Give the descriptors back."
+        self.sock.close()
+        self.watch.close()
+        os.close(self._lifeline)
+        os.close(self.output)
+        self.arena = None  # its file is closed when nobody reads from it any more
+
+# %% ../../nbs/06_local.ipynb #9a163216
+class WorkerProcess(ChildProcess):
+    "A worker that can be talked to; lives on the event loop that made it."
 
     def __init__(
         self,
@@ -170,54 +235,22 @@ class WorkerProcess:
         host: Host,  # Who is told
         scratch: bytearray,  # What small messages are read into; all workers of one event loop may share it
     ) -> None:
-        self.number, self.config, self.host, self._scratch = number, config, host, scratch
+        super().__init__(config)
+        self.number, self.host, self._scratch = number, host, scratch
         self.loop = asyncio.get_running_loop()
-        self.oom_kills, self.killed, self.ended, self.abandoned = count_oom_kills(), False, False, False
         self.lines = LineReader(config.output_tail_lines)
         self._reader = FrameReader(limit=config.max_result_bytes + (1 << 20))
-        self._interrupting = self._deaf = False  # its signal must follow what is unsent
+        self._interrupting = False  # a signal is to follow what is unsent
+        self._deaf = self.ended = False
         self._unsent: deque[memoryview] = deque()
-        self._released: deque[int] = deque()
-        self._start()
-
-    def _start(self) -> None:
-        self.sock, theirs = socket.socketpair()
-        lifeline, self._lifeline = os.pipe()
-        self._output, output = os.pipe()
-        arena = create_arena()
-        self.arena = ArenaReader(arena, self._released.append) if arena is not None else None
-        folder = (
-            os.path.dirname(os.path.dirname(cjm_worker_ext.__file__)) if self.config.python == sys.executable else ""
-        )
-        passed = [theirs.fileno(), lifeline, *([] if arena is None else [arena])]
-        try:
-            self.process = subprocess.Popen(
-                [self.config.python, "-P", "-c", BOOT, folder, *map(str, passed), *(["-1"] if arena is None else [])],
-                stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=passed, start_new_session=True,
-                env={**os.environ, **self.config.environment},
-            )  # fmt: skip
-        except OSError:
-            os.close(self._lifeline)
-            os.close(self._output)
-            self.sock.close()
-            raise
-        finally:
-            theirs.close()
-            os.close(lifeline)
-            os.close(output)
-        self.pid = self.process.pid
-        self._watch = ExitWatch(self.pid)
-        self.sock.setblocking(False)
-        os.set_blocking(self._output, False)
         self._reading = True
         self.loop.add_reader(self.sock, self._on_readable)
-        self.loop.add_reader(self._output, self._on_output)
-        self.loop.add_reader(self._watch.fd, self._on_exit)
-        _running.add(self)
+        self.loop.add_reader(self.output, self._on_output)
+        self.loop.add_reader(self.watch.fd, self._on_exit)
 
     def send(self, pieces: Sequence[Bytes]) -> bool:  # False if the worker is gone and has not got it
         "Write a frame without waiting; what the socket does not take now follows when it can."
-        if self._released:
+        if self.released:
             pieces = [*encode(RELEASE, 0, b"".join(self._take_released())), *pieces]
         if self._unsent:
             self._unsent.extend(memoryview(p).cast("B") for p in pieces)
@@ -241,7 +274,7 @@ class WorkerProcess:
         return True
 
     def _take_released(self) -> list[bytes]:
-        return [self._released.popleft().to_bytes(8, "little") for _ in range(len(self._released))]
+        return [self.released.popleft().to_bytes(8, "little") for _ in range(len(self.released))]
 
     def interrupt(self, request: int) -> None:
         "Ask it to end a request."
@@ -250,21 +283,6 @@ class WorkerProcess:
         self._interrupting = bool(self._unsent)  # then a second signal follows when it is all sent
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGURG)
-
-    def kill(self) -> None:
-        "Kill its whole process group."
-        self.killed = True
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: a group of zombies
-            os.killpg(self.pid, signal.SIGKILL)
-
-    def abandon(self) -> None:
-        "Tell the host nothing more: the app is about to exit. May be called in any thread."
-        self.abandoned = True
-
-    def give_up_copies(self) -> None:
-        "Close what a forked child of the app has inherited; the app's own descriptors stay open."
-        for fd in (self.sock.detach(), self._lifeline):
-            os.close(fd)
 
     def pause(self, paused: bool) -> None:
         "Stop or go on reading its messages; it blocks when its socket is full."
@@ -327,7 +345,7 @@ class WorkerProcess:
         "Read what it has written so far: lines that belong to a job must not be read after the job's end."
         for _ in range(2):  # a plugin that floods must not hold the loop: what is more is read in turn
             try:
-                data = os.read(self._output, 1 << 12)
+                data = os.read(self.output, 1 << 12)
             except BlockingIOError:  # the usual case
                 return
             if not data:
@@ -337,18 +355,18 @@ class WorkerProcess:
 
     def _on_output(self) -> None:
         try:
-            data = os.read(self._output, 1 << 12)  # a few lines at a time: a plugin that floods must not hold the loop
+            data = os.read(self.output, 1 << 12)  # a few lines at a time: a plugin that floods must not hold the loop
         except BlockingIOError:
             return
         for line in self.lines.feed(data):
             self.host.on_output(self.number, line)
         if not data:
-            self.loop.remove_reader(self._output)
+            self.loop.remove_reader(self.output)
 
     def _on_exit(self) -> None:
         "The process has ended: hear its last words, clear up, and tell."
         if self.abandoned:
-            self.loop.remove_reader(self._watch.fd)
+            self.loop.remove_reader(self.watch.fd)
             return
         by_us = self.killed
         self.kill()  # children that it left behind; its own number is not free yet, nobody has waited for it
@@ -356,28 +374,20 @@ class WorkerProcess:
         self.ended = True
         _running.discard(self)
         self.host.on_dying(self.number, bool(self._unsent))
-        for fd in (self.sock, self._watch.fd, self._output):
+        for fd in (self.sock, self.watch.fd, self.output):
             self.loop.remove_reader(fd)
         self.loop.remove_writer(self.sock)
         while self._read() > 0:
             pass
         with contextlib.suppress(OSError):
-            while data := os.read(self._output, 1 << 16):
+            while data := os.read(self.output, 1 << 16):
                 for line in self.lines.feed(data):
                     self.host.on_output(self.number, line)
         for line in self.lines.feed(b""):
             self.host.on_output(self.number, line)
-        self._close()
-        suspicious = exitcode == -signal.SIGKILL and not by_us and self.oom_kills is not None
-        out_of_memory = suspicious and (count_oom_kills() or 0) > (self.oom_kills or 0)
+        self.close()
+        out_of_memory = exitcode == -signal.SIGKILL and not by_us and self.memory_ran_out()
         self.host.on_exit(self.number, WorkerExit(self.pid, exitcode, out_of_memory, tuple(self.lines.tail)))
-
-    def _close(self) -> None:
-        self.sock.close()
-        self._watch.close()
-        os.close(self._lifeline)
-        os.close(self._output)
-        self.arena = None  # its file is closed when nobody reads from it any more
 
 # %% ../../nbs/06_local.ipynb #0c32a79f
 class LocalBackend:
