@@ -99,6 +99,7 @@ class RegistryClient:
     FAST = 0.001  # Seconds; an answer that took longer is not waited for on the event loop again
     PATIENCE = 1.0  # Seconds for an answer about a plugin that is known, and for the turn of any other
     FIRST_PATIENCE = 10.0  # Seconds for the first answer about a plugin
+    MOST_OVERDUE = 20  # Calls that hang, each in its thread; beyond them nothing is asked
 
     def __init__(
         self,
@@ -123,18 +124,24 @@ class RegistryClient:
         return await asyncio.shield(asyncio.create_task(self._call_in_thread(plugin_id)))
 
     async def _call_in_thread(self, plugin_id: str) -> Answer:
-        async with self._turn:
-            question = self._overdue.get(plugin_id)
-            if question is None:
-                question = Question(partial(self._call, plugin_id))
-                with contextlib.suppress(TimeoutError):
-                    return await question.within(0 if self._overdue else self.PATIENCE)
-                self._overdue[plugin_id] = question
-                question.then(partial(self._overdue.pop, plugin_id))
         try:
+            async with self._turn:
+                question = self._overdue.get(plugin_id) or await self._begin(plugin_id)
             return await question.within(self.PATIENCE if self._known(plugin_id) else self.FIRST_PATIENCE)
         except TimeoutError:
             return self._failed(plugin_id)
+
+    async def _begin(self, plugin_id: str) -> Question:
+        "Ask, and keep the turn until the call is done or overdue."
+        if len(self._overdue) >= self.MOST_OVERDUE:
+            raise TimeoutError(f"{self.MOST_OVERDUE} earlier calls have not returned")
+        question = Question(partial(self._call, plugin_id))
+        try:
+            await question.within(0 if self._overdue else self.PATIENCE)
+        except TimeoutError:
+            self._overdue[plugin_id] = question
+            question.then(partial(self._overdue.pop, plugin_id))
+        return question
 
     def _call(self, plugin_id: str) -> Answer:
         began, metadata = time.monotonic(), None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -16,7 +17,8 @@ from harness import holdings, is_alive, targets, until_now
 
 from cjm_worker_ext import BaseJobManager, WorkerConfig
 from cjm_worker_ext.blocking import BlockingManager
-from cjm_worker_ext.errors import UnknownJob, UnknownPlugin
+from cjm_worker_ext.catalog import RegistryClient
+from cjm_worker_ext.errors import ManagerClosed, UnknownJob, UnknownPlugin
 
 pytestmark = pytest.mark.filterwarnings("error")
 TESTS = str(Path(__file__).parent)
@@ -308,3 +310,51 @@ say(pids=[])
 def test_ends_that_are_easy_to_get_wrong(how, tmp_path):
     app = start_script(tmp_path, HARD[how])
     assert end_of(app, 2.5) == "" and app.returncode == 0
+
+
+def test_a_caller_that_is_interrupted_leaves_nothing_on_the_loop():
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(signum, frame):
+        raise Interrupted
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with make() as manager:
+            job = manager.start_job("sleep", seconds=600)
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            with pytest.raises(Interrupted):
+                manager.wait(job.id)
+            until_now(lambda: not asyncio.all_tasks(manager._loop), what="the end of the interrupted call")
+            assert not job.status.is_final
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_caller_that_waits_for_a_registry_is_told_of_the_shutdown(monkeypatch):
+    monkeypatch.setattr(RegistryClient, "FIRST_PATIENCE", 600)
+    asked, answers = threading.Event(), threading.Event()
+
+    class Hanging:
+        def get_plugins_by_category(self, category):
+            return []
+
+        def get_plugin(self, plugin_id):
+            asked.set()
+            answers.wait(60)
+
+        def load_plugin_config(self, plugin_id):
+            return {}
+
+    manager = BaseJobManager("blocking", "tests", plugins=targets("echo"), plugin_registry=Hanging()).blocking()
+    with ThreadPoolExecutor(2) as pool:
+        waiting = pool.submit(manager.start_job, "echo")
+        assert asked.wait(20)
+        try:
+            pool.submit(manager.shutdown).result(20)
+            with pytest.raises(ManagerClosed, match="was shut down meanwhile"):
+                waiting.result(20)
+        finally:
+            answers.set()
+    until_now(lambda: not any(thread.name == "plugin-registry" for thread in threading.enumerate()))
