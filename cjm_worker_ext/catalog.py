@@ -41,7 +41,7 @@ class PluginEntry(NamedTuple):
 # %% ../nbs/07_catalog.ipynb #3e91f18f
 def read_metadata(
     metadata: Any,  # From a registry; an object or a mapping
-    key: str,  # `name`, `target` or `is_configured`
+    key: str,  # `name` or `target`
     default: Any = None,  # If it is missing
 ) -> Any:
     "Read one fact about a plugin."
@@ -222,7 +222,8 @@ class Catalog:
             kept = copy.deepcopy(dict(config))
         except Exception as e:  # the integration boundary: a config may hold anything
             raise NotSerializable(f"the configuration of plugin {plugin_id!r} cannot be copied: {e}") from e
-        data = None if target is None else dumps(target, f"plugin {plugin_id!r}", by_value=True)[0]
+        remedy = "make what it needs in `load`, or name the plugin as 'module:attribute'"
+        data = None if target is None else dumps(target, f"plugin {plugin_id!r}", by_value=True, remedy=remedy)[0]
         version = before.version + 1 if before else 1
         entry = PluginEntry(plugin_id, name, data, kept, version, self._masked(plugin_id, kept))
         self.entries[plugin_id], self._raw[plugin_id] = entry, (target, name)
@@ -252,8 +253,11 @@ class Catalog:
             return f"plugin {plugin_id!r}: the registry raised or hung when it was asked; its error is in the log"
         if self.registry is not None:
             return f"plugin {plugin_id!r}: the registry does not have it{', nor does plugins=' if self.targets else ''}"
-        known = ", ".join(map(repr, list(self.targets)[:10])) or "none"
-        return f"plugin {plugin_id!r}: plugins= does not have it; plugins= has {known}"
+        if not self.targets:
+            return f"plugin {plugin_id!r}: this manager has no plugins; give it plugins= or plugin_registry="
+        known = ", ".join(map(repr, list(self.targets)[:10]))
+        more = f", and {len(self.targets) - 10} more" if len(self.targets) > 10 else ""
+        return f"plugin {plugin_id!r}: plugins= does not have it; plugins= has {known}{more}"
 
 
 def _equal(a: object, b: object) -> bool:

@@ -213,8 +213,8 @@ def _head(title: str, version: str) -> Html:
         element("meta", name="color-scheme", content="light dark"),
         element("title", title),
         element("link", rel="icon", href="data:,"),
-        element("link", rel="stylesheet", href=f"assets/monitor.css?v={version}"),
-        element("script", src=f"assets/monitor.js?v={version}", defer=True),
+        element("link", rel="stylesheet", href=f"assets/monitor-css?v={version}"),
+        element("script", src=f"assets/monitor-js?v={version}", defer=True),
     )
 
 
