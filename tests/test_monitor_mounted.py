@@ -89,6 +89,8 @@ def test_two_managers_on_one_page(address, visit, request):
         running = card(page, worker_type, "running")
         expect(running.locator("pre[data-field=text]")).to_contain_text("\n", timeout=SECONDS)
         expect(page.locator("#workers .worker").filter(has_text=worker_type)).to_have_count(1, timeout=SECONDS)
+        expect(running.locator("[data-field=type]")).to_be_visible()
+        expect(running.locator("[data-field=type]")).to_have_text(worker_type)
     expect(card(page, "speech", "pending")).to_have_count(1)
     expect(card(page, "text", "pending")).to_have_count(0)
     shoot(page, "two-managers-" + re.sub(r"\W+", "-", request.node.callspec.id))
