@@ -106,3 +106,23 @@ def test_two_managers_on_one_page(address, visit, request):
     page.reload()
     expect(page.locator("#connection")).to_have_text("Live", timeout=SECONDS)
     expect(card(page, "text", "cancelled")).to_have_count(1)
+
+
+@pytest.mark.parametrize("address", ADDRESSES[:1], indirect=True)
+def test_a_job_that_ends_before_the_stream_opens(address, visit, browser):
+    """The page was rendered while the job ran, and its stream begins after the job's last event."""
+    other = visit(address)
+    held = []
+    page = browser.new_context().new_page()
+    page.route("**/events", lambda route: held.append(route))  # Playwright looks at its signature
+    with page.expect_request("**/events"):
+        page.goto(address)
+    assert card(page, "text", "running").count() == 1
+    card(other, "text", "running").get_by_role("button", name=re.compile("^Cancel slow")).click()
+    expect(card(other, "text", "cancelled")).to_have_count(1, timeout=SECONDS)
+    assert card(page, "text", "running").count() == 1  # it cannot know
+    (route,) = held
+    route.continue_()
+    expect(card(page, "text", "cancelled")).to_have_count(1, timeout=SECONDS)
+    expect(card(page, "speech", "running")).to_have_count(1)
+    page.context.close()
