@@ -41,7 +41,7 @@ class PluginEntry(NamedTuple):
 # %% ../nbs/07_catalog.ipynb #3e91f18f
 def read_metadata(
     metadata: Any,  # From a registry; an object or a mapping
-    key: str,  # `name`, `target` or `is_configured`
+    key: str,  # `name` or `target`
     default: Any = None,  # If it is missing
 ) -> Any:
     "Read one fact about a plugin."
@@ -99,6 +99,7 @@ class RegistryClient:
     FAST = 0.001  # Seconds; an answer that took longer is not waited for on the event loop again
     PATIENCE = 1.0  # Seconds for an answer about a plugin that is known, and for the turn of any other
     FIRST_PATIENCE = 10.0  # Seconds for the first answer about a plugin
+    MOST_OVERDUE = 20  # Calls that hang, each in its thread; beyond them nothing is asked
 
     def __init__(
         self,
@@ -123,18 +124,24 @@ class RegistryClient:
         return await asyncio.shield(asyncio.create_task(self._call_in_thread(plugin_id)))
 
     async def _call_in_thread(self, plugin_id: str) -> Answer:
-        async with self._turn:
-            question = self._overdue.get(plugin_id)
-            if question is None:
-                question = Question(partial(self._call, plugin_id))
-                with contextlib.suppress(TimeoutError):
-                    return await question.within(0 if self._overdue else self.PATIENCE)
-                self._overdue[plugin_id] = question
-                question.then(partial(self._overdue.pop, plugin_id))
         try:
+            async with self._turn:
+                question = self._overdue.get(plugin_id) or await self._begin(plugin_id)
             return await question.within(self.PATIENCE if self._known(plugin_id) else self.FIRST_PATIENCE)
         except TimeoutError:
             return self._failed(plugin_id)
+
+    async def _begin(self, plugin_id: str) -> Question:
+        "Ask, and keep the turn until the call is done or overdue."
+        if len(self._overdue) >= self.MOST_OVERDUE:
+            raise TimeoutError(f"{self.MOST_OVERDUE} earlier calls have not returned")
+        question = Question(partial(self._call, plugin_id))
+        try:
+            await question.within(0 if self._overdue else self.PATIENCE)
+        except TimeoutError:
+            self._overdue[plugin_id] = question
+            question.then(partial(self._overdue.pop, plugin_id))
+        return question
 
     def _call(self, plugin_id: str) -> Answer:
         began, metadata = time.monotonic(), None
@@ -215,7 +222,8 @@ class Catalog:
             kept = copy.deepcopy(dict(config))
         except Exception as e:  # the integration boundary: a config may hold anything
             raise NotSerializable(f"the configuration of plugin {plugin_id!r} cannot be copied: {e}") from e
-        data = None if target is None else dumps(target, f"plugin {plugin_id!r}", by_value=True)[0]
+        remedy = "make what it needs in `load`, or name the plugin as 'module:attribute'"
+        data = None if target is None else dumps(target, f"plugin {plugin_id!r}", by_value=True, remedy=remedy)[0]
         version = before.version + 1 if before else 1
         entry = PluginEntry(plugin_id, name, data, kept, version, self._masked(plugin_id, kept))
         self.entries[plugin_id], self._raw[plugin_id] = entry, (target, name)
@@ -245,8 +253,11 @@ class Catalog:
             return f"plugin {plugin_id!r}: the registry raised or hung when it was asked; its error is in the log"
         if self.registry is not None:
             return f"plugin {plugin_id!r}: the registry does not have it{', nor does plugins=' if self.targets else ''}"
-        known = ", ".join(map(repr, list(self.targets)[:10])) or "none"
-        return f"plugin {plugin_id!r}: plugins= does not have it; plugins= has {known}"
+        if not self.targets:
+            return f"plugin {plugin_id!r}: this manager has no plugins; give it plugins= or plugin_registry="
+        known = ", ".join(map(repr, list(self.targets)[:10]))
+        more = f", and {len(self.targets) - 10} more" if len(self.targets) > 10 else ""
+        return f"plugin {plugin_id!r}: plugins= does not have it; plugins= has {known}{more}"
 
 
 def _equal(a: object, b: object) -> bool:

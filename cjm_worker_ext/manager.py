@@ -97,12 +97,13 @@ class ManagerHooks:
 
 # %% ../nbs/07_manager.ipynb #8e5f4a72
 def check_arguments(
-    worker_type: object,  # As the next five: arguments of `BaseJobManager`
+    worker_type: object,  # As the others: arguments of `BaseJobManager`
     worker_config: object,
     plugins: object,
     plugin_registry: object,
     resource_manager: object,
     event_broadcaster: object,
+    supports_streaming: object = False,
 ) -> None:
     "Raise `ConfigError` or `ProtocolError` that names everything that is wrong; do nothing if all is right."
     problems: list[str] = []
@@ -112,6 +113,10 @@ def check_arguments(
         problems.append(f"worker_config must be a WorkerConfig or None, got {worker_config!r}")
     if not isinstance(plugins, Mapping):
         problems.append(f"plugins must map plugin ids to targets, got {plugins!r}")
+    if not isinstance(supports_streaming, bool):
+        problems.append(
+            f"supports_streaming must be True or False, got {supports_streaming!r}; name what comes after it"
+        )
     if problems:
         raise ConfigError("BaseJobManager: " + "; ".join(problems))
     integrations: dict[str, tuple[object, type]] = {
@@ -145,7 +150,9 @@ class ManagerLife(ManagerHooks):
     ) -> None:
         config = WorkerConfig() if worker_config is None else worker_config
         targets: Mapping[str, Any] = {} if plugins is None else plugins
-        check_arguments(worker_type, config, targets, plugin_registry, resource_manager, event_broadcaster)
+        check_arguments(
+            worker_type, config, targets, plugin_registry, resource_manager, event_broadcaster, supports_streaming
+        )
         self.worker_type, self.category, self.supports_streaming = worker_type, category, supports_streaming
         self.worker_config, self.plugin_registry = config, plugin_registry
         self.resource_manager, self.event_broadcaster = resource_manager, event_broadcaster
@@ -167,13 +174,19 @@ class ManagerLife(ManagerHooks):
         except RuntimeError:  # a thread without a loop
             loop = None
         if loop is None or loop is not (self._loop or loop):
-            raise WrongLoop(
-                f"manager {self.worker_type!r} was called from another thread or event loop than its own; "
-                "make one manager for each loop, or use manager.blocking() from threads"
-            )
+            raise self._wrong_loop()
         if self._engine is None:
             self._loop, self._engine = loop, self._make_engine()
         return self._engine
+
+    def _wrong_loop(self) -> WrongLoop:
+        if self._loop is None:
+            where = "where no event loop runs; call it in an async function"
+            return WrongLoop(f"manager {self.worker_type!r} was called {where}, or use manager.blocking() in a script")
+        return WrongLoop(
+            f"manager {self.worker_type!r} was called from another thread or event loop than its own; make one manager for "
+            "each loop, make a plain route async, or use asyncio.run_coroutine_threadsafe in other threads"
+        )
 
     def _make_engine(self) -> Engine:
         config, factory = self.worker_config, self.plugin_manager_factory()
@@ -468,7 +481,9 @@ class BaseJobManager(ManagerJobs, ManagerPlugins):
     """
 
     def blocking(self) -> BlockingManager:  # For scripts and WSGI apps
-        "Return this manager with the same methods, but without await."
+        "Return this manager with the same methods, but without await; raises `WrongLoop` if it is in use on a loop."
+        if self._loop is not None:
+            raise self._wrong_loop()
         from cjm_worker_ext.blocking import BlockingManager
 
         return BlockingManager(self)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # a worker starts faster without `typing`
 
 # %% auto #0
 __all__ = ['JobContext', 'current_context', 'set_current_context', 'resolve_target', 'LoadedPlugin', 'PluginManager',
-           'describe_error']
+           'describe_error', 'describe_load_error']
 
 # %% ../nbs/02_plugins.ipynb #511d40b2
 class JobContext:
@@ -37,7 +37,7 @@ class JobContext:
         fraction: float | None,  # 0 to 1; what lies outside is moved to the nearer end; None: not known
         message: str = "",  # What is being done, for people
     ) -> None:
-        """Report how far the job has come.
+        """Report how far the job has come, from 0 to 1.
 
         May be called from any thread, as often as convenient: reports in quick succession are combined.
         """
@@ -110,6 +110,20 @@ def has_flag(function: Any, flags: int) -> bool:
     code = code_of(function)
     return code is not None and bool(code.co_flags & flags)
 
+# %% ../nbs/02_plugins.ipynb #701c2deb
+def call_as_agreed(
+    call: Callable[..., Any],  # What the plugin gave
+    agreed: str,  # How it is called, for people
+    *args: Any,
+) -> Any:  # What the call returns
+    "Call something of a plugin's; raises `PluginLoadError` if it does not take the arguments."
+    try:
+        return call(*args)
+    except TypeError as e:
+        if e.__traceback__ is None or e.__traceback__.tb_next is not None:
+            raise
+        raise PluginLoadError(f"{e}; {agreed}") from e
+
 # %% ../nbs/02_plugins.ipynb #d28ef5a1
 class LoadedPlugin:
     """A plugin that is ready to run.
@@ -123,8 +137,10 @@ class LoadedPlugin:
         config: Mapping[str, Any],  # Handed to `load`, and to the job's context
     ) -> None:
         self.config = config
-        self.instance: Any = plugin() if isinstance(plugin, type) else plugin
-        self.run: Any = getattr(self.instance, "execute", None) or (None if isinstance(plugin, type) else plugin)
+        is_class = isinstance(plugin, type)
+        without = "it is called without arguments; what it needs comes to load(self, config)"
+        self.instance: Any = call_as_agreed(plugin, without) if is_class else plugin
+        self.run: Any = getattr(self.instance, "execute", None) or (None if is_class else plugin)
         if not callable(self.run):
             name = getattr(plugin, "__qualname__", None) or type(plugin).__qualname__
             raise PluginLoadError(f"{name} is neither a function nor a class with an execute method")
@@ -133,7 +149,7 @@ class LoadedPlugin:
         self.streams = has_flag(self.run, CO_GENERATOR)
         self.wants_context = names_parameter(self.run, "ctx")
         if load := getattr(self.instance, "load", None):
-            load(dict(config))
+            call_as_agreed(load, "write it as load(self, config)", dict(config))
 
     def __call__(self, params: Mapping[str, Any]) -> Any:  # The result, or an iterator of chunks
         if self.wants_context:
@@ -175,7 +191,7 @@ class PluginManager:
             self.loaded[plugin_id] = LoadedPlugin(plugin, config)
         except Exception as e:  # the plugin boundary: its import and its load may raise anything
             name = target if isinstance(target, str) else getattr(target, "__qualname__", type(target).__qualname__)
-            raise PluginLoadError(f"plugin {plugin_id!r} ({name}) failed to load: {describe_error(e)}") from e
+            raise PluginLoadError(f"plugin {plugin_id!r} ({name}) failed to load: {describe_load_error(e)}") from e
 
     def execute_plugin(self, plugin_id: str, /, **params: Any) -> Any:
         "Run a loaded plugin; the result of one that streams is an iterator of its chunks. Raises `PluginError` if not loaded."
@@ -219,3 +235,11 @@ def describe_error(
         return str(error) or name
     except Exception:  # noqa: BLE001  - the plugin boundary: its __str__ may do anything
         return f"{name} (its message cannot be read)"
+
+
+def describe_load_error(
+    error: BaseException,  # What a plugin's import or its `load` raised
+) -> str:  # For example `KeyError: 'model'`
+    "Say what an exception says, after its class's name, unless the message tells it already."
+    name, text = type(error).__qualname__, describe_error(error)
+    return text if isinstance(error, ImportError) or text.startswith(name) else f"{name}: {text}"

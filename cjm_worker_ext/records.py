@@ -138,11 +138,13 @@ class JobBook:
 
     def find(self, job_id: str) -> JobRecord:
         "Return the record of a job; raises `UnknownJob`."
+        if not isinstance(job_id, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UnknownJob(f"a job is found by its id, a text, got {type(job_id).__name__}; pass job.id")
         record = self.live.get(job_id) or self.finished.get(job_id)
         if record is None:
             raise UnknownJob(
-                f"job {job_id!r}: not known; it never existed, or it is older than the last "
-                f"{self.max_finished} ended jobs (WorkerConfig.max_finished_jobs)"
+                f"job {job_id!r}: not known; it never existed, it is older than the last {self.max_finished} "
+                "ended jobs (WorkerConfig.max_finished_jobs), or another process of the app has it"
             )
         return record
 

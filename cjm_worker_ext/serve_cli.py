@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
+import shutil
 import socket
 import sys
 import sysconfig
 import tempfile
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -42,7 +45,8 @@ script: Any = untyped_script
 call_parse: Callable[[Callable[..., int]], Callable[..., int]] = script.call_parse
 
 # %% auto #0
-__all__ = ['PLUGINS', 'UPLOAD_LIMIT', 'PARAMETERS', 'start_form', 'ServeApp', 'first_jobs', 'run_server', 'serve']
+__all__ = ['PLUGINS', 'UPLOAD_LIMIT', 'PARAMETERS', 'UPLOADS', 'start_form', 'ServeApp', 'first_jobs', 'upload_folder',
+           'run_server', 'serve']
 
 # %% ../nbs/93_serve.ipynb #0952ca23
 PLUGINS = {
@@ -139,6 +143,50 @@ def first_jobs(folder: str) -> list[tuple[str, dict[str, Any]]]:
     search = {"path": folder, "term": "yield"}
     return [("slow", {"steps": 600}), ("count words", {"path": folder}), ("crash", {}), ("search", search)]
 
+# %% ../nbs/93_serve.ipynb #0dd53b83
+UPLOADS = "cjm-worker-serve-"  # What the names of the folders begin with
+
+
+def _lock(folder: Path) -> int | None:
+    "A descriptor that holds the folder's lock; None if somebody else holds it, or the folder is gone or another user's."
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    with contextlib.suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(descriptor).st_uid == os.geteuid() and folder.exists():
+            return descriptor
+    os.close(descriptor)
+    return None
+
+
+def _remove(folder: Path) -> None:
+    "Remove a folder that nobody uses."
+    lock = _lock(folder)
+    if lock is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+@contextlib.contextmanager
+def upload_folder(
+    parent: Path,  # Where the folders of all servers lie
+) -> Generator[Path]:
+    "Make a folder of one's own, removed at the end; those that killed servers have left are removed before."
+    for left in parent.glob(UPLOADS + "*"):
+        _remove(left)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=UPLOADS, dir=parent))
+        lock = _lock(folder)
+        if lock is not None:
+            break  # otherwise another server has taken it for one that was left
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
 # %% ../nbs/93_serve.ipynb #2cbee2b3
 def run_server(
     port: int,  # 0: a free one
@@ -146,10 +194,10 @@ def run_server(
     workers: int,  # >= 1
 ) -> int:  # Exit status
     "Serve until Ctrl-C; raises `OSError` if the port is taken."
-    with socket.socket() as sock, tempfile.TemporaryDirectory(prefix="cjm-worker-serve-") as uploads:
+    with socket.socket() as sock, upload_folder(Path(tempfile.gettempdir())) as uploads:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(("127.0.0.1", port))
-        app = ServeApp(folder, workers, Path(uploads)).app
+        app = ServeApp(folder, workers, uploads).app
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2, access_log=False))
         sys.stdout.write(f"http://127.0.0.1:{sock.getsockname()[1]}/  (Ctrl-C ends it)\n")
         sys.stdout.flush()

@@ -86,6 +86,7 @@ def dumps(
     value: Any,  # What is to be sent
     what: str = "value",  # How an error calls it, for example `result of job 'j1'`
     by_value: bool = False,  # Whether functions and classes of `__main__` may be sent as code (only to a worker)
+    remedy: str = "use plain data",  # What an error says that can be done
 ) -> tuple[bytes, list[pickle.PickleBuffer]]:  # The pickle, and the buffers that it leaves out
     """Serialise `value`.
 
@@ -112,7 +113,7 @@ def dumps(
                 pickler = type("LargePickler", (pickler,), {"persistent_id": _persistent_id})
         pickler(file, 5, buffer_callback=lambda buffer: _keep_small(buffer, buffers)).dump(value)  # pyright: ignore
     except Exception as e:  # a plugin's object: its __reduce__ may raise anything
-        raise NotSerializable(f"{what} cannot be sent: {_reason(e)}; use plain data") from e
+        raise NotSerializable(f"{what} cannot be sent: {_reason(e)}; {remedy}") from e
     return file.getvalue(), buffers
 
 

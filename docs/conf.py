@@ -16,6 +16,7 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_copy_source = False
+html_use_index = False  # no Sphinx domain is used, so it would be an empty page
 pygments_style = "default"
 pygments_dark_style = "github-dark"
 copybutton_exclude = ".linenos, .gp, .go"

@@ -9,6 +9,7 @@ its Python is shown as /usr. Process ids and times differ with each recording.
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -51,6 +52,18 @@ def slow_down(cast: Path) -> str:
     return "".join(text for _seconds, _kind, text in events)
 
 
+def keep_still(drawing: str) -> str:
+    "Let those whose system asks for less motion see the last frame and nothing else."
+    if "prefers-reduced-motion" in drawing:
+        return drawing
+    last = re.search(r"100\.000%\{(transform:[^}]+)\}", drawing)
+    if last is None:
+        sys.exit("the last frame cannot be found; termtosvg draws otherwise than it did")
+    rule = f"@media (prefers-reduced-motion: reduce) {{ #screen_view {{ animation: none; {last[1]}; }} }}"
+    head, end, tail = drawing.partition("]]></style>")  # of the style that moves it
+    return f"{head}    {rule}\n        {end}{tail}"
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         cast = Path(folder) / "demo.cast"
@@ -60,6 +73,7 @@ def main() -> None:
         timing = ["-m", str(shortest_frame_ms), "-D", str(rest_at_the_end_ms)]
         render = [sys.executable, "-m", "termtosvg", "render", cast, picture, "-t", "window_frame", *timing]
         subprocess.run(render, check=True)
+    picture.write_text(keep_still(picture.read_text(encoding="utf-8")), encoding="utf-8")
     size = picture.stat().st_size
     sys.stdout.write(f"{picture.relative_to(root)}: {size:,} bytes\n")
     if size > most_bytes:

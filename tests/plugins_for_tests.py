@@ -372,3 +372,12 @@ def progress_then(n: int, ctx):
         ctx.progress((i + 1) / n, f"step {i + 1}")
         time.sleep(0.002)
     return n
+
+
+# ---------------------------------------------------------------- what many watch
+
+
+def write_pages(pages: int):
+    "Stream text of 10,000 characters a page."
+    for number in range(pages):
+        yield f"{number:5}" * 2000

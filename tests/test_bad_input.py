@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 from harness import run, targets
@@ -11,6 +12,7 @@ from cjm_worker_ext import BaseJobManager, WorkerConfig
 from cjm_worker_ext.errors import (
     ConfigError,
     ManagerClosed,
+    NotSerializable,
     ProtocolError,
     QueueFull,
     UnknownJob,
@@ -95,8 +97,50 @@ def test_another_loop_and_no_loop():
     run(first())
     with pytest.raises(WrongLoop, match="one manager for each loop"):
         asyncio.run(manager.start_job("echo"))
-    with pytest.raises(WrongLoop):
+    with pytest.raises(WrongLoop, match="asyncio.run_coroutine_threadsafe in other threads"):
         manager.get_all_jobs()
+    with pytest.raises(WrongLoop, match="another thread or event loop than its own"):
+        manager.blocking()
+    with pytest.raises(WrongLoop, match="no event loop runs; call it in an async function, or use manager.blocking"):
+        make().get_all_jobs()
+
+
+def test_a_job_where_its_id_belongs():
+    async def scene():
+        async with make() as manager:
+            job = await manager.start_job("echo", value=1)
+            with pytest.raises(UnknownJob, match="got BaseJob; pass job.id"):
+                await manager.wait(job)
+            with pytest.raises(UnknownJob, match="pass job.id"):
+                await manager.cancel_job(job)
+            for plain in (manager.get_job, manager.get_job_result, manager.get_job_output, manager.stream):
+                with pytest.raises(UnknownJob, match="pass job.id"):
+                    plain(job)
+            await manager.wait(job.id, 20)
+
+    run(scene())
+
+
+def test_a_plugin_that_cannot_be_sent():
+    lock = threading.Lock()
+
+    def locked():
+        with lock:
+            return 1
+
+    async def scene():
+        async with BaseJobManager("bad-input", "tests", plugins={"locked": locked}) as manager:
+            with pytest.raises(
+                NotSerializable, match="plugin 'locked' cannot be sent: .*make what it needs in `load`, or name"
+            ):
+                await manager.start_job("locked")
+
+    run(scene())
+
+
+def test_something_else_as_the_third_argument():
+    with pytest.raises(ConfigError, match="supports_streaming must be True or False, got {'echo'"):
+        BaseJobManager("text", "processing", {"echo": "plugins_for_tests:echo"})
 
 
 def test_after_shutdown():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -171,3 +172,11 @@ def test_an_unreadable_folder(script: list[str], tmp_path: Path) -> None:
 def test_a_terminal_that_knows_little(script: list[str], texts: Path) -> None:
     done = run(script, texts, PYTHONIOENCODING="ascii", NO_COLOR="1")
     assert done.returncode == 0 and "Gr\\xfc\\xdfe" in done.stdout
+
+
+def test_the_recording_stands_still_for_those_who_ask_for_less_motion() -> None:
+    drawing = (Path(__file__).parent.parent / "nbs" / "images" / "demo.svg").read_text(encoding="utf-8")
+    (last_frame,) = re.findall(r"100\.000%\{(transform:[^}]+)\}", drawing)
+    rule = f"@media (prefers-reduced-motion: reduce) {{ #screen_view {{ animation: none; {last_frame}; }} }}"
+    assert drawing.count(rule) == 1
+    assert drawing.index(rule) > drawing.index("animation-name:roll")  # of two rules the later one counts

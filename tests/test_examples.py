@@ -36,6 +36,9 @@ def run_example(name: str) -> None:
                 time.sleep(0.1)
             answer = client.post("/", data={"story": "There <was> a king"})
             assert re.search(r"<h1>Jobs</h1>", answer.text), answer.text
+            assets = re.findall(r'(?:href|src)="(assets/[^"]+)"', answer.text)
+            kinds = [client.get(f"/jobs/{asset}").raise_for_status().headers["content-type"] for asset in assets]
+            assert [kind.partition(";")[0] for kind in kinds] == ["text/css", "text/javascript"]
             while "There &lt;was&gt; a king </pre>" not in (text := client.get("/jobs/").text):
                 assert time.monotonic() < deadline, text
                 time.sleep(0.1)

@@ -201,7 +201,7 @@ def test_a_stuck_client_does_not_hold_up_the_end(serve, blocked):
     began = time.monotonic()
     server.process.send_signal(signal.SIGINT)
     server.process.wait(30)
-    assert time.monotonic() - began < 2.5
+    assert time.monotonic() - began < 2  # a look a second, and 0.3 s for the stuck one to take the rest
     assert stuck.recv(1)
 
 

@@ -13,7 +13,11 @@ import types
 from dataclasses import dataclass, field
 
 from cjm_worker_ext.errors import ProtocolError
-from cjm_worker_ext.extensions.protocols import ResourceManagerProtocol
+from cjm_worker_ext.extensions.protocols import (
+    EventBroadcasterProtocol,
+    PluginRegistryProtocol,
+    ResourceManagerProtocol,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -478,7 +482,10 @@ def require_protocols(
             is_class, owner = _class_of(implementation)
             shown = owner.__name__ + ("" if is_class else "()")
             claims = "; ".join(problem.claim for problem in problems)
-            lines.append(f"{name}={shown} does not keep {protocol.__name__}: {claims}")
+            others = (PluginRegistryProtocol, ResourceManagerProtocol, EventBroadcasterProtocol)
+            kept = [other.__name__ for other in others if not is_class and conforms(implementation, other)]
+            swapped = f"; it keeps {kept[0]}, so pass it where that is wanted" if len(kept) == 1 else ""
+            lines.append(f"{name}={shown} does not keep {protocol.__name__}: {claims}{swapped}")
             lines += [f"  {problem.method}: {problem.detail}" for problem in problems]
     if lines:
         raise ProtocolError("\n".join(lines))

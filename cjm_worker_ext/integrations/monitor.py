@@ -69,10 +69,16 @@ HEADERS = {
 ASSETS = {"monitor.css": "text/css; charset=utf-8", "monitor.js": "text/javascript; charset=utf-8"}
 
 
-def read_assets() -> tuple[dict[str, tuple[str, bytes]], str]:  # By name, content type and content; and their version
-    "Read script and style of the page, which lie beside this module."
+def read_assets() -> tuple[
+    dict[str, tuple[str, bytes]], str
+]:  # By address, content type and content; and their version
+    """Read script and style of the page, which lie beside this module.
+
+    Their addresses have no suffix: FastHTML's own route for static files would take them before a mounted app is asked.
+    """
     folder = files("cjm_worker_ext.integrations") / "assets"
-    assets = {name: (kind, (folder / name).read_bytes()) for name, kind in ASSETS.items()}
+    contents = {name: (kind, (folder / name).read_bytes()) for name, kind in ASSETS.items()}
+    assets = {name.replace(".", "-"): found for name, found in contents.items()}
     return assets, hashlib.sha256(b"\0".join(content for _, content in assets.values())).hexdigest()[:12]
 
 
@@ -95,6 +101,9 @@ def check_monitor(
 ) -> SSEBroadcaster:
     "Return the broadcaster to listen to; raises `ConfigError` that names everything that is wrong."
     problems = [] if managers else ["give it one manager at least"]
+    others = [thing for thing in managers if not hasattr(thing, "worker_type")]
+    if others:
+        raise ConfigError(f"job_monitor: give it managers one by one, as job_monitor(texts, images), got {others[0]!r}")
     types = [manager.worker_type for manager in managers]
     problems += [
         f"two managers have the worker_type {t!r}; give each its own" for t in sorted(set(types)) if types.count(t) > 1

@@ -106,6 +106,7 @@ def _job_header(row: JobRow, token: str, now: str) -> Html:
         element("span", row["status"], data_field="status", class_="badge"),
         element("h3", row["plugin_id"], data_field="plugin", tabindex="-1"),
         element("code", row["job_id"][:8], data_field="id", title=row["job_id"]),
+        element("span", row["worker_type"], data_field="type"),  # seen where a page has several managers
         _field("when", when_text(row, now), class_="when"),
         element("span", class_="space"),
         action_form("cancel", "Cancel", row, token, row["can_cancel"]),
@@ -213,8 +214,8 @@ def _head(title: str, version: str) -> Html:
         element("meta", name="color-scheme", content="light dark"),
         element("title", title),
         element("link", rel="icon", href="data:,"),
-        element("link", rel="stylesheet", href=f"assets/monitor.css?v={version}"),
-        element("script", src=f"assets/monitor.js?v={version}", defer=True),
+        element("link", rel="stylesheet", href=f"assets/monitor-css?v={version}"),
+        element("script", src=f"assets/monitor-js?v={version}", defer=True),
     )
 
 
@@ -258,5 +259,6 @@ def page(
         element("template", blank_worker, id="worker-template"),
         data_poll_seconds=state["poll_seconds"],
         data_version=state["version"],
+        data_several=len(state["worker_types"]) > 1,
     )
     return Html("<!doctype html>\n" + element("html", _head(state["title"], state["version"]), body, lang="en"))

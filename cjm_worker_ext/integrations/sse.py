@@ -434,7 +434,7 @@ def _check_positive(**settings: float) -> None:
 
 # %% ../../nbs/integrations/sse.ipynb #1628f952
 class SSEBroadcaster:
-    """Serves a manager's events as server-sent events; several managers may share one.
+    """Serves a manager's events as server-sent events at its `endpoint`; several managers may share one.
 
     Streams begin with `snapshot` (an event with `{"items": [...]}`); a client that fell behind gets `gap` and one that
     comes back with an unknown place `resync`, each followed by a snapshot. *Not promised*: that a client saw an event;

@@ -59,6 +59,7 @@ function drawJob(job) {
   card.dataset.status = row.status;
   setText(field(card, "status"), row.status);
   setText(field(card, "plugin"), row.plugin_id);
+  setText(field(card, "type"), row.worker_type);
   setText(field(card, "id"), row.job_id.slice(0, 8));
   field(card, "id").title = row.job_id;
   show(field(card, "when"), when(row));
