@@ -24,14 +24,19 @@ events = SSEBroadcaster(
 async def publish(request):
     """Publish what the body says: [type, data, how often, bytes of padding]; the loop gets a turn between many.
 
-    The type "cut" breaks every stream's connection, as a bad network does: what follows finds nobody connected.
+    The type "cut" breaks every stream's connection, as a bad network does: what follows finds nobody connected. The
+    answer says how many there were.
     """
-    longest = 0.0
+    longest, cut = 0.0, 0
     loop = asyncio.get_running_loop()
     for event_type, data, count, padding in await request.json():
         if event_type == "cut":
-            for stream in list(events._core.house.streams):
+            streams = list(events._core.house.streams)
+            for stream in streams:
                 stream.cut()
+            while not events._core.house.streams.isdisjoint(streams):  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            cut += len(streams)
         for n in range(count):
             event = {"n": n, **data, "at": loop.time()} | ({"text": "x" * padding} if padding else {})
             if "job_id" in data:
@@ -41,7 +46,7 @@ async def publish(request):
             longest = max(longest, loop.time() - before)
             if count > 1:
                 await asyncio.sleep(0)
-    return JSONResponse({"longest": longest})
+    return JSONResponse({"longest": longest, "cut": cut})
 
 
 async def stats(request):
