@@ -7,6 +7,7 @@ Servers, all under uvicorn with uvloop and httptools, in a process of their own:
   sse-bytes      the same, given ready bytes: nothing is serialised per client
 The clients are raw sockets in one further process, which counts events and takes the time from publication to arrival.
 Two bursts at most are on the way: the next one follows when the clients have had, on average, the one before the last.
+A single client gets one at a time, so that its latency is that of an event and not of a queue.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 BURSTS = {"single": 1, "burst": 16}  # events published together
-WINDOW = 2  # bursts on the way
 MARK = b'"t":'
 HEAD = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
 App = tuple[Any, Callable[[int], Awaitable[None]], Callable[[], int]]  # the ASGI app, publish (padding), clients
@@ -136,8 +136,8 @@ SERVERS: dict[str, Callable[[], App]] = {
 class Publisher:
     "Publishes in the server's process, on its loop, and is told by the clients' process how far they are."
 
-    def __init__(self, publish: Callable[[int], Awaitable[None]], told: socket.socket) -> None:
-        self._publish, self._told = publish, told
+    def __init__(self, publish: Callable[[int], Awaitable[None]], told: socket.socket, window: int) -> None:
+        self._publish, self._told, self._window = publish, told, window  # bursts on the way
         self._done, self._news = 0, asyncio.Event()
         told.setblocking(False)
         asyncio.get_running_loop().add_reader(told.fileno(), self._listen)
@@ -156,7 +156,7 @@ class Publisher:
         self._done = sent = 0
         began, cpu = time.perf_counter(), time.process_time()
         while sent < least or time.perf_counter() - began < seconds:
-            await self._until(sent - WINDOW * burst + 1)
+            await self._until(sent - self._window * burst + 1)
             for _ in range(burst):
                 await self._publish(padding)
             sent += burst
@@ -165,7 +165,7 @@ class Publisher:
         return {"events": sent, "seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu}
 
 
-def serve(peer: str, listener: socket.socket, told: socket.socket, orders: Any) -> None:
+def serve(peer: str, window: int, listener: socket.socket, told: socket.socket, orders: Any) -> None:
     "The server's process: answers `(clients, burst, seconds, least, padding)` until it is killed."
     import uvicorn
     import uvloop
@@ -178,7 +178,7 @@ def serve(peer: str, listener: socket.socket, told: socket.socket, orders: Any) 
     server = uvicorn.Server(config)
 
     async def obey() -> None:
-        publisher, loop = Publisher(publish, told), asyncio.get_running_loop()
+        publisher, loop = Publisher(publish, told, window), asyncio.get_running_loop()
         while True:
             clients, *order = await loop.run_in_executor(None, orders.recv)
             while count() < clients:  # noqa: ASYNC110
@@ -291,14 +291,14 @@ def read(port: int, tell: socket.socket, orders: Any) -> None:
 class Bench:
     "One server and its clients, each in a process that dies with this one."
 
-    def __init__(self, peer: str) -> None:
+    def __init__(self, peer: str, window: int) -> None:
         spawn = multiprocessing.get_context("spawn")
         listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
         told, tell = socket.socketpair()
         self.server, servers_end = spawn.Pipe()
         self.readers, readers_end = spawn.Pipe()
         port = listener.getsockname()[1]
-        server = spawn.Process(target=serve, args=(peer, listener, told, servers_end), daemon=True)
+        server = spawn.Process(target=serve, args=(peer, window, listener, told, servers_end), daemon=True)
         readers = spawn.Process(target=read, args=(port, tell, readers_end), daemon=True)
         self.processes = [server, readers]
         for process in self.processes:
@@ -342,7 +342,7 @@ def measure(peer: str, clients: int, quick: bool) -> dict[str, float]:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if hard != resource.RLIM_INFINITY and hard < clients + 100:
         raise NotImplementedError(f"{clients} clients need more descriptors than the {hard} allowed here")
-    bench, figures = Bench(peer), {}
+    bench, figures = Bench(peer, 1 if clients == 1 else 2), {}
     seconds = 0.3 if quick else 0.8
     try:
         bench.order("connect", clients)
