@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import weakref
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -89,7 +88,10 @@ class ArenaReader:
         released: Callable[[int], object],  # Called with an offset, in any thread, when nobody uses it any more
     ) -> None:
         self.fd, self._released = fd, released
-        weakref.finalize(self, os.close, fd).atexit = False  # not before a thread that still copies from it is done
+        from weakref import finalize  # here, because a worker writes and needs it not
+
+        self._finalize = finalize
+        finalize(self, os.close, fd).atexit = False  # not before a thread that still copies from it is done
         self._map: mmap.mmap | None = None
         self._offsets: dict[int, int] = {}  # id of a view in use: its offset
 
@@ -106,7 +108,7 @@ class ArenaReader:
 
         view = (c_char * size).from_buffer(self._map, offset)
         self._offsets[id(view)] = offset
-        weakref.finalize(view, self._forget, id(view)).atexit = False
+        self._finalize(view, self._forget, id(view)).atexit = False
         return view
 
     def _forget(self, key: int) -> None:

@@ -5,6 +5,8 @@
 # %% ../nbs/02_plugins.ipynb #7c6c244e
 from __future__ import annotations
 
+import sys
+
 from cjm_worker_ext.errors import PluginError, PluginLoadError, UnknownPlugin
 
 TYPE_CHECKING = False
@@ -71,9 +73,8 @@ def resolve_target(
     module_name, colon, path = target.partition(":")
     if not (module_name and colon and path):
         raise PluginLoadError(f"target {target!r} names no attribute; write it as 'package.module:attribute'")
-    from importlib import import_module
-
-    found = import_module(module_name)
+    __import__(module_name)  # `importlib` would be one more import of a worker
+    found: Any = sys.modules[module_name]
     for name in path.split("."):
         try:
             found = getattr(found, name)

@@ -5,18 +5,19 @@
 # %% ../nbs/03_wire.ipynb #4285e52d
 from __future__ import annotations
 
-import pickle
 import struct
 from functools import partial
-from importlib import import_module
 from io import BytesIO
 
 from cjm_worker_ext.errors import NotSerializable, RefusedType
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a worker starts faster without `typing`
+    import pickle
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Any
+else:
+    import _pickle as pickle  # what `pickle` is made of; the rest of it, and `re`, is a quarter of a worker's start
 
 Bytes = bytes | bytearray | memoryview
 
@@ -107,6 +108,8 @@ def dumps(
     try:
         pickler: Any = _Pickler
         if by_value:
+            from importlib import import_module
+
             cloudpickle: Any = import_module("cloudpickle")  # slow to import, and seldom needed
             pickler = cloudpickle.Pickler
             if _holds_large_bytes(value, depth=8):
@@ -180,6 +183,7 @@ class AllowList:
         found: Any
         import builtins
         import sys
+        from importlib import import_module
 
         if name in _ALLOWED.get(module, "").split() and "." not in name:
             found = getattr(import_module(module), name)

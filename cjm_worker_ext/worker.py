@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-import pickle
 import select
-import signal
 import sys
 import threading
 import time
@@ -52,8 +50,13 @@ from cjm_worker_ext.wire import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a worker starts faster without `typing`
+    import pickle
+    import signal
     from collections.abc import Callable, Iterator, Sequence
     from typing import Any
+else:  # what the two are made of: the rest of them, and `re` and `enum`, is a quarter of a worker's start
+    import _pickle as pickle
+    import _signal as signal
 
 # %% auto #0
 __all__ = ['F_SETSIG', 'arm_lifeline', 'is_readable', 'Channel', 'Outbox', 'Interrupter', 'WorkerPlugins', 'Worker', 'main']

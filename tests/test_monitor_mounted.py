@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from test_monitor_page import SECONDS, browser, expect, pytestmark, visit  # noqa: F401
+from test_monitor_page import SECONDS, browser, expect, folder, pytestmark, serve, start, visit  # noqa: F401
 from test_sse import Server
 
 PREFIX = "/tools"
@@ -47,20 +47,28 @@ class Proxy(BaseHTTPRequestHandler):
     def log_message(self, *args): ...
 
 
+@contextlib.contextmanager
+def proxy_of(port, allowed):
+    "Start the proxy; at the end every request that came must have begun with `allowed`."
+    paths = []
+    proxy = ThreadingHTTPServer(("127.0.0.1", 0), type("ProxyOfTest", (Proxy,), {"port": port, "paths": paths}))
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{proxy.server_address[1]}{PREFIX}"
+    proxy.shutdown()
+    proxy.server_close()
+    outside = [path for path in paths if not path.startswith(allowed)]
+    assert set(outside) <= {"/favicon.ico"}, outside
+
+
 @pytest.fixture
 def address(tmp_path, request):
     "Of the page; behind the proxy if the parameter, the options of the server, is not None."
     options = request.param or []
     server = Server(*options, app="monitor_app:app", log=tmp_path / "server.log")
-    proxy = ThreadingHTTPServer(("127.0.0.1", 0), type("ProxyOfTest", (Proxy,), {"port": server.port, "paths": []}))
-    threading.Thread(target=proxy.serve_forever, daemon=True).start()
-    behind = f"http://127.0.0.1:{proxy.server_address[1]}{PREFIX}"
     slash = "/" if request.param == [] else ""  # only a server that knows the prefix can send the browser to the slash
-    yield (server.url if request.param is None else behind) + "/jobs" + slash
-    proxy.shutdown()
-    server.stop()
-    outside = [path for path in proxy.RequestHandlerClass.paths if not path.startswith(PREFIX + "/jobs")]
-    assert set(outside) <= {"/favicon.ico"}, outside
+    with proxy_of(server.port, PREFIX + "/jobs") as behind:
+        yield (server.url if request.param is None else behind) + "/jobs" + slash
+        server.stop()
 
 
 def card(page, worker_type, status):
@@ -127,3 +135,14 @@ def test_a_job_that_ends_before_the_stream_opens(address, visit, browser):
     route.continue_()
     expect(page.locator('#jobs > .job[data-status="cancelled"]')).to_have_count(3, timeout=SECONDS)
     page.context.close()
+
+
+def test_a_job_is_started_behind_a_proxy(serve, visit):
+    """`cjm-worker-serve` knows of no prefix: the form's address and where it leads are relative."""
+    with proxy_of(serve().port, PREFIX + "/") as behind:
+        page = visit(behind + "/")
+        done = page.locator('#jobs > .job[data-status="completed"]').filter(has_text="count words")
+        expect(done).to_have_count(1, timeout=SECONDS)
+        start(page, "count words")
+        expect(done).to_have_count(2, timeout=SECONDS)
+        assert page.url == behind + "/"
