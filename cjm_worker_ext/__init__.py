@@ -5,13 +5,17 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/init.ipynb #afa46a80
+# %% ../nbs/init.ipynb #d496a0b2
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cjm_worker_ext.jobs import BaseJob, JobStatus, RestartPolicy, WorkerConfig
+    from cjm_worker_ext.config import RestartPolicy, WorkerConfig
+    from cjm_worker_ext.jobs import BaseJob, JobStatus
     from cjm_worker_ext.manager import BaseJobManager
 
-# %% ../nbs/init.ipynb #0d8abbf9
+# %% ../nbs/init.ipynb #bc29ade4
+_module_of = {
+    "BaseJob": "jobs", "BaseJobManager": "manager", "JobStatus": "jobs", "RestartPolicy": "config", "WorkerConfig": "config",
+}  # fmt: skip
 __all__ = ["BaseJob", "BaseJobManager", "JobStatus", "RestartPolicy", "WorkerConfig"]
 
 
@@ -19,11 +23,10 @@ def __getattr__(
     name: str,  # An attribute that the package does not have yet
 ) -> object:  # The class of that name, or the version of the installed distribution
     "Load the module that holds `name`; raises `AttributeError` for every other name."
-    if name in __all__:
+    if name in _module_of:
         from importlib import import_module
 
-        module = import_module(".manager" if name == "BaseJobManager" else ".jobs", __name__)
-        return getattr(module, name)
+        return getattr(import_module(f".{_module_of[name]}", __name__), name)
     if name == "__version__":
         from importlib.metadata import PackageNotFoundError, version
 

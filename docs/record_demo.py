@@ -28,7 +28,7 @@ prompt = "$ cjm-worker-demo"
 def record(cast: Path) -> None:
     "Run the demo in a terminal of its own, whose output termtosvg writes down with its times."
     command = [sys.executable, "-m", "termtosvg", "record", cast, "-g", f"{columns}x{rows}"]
-    demo = f"{shlex.quote(sys.executable)} -c 'from cjm_worker_ext.cli import demo; demo()'"
+    demo = f"{shlex.quote(sys.executable)} -c 'from cjm_worker_ext.commands.demo import demo; demo()'"
     script = f"printf {shlex.quote(prompt)}; sleep 0.3; echo; exec {demo}"
     environment = os.environ | {"TERM": "xterm-256color", "COLORTERM": "truecolor", "COLUMNS": str(columns)}
     hold, keys = os.pipe()  # at the end of its input a terminal would close, so nobody presses a key until it is done

@@ -5,12 +5,12 @@ import contextlib
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
+from cjm_worker_ext.config import WorkerConfig
 from cjm_worker_ext.integrations.monitor import job_monitor
 from cjm_worker_ext.integrations.sse import SSEBroadcaster
-from cjm_worker_ext.jobs import WorkerConfig
 from cjm_worker_ext.manager import BaseJobManager
 
-PLUGINS = {name: f"cjm_worker_ext.demo_plugins:{name}" for name in ("slow", "crash")}
+PLUGINS = {name: f"cjm_worker_ext.commands.demo_plugins:{name}" for name in ("slow", "crash")}
 events = SSEBroadcaster(retry_seconds=0.2)
 managers = [
     BaseJobManager(

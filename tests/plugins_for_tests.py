@@ -275,7 +275,7 @@ def socket_of_worker() -> int:
     "The descriptor on which this worker talks to its manager."
     import gc
 
-    from cjm_worker_ext.worker import Channel
+    from cjm_worker_ext.backends.worker import Channel
 
     return next(o.fd for o in gc.get_objects() if isinstance(o, Channel))
 
@@ -283,14 +283,14 @@ def socket_of_worker() -> int:
 def request_of_worker() -> int:
     import gc
 
-    from cjm_worker_ext.worker import Outbox
+    from cjm_worker_ext.backends.worker import Outbox
 
     return next(o._request for o in gc.get_objects() if isinstance(o, Outbox))
 
 
 def send_frame(kind: int, payload: bytes, length: int | None = None, buffers: int = 0) -> str:
     "Write a frame of one's own, with the number of the request that runs."
-    from cjm_worker_ext.wire import HEADER
+    from cjm_worker_ext.backends.wire import HEADER
 
     head = HEADER.pack(len(payload) if length is None else length, request_of_worker(), buffers, kind)
     os.write(socket_of_worker(), head + payload)
@@ -306,7 +306,7 @@ def attack_by_frame(kind: int, path: str) -> str:
 def attack_by_chunk_frame(path: str) -> str:
     import pickle
 
-    from cjm_worker_ext.wire import CHUNKS
+    from cjm_worker_ext.backends.wire import CHUNKS
 
     return send_frame(CHUNKS, (1).to_bytes(4, "little") + pickle.dumps(Attack(path)))
 
@@ -320,7 +320,7 @@ def claim_arena(size: int) -> str:
     "Say that the result lies in shared memory where there is none."
     import pickle
 
-    from cjm_worker_ext.wire import HEADER, PLACE, RESULT
+    from cjm_worker_ext.backends.wire import HEADER, PLACE, RESULT
 
     data = pickle.dumps(None)
     os.write(

@@ -9,8 +9,8 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from cjm_worker_ext.config import WorkerConfig
 from cjm_worker_ext.integrations.sse import SSEBroadcaster
-from cjm_worker_ext.jobs import WorkerConfig
 from cjm_worker_ext.manager import BaseJobManager
 
 events = SSEBroadcaster(stuck_seconds=600, max_bytes=1 << 20)  # the stuck client is to stay for the whole test

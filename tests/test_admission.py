@@ -8,9 +8,9 @@ import time
 import pytest
 
 from cjm_worker_ext.integrations import resources as resources_module
-from cjm_worker_ext.integrations.admission import Demand, MemoryAdmission
-from cjm_worker_ext.integrations.limits import MemoryRoom
 from cjm_worker_ext.integrations.resources import ProcessResourceManager
+from cjm_worker_ext.integrations.resources_admission import Demand, MemoryAdmission
+from cjm_worker_ext.integrations.resources_limits import MemoryRoom
 from cjm_worker_ext.jobs import BaseJob, JobStatus, utc_now
 
 MIB = 1024**2

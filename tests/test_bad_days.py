@@ -10,12 +10,7 @@ import pytest
 from harness import is_alive, run, targets, until
 
 from cjm_worker_ext import BaseJobManager, WorkerConfig
-from cjm_worker_ext.errors import (
-    JobTimeout,
-    NotSerializable,
-    PluginLoadError,
-    WorkerCrashed,
-)
+from cjm_worker_ext.errors import JobTimeout, NotSerializable, PluginLoadError, WorkerCrashed
 
 NAMES = (
     "touch_and_wait", "echo", "kill_self", "exit_now", "segfault", "system_exit", "keyboard_interrupt",

@@ -8,7 +8,8 @@ import textwrap
 
 import pytest
 
-from cjm_worker_ext.wire import EXECUTE, RESULT, dumps, encode
+from cjm_worker_ext.backends.codec import dumps
+from cjm_worker_ext.backends.wire import EXECUTE, RESULT, encode
 
 PROGRAM = textwrap.dedent("""
     import asyncio, gc, json, sys

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = """import sys
-from cjm_worker_ext.cli import demo
+from cjm_worker_ext.commands.demo import demo
 if __name__ == "__main__":
     sys.exit(demo())
 """

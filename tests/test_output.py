@@ -12,7 +12,7 @@ from plugins_for_tests import native_print
 
 from cjm_worker_ext import BaseJobManager, WorkerConfig
 
-LOGGER = "cjm_worker_ext.engine"
+LOGGER = "cjm_worker_ext.engine.engine"
 NAMES = ("print_and_crash", "print_without_end", "echo", "segfault")
 
 

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cjm_worker_ext.integrations.config_schema import MASK, ConfigSchema, PluginConfigError
-from cjm_worker_ext.integrations.plugin_config import ConfigFile, ConfigNotSaved, config_stem, parse, render
+from cjm_worker_ext.integrations.registry_config import ConfigFile, ConfigNotSaved, config_stem, parse, render
+from cjm_worker_ext.integrations.registry_schema import MASK, ConfigSchema, PluginConfigError
 
 SCHEMA: dict[str, Any] = {
     "properties": {
@@ -80,7 +80,7 @@ def test_a_saver_killed_anywhere_leaves_the_old_file(point: str, tmp_path: Path)
 
 FILE_TOO_LARGE = """
 import resource, sys
-from cjm_worker_ext.integrations.plugin_config import ConfigFile, ConfigNotSaved
+from cjm_worker_ext.integrations.registry_config import ConfigFile, ConfigNotSaved
 file = ConfigFile(sys.argv[1], "p")
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
@@ -118,8 +118,8 @@ def test_a_full_file_system_leaves_the_old_file(tmp_path: Path) -> None:
 
 SAVES = """
 import sys
-from cjm_worker_ext.integrations.config_schema import ConfigSchema, MASK
-from cjm_worker_ext.integrations.plugin_config import ConfigFile
+from cjm_worker_ext.integrations.registry_schema import ConfigSchema, MASK
+from cjm_worker_ext.integrations.registry_config import ConfigFile
 who, directory, schema = sys.argv[1], sys.argv[2], eval(sys.argv[3])
 file = ConfigFile(directory, "p", ConfigSchema(schema))
 print("ready", flush=True)
@@ -177,7 +177,7 @@ def test_threads_take_turns_as_well(tmp_path: Path) -> None:
 def test_an_unchanged_file_costs_two_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = ConfigFile(tmp_path, "p", ConfigSchema(SCHEMA))
     file.save({"beams": 1})
-    monkeypatch.setattr("cjm_worker_ext.integrations.plugin_config.SETTLED_NS", -(10**18))  # as if it were old
+    monkeypatch.setattr("cjm_worker_ext.integrations.registry_config.SETTLED_NS", -(10**18))  # as if it were old
     file.load()
     looks: list[object] = []
     real = os.stat

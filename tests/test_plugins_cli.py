@@ -13,7 +13,7 @@ import pytest
 from fake_distributions import install, install_speech_plugin
 
 SCRIPT = """import sys
-from cjm_worker_ext.plugins_cli import plugins
+from cjm_worker_ext.commands.plugins import plugins
 if __name__ == "__main__":
     sys.exit(plugins())
 """
@@ -99,6 +99,6 @@ def test_with_an_output_that_has_no_unicode(site: Path) -> None:
 
 @pytest.mark.parametrize("missing", ["rich", "fastcore", "jsonschema"])
 def test_without_an_extra_it_says_which(missing: str) -> None:
-    code = f"import sys; sys.modules[{missing!r}] = None; import cjm_worker_ext.plugins_cli"
+    code = f"import sys; sys.modules[{missing!r}] = None; import cjm_worker_ext.commands.plugins"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert re.search(f"needs? {missing}", done.stderr) and "pip install 'cjm-worker-ext[" in done.stderr, done.stderr

@@ -16,8 +16,8 @@ from fake_distributions import install, install_speech_plugin
 
 from cjm_worker_ext.errors import WorkerExtError
 from cjm_worker_ext.extensions.protocols import PluginRegistryProtocol
-from cjm_worker_ext.integrations.config_schema import MASK, PluginConfigError
 from cjm_worker_ext.integrations.registry import EntryPointPluginRegistry, PluginRefused, PluginState
+from cjm_worker_ext.integrations.registry_schema import MASK, PluginConfigError
 
 BREAKAGES = [
     ("[cjm_worker_ext.plugins.speech]\n{n} = {n}\n", "write it as 'module:attribute'"),

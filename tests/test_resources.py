@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from cjm_worker_ext.extensions.contract_tests import ResourceManagerTests
-from cjm_worker_ext.integrations.gpu import GpuReader
 from cjm_worker_ext.integrations.resources import ProcessResourceManager
+from cjm_worker_ext.integrations.resources_gpu import GpuReader
 
 
 class TestContracts(ResourceManagerTests):

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from harness import is_alive, run, targets, until
 
-from cjm_worker_ext import BaseJobManager, RestartPolicy, WorkerConfig, engine
+from cjm_worker_ext import BaseJobManager, RestartPolicy, WorkerConfig
+from cjm_worker_ext.engine import engine
 from cjm_worker_ext.errors import WorkersExhausted
 
 NAMES = ("echo", "pid_of_worker", "exit_now", "kill_self", "hold_lock", "sleep", "touch_and_wait")

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from harness import descriptors, is_alive, run, targets, until
 
-from cjm_worker_ext import BaseJobManager, WorkerConfig, wire
+from cjm_worker_ext import BaseJobManager, WorkerConfig
+from cjm_worker_ext.backends import wire
 from cjm_worker_ext.errors import NotSerializable, RefusedType
 
 NAMES = (

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from cjm_worker_ext.jobs import RestartPolicy, WorkerConfig
-from cjm_worker_ext.scheduler import (
+from cjm_worker_ext.config import RestartPolicy, WorkerConfig
+from cjm_worker_ext.engine.scheduler import (
     LOAD,
     UNLOAD,
     Cause,
