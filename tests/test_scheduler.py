@@ -11,10 +11,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from cjm_worker_ext.backends.base import ExitReason
 from cjm_worker_ext.config import RestartPolicy, WorkerConfig
 from cjm_worker_ext.engine.scheduler import (
-    LOAD,
-    UNLOAD,
     Cause,
     ClearTimer,
     End,
@@ -26,6 +25,8 @@ from cjm_worker_ext.engine.scheduler import (
     Start,
     Stop,
     Task,
+    TaskKind,
+    WorkerPhase,
 )
 
 PLUGINS = st.sampled_from(["p", "q", "r"])
@@ -35,7 +36,7 @@ class Process:
     "What a worker process would be doing."
 
     def __init__(self):
-        self.said_ready = self.dying = self.killed = self.stopping = False
+        self.started = self.said_ready = self.dying = self.killed = self.stopping = False
         self.task: Task | None = None
         self.must_load = self.has_loaded = self.interrupted = False
         self.loaded: dict[str, int] = {}
@@ -96,12 +97,12 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.waiting.pop(0)
             free = [p for p in self.processes.values() if p.task and p.task.number not in self.own]
             assert len(free) < self.config.max_workers, "more free tasks run than max_workers"
-        if task.kind not in (LOAD, UNLOAD):
+        if task.kind is TaskKind.EXECUTE:
             assert action.load == (process.loaded.get(task.plugin) != task.version), (
                 "loads what it has, or not what it needs"
             )
         self.sent[task.number] = self.sent.get(task.number, 0) + 1
-        process.task, process.must_load = task, action.load or task.kind == LOAD
+        process.task, process.must_load = task, action.load or task.kind is TaskKind.LOAD
         process.has_loaded = process.interrupted = False
 
     def do_interrupt(self, action: Interrupt):
@@ -141,7 +142,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     # what may happen
 
-    def new_task(self, plugin, version=0, timeout=None, kind="execute") -> Task:
+    def new_task(self, plugin, version=0, timeout=None, kind=TaskKind.EXECUTE) -> Task:
         self.number += 1
         task = self.tasks[self.number] = Task(self.number, plugin, version, timeout, kind)
         return task
@@ -157,13 +158,13 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(plugin=PLUGINS)
     def load(self, plugin):
-        task = self.new_task(plugin, kind=LOAD)
+        task = self.new_task(plugin, kind=TaskKind.LOAD)
         self.waiting.append(task.number)
         self.do(self.scheduler.submit(task))
 
-    @rule(plugin=PLUGINS, kind=st.sampled_from([LOAD, UNLOAD]), version=st.integers(0, 1))
+    @rule(plugin=PLUGINS, kind=st.sampled_from([TaskKind.LOAD, TaskKind.UNLOAD]), version=st.integers(0, 1))
     def submit_to_all(self, plugin, kind, version):
-        there = self.scheduler.loaded_on(plugin)
+        there = self.scheduler.workers.with_plugin(plugin)
         tasks = [self.new_task(plugin, version, kind=kind) for _ in there]
         self.own.update((task.number, worker.number) for task, worker in zip(tasks, there, strict=True))
         self.do(self.scheduler.submit_to_all(tasks))
@@ -173,8 +174,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         return data.draw(st.sampled_from(numbers)) if numbers else None
 
     @rule(data=st.data())
+    def start(self, data):
+        number = self.some_process(data, lambda p: not p.started and not p.dying)
+        if number is not None:
+            self.processes[number].started = True
+            self.do(self.scheduler.started(number))
+            assert self.processes[number].killed or ("start", number) in self.timers
+
+    @rule(data=st.data())
     def become_ready(self, data):
-        number = self.some_process(data, lambda p: not p.said_ready and not p.dying and not p.killed)
+        number = self.some_process(data, lambda p: p.started and not p.said_ready and not p.dying and not p.killed)
         if number is not None:
             self.processes[number].said_ready = True
             self.do(self.scheduler.ready(number))
@@ -198,9 +207,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         process = self.processes[number]
         task, process.task = process.task, None
-        if task.kind == UNLOAD or (how != "ok" and process.must_load and not process.has_loaded):
+        if task.kind is TaskKind.UNLOAD or (how != "ok" and process.must_load and not process.has_loaded):
             process.loaded.pop(task.plugin, None)
-        elif task.kind == LOAD and how != "ok":
+        elif task.kind is TaskKind.LOAD and how != "ok":
             process.loaded.pop(task.plugin, None)
         self.do(self.scheduler.answered(number, task.number, cancelled=how == "cancelled", failed=how == "failed"))
         if how == "ok":
@@ -218,22 +227,23 @@ class SchedulerMachine(RuleBasedStateMachine):
         task = process.task
         # an order that never arrived was not acted on
         undelivered = undelivered and task is not None and not process.has_loaded
-        if undelivered and task.kind == "execute" and not process.interrupted:
+        if undelivered and task.kind is TaskKind.EXECUTE and not process.interrupted:
             process.task = None
             self.waiting.insert(0, task.number)
         self.do(self.scheduler.dying(number, undelivered))
 
-    @rule(data=st.data(), noticed=st.booleans())
-    def die(self, data, noticed):
+    @rule(data=st.data(), noticed=st.booleans(), lost=st.booleans())
+    def die(self, data, noticed, lost):
         number = self.some_process(data, lambda p: p.dying or not noticed)
         if number is None:
             return
         process = self.processes.pop(number)
-        lost = process.task
-        actions = self.scheduler.died(number)
-        self.do(actions)
-        if lost is not None:
-            assert lost.number in self.ended, "the task of a dead worker hangs"
+        task = process.task
+        reason = ExitReason.LOST if lost else ExitReason.CRASHED if process.started else ExitReason.REFUSED
+        self.do(self.scheduler.died(number, reason))
+        if task is not None:
+            assert task.number in self.ended, "the task of a dead worker hangs"
+        assert ("start", number) not in self.timers, "a timer of a dead worker goes on"
 
     @rule(data=st.data())
     def cancel(self, data):
@@ -260,6 +270,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.scheduler.ready(gone_worker), self.scheduler.loaded(gone_worker, number),
             self.scheduler.answered(gone_worker, number), self.scheduler.died(gone_worker),
             self.scheduler.dying(gone_worker, True), self.scheduler.cancel(gone_worker),
+            self.scheduler.started(gone_worker),
         ):  # fmt: skip
             assert words == []
         for worker, process in self.processes.items():
@@ -285,15 +296,16 @@ class SchedulerMachine(RuleBasedStateMachine):
     @invariant()
     def the_books_agree(self):
         scheduler = self.scheduler
-        assert set(scheduler.workers) == set(self.processes)
-        for number, worker in scheduler.workers.items():
+        assert set(scheduler.workers.all) == set(self.processes)
+        for number, worker in scheduler.workers.all.items():
             assert worker.task is self.processes[number].task
-        assert scheduler.busy == sum(p.task is not None for p in self.processes.values())
-        assert [t.number for t in scheduler.pending if not t.ended] == self.waiting
-        assert scheduler.pending_count == len(self.waiting)
+        assert scheduler.workers.busy == sum(p.task is not None for p in self.processes.values())
+        assert [task.number for task in scheduler.pending.all()] == self.waiting
+        assert scheduler.pending.count == len(self.waiting)
         assert set(scheduler.tasks) == set(self.tasks) - set(self.ended)
-        for number in scheduler.idle:
-            assert scheduler.workers[number].task is None and scheduler.workers[number].ready
+        for number in scheduler.workers.idle:
+            worker = scheduler.workers.all[number]
+            assert worker.task is None and worker.phase is WorkerPhase.READY
         for kind, key in self.timers:
             assert kind not in ("timeout", "grace") or key not in self.ended, "a timer of an ended task goes on"
 
@@ -321,9 +333,9 @@ class SchedulerMachine(RuleBasedStateMachine):
                 )
                 del self.processes[number]
                 self.do(self.scheduler.died(number))
-        assert not self.processes and not self.scheduler.workers, "after the end new workers come"
+        assert not self.processes and not self.scheduler.workers.all, "after the end new workers come"
         assert not self.waiting and set(self.ended) == set(self.tasks), "tasks without an end"
-        assert not [timer for timer in self.timers if timer[0] != "start"], "a timer is left"
+        assert not self.timers, "a timer is left"
 
 
 TestScheduler = SchedulerMachine.TestCase

@@ -13,12 +13,12 @@ __all__ = ['FailureLog']
 # %% ../../nbs/06_events/00_failure_log.ipynb #3662cd51
 logger = logging.getLogger(__name__)
 
-# %% ../../nbs/06_events/00_failure_log.ipynb #08f1e3c5
+# %% ../../nbs/06_events/00_failure_log.ipynb #a179bd9a
 class FailureLog:
     "Logs the failures of integrations, each kind once for each job."
 
     def __init__(self) -> None:
-        self._said: set[tuple[str, str | None]] = set()
+        self._logged: set[tuple[str, str | None]] = set()
 
     def failed(
         self,
@@ -26,8 +26,8 @@ class FailureLog:
         job_id: str | None,  # The job that it was about
     ) -> None:
         "Log the exception that is being handled, unless it was logged before."
-        if (call, job_id) not in self._said:
-            if len(self._said) > 10_000:
-                self._said.clear()
-            self._said.add((call, job_id))
+        if (call, job_id) not in self._logged:
+            if len(self._logged) > 10_000:
+                self._logged.clear()
+            self._logged.add((call, job_id))
             logger.exception("%s failed%s; jobs are not affected", call, f" for job {job_id}" if job_id else "")
