@@ -232,7 +232,7 @@ def test_large_results_of_workers_that_die_at_once_after_them():
                 await manager.wait(large.id, 20)
                 assert large.status == "completed", large.error
                 assert len(large.result) == 64 << 20 and large.result[-1] == 0xA5
-                manager.clear_completed_jobs()
+                manager.clear_finished_jobs()
 
     run(scene())
 

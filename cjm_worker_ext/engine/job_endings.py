@@ -122,9 +122,9 @@ class JobEndings:
 
     def _call_hook(self, job: BaseJob) -> None:
         try:
-            result = self.hooks.on_job_completed(job)
+            result = self.hooks.on_job_ended(job)
         except Exception:  # noqa: BLE001  - the app's hook
-            self._failures.failed("on_job_completed", job.id)
+            self._failures.failed("on_job_ended", job.id)
             return
         if result is not None and inspect.isawaitable(result):
             task = asyncio.ensure_future(self._await_hook(result, job.id))
@@ -135,4 +135,4 @@ class JobEndings:
         try:
             await awaitable
         except Exception:  # noqa: BLE001  - the app's hook
-            self._failures.failed("on_job_completed", job_id)
+            self._failures.failed("on_job_ended", job_id)
