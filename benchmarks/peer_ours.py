@@ -30,7 +30,7 @@ class Ours(Peer):
         job = await manager.start_job(task, **_named(task, args))
         result = _result(await manager.wait(job.id))
         if task.startswith("make_"):
-            manager.clear_completed_jobs()  # the history keeps results; without this each would stay in memory
+            manager.clear_finished_jobs()  # the history keeps results; without this each would stay in memory
         return result
 
     async def many(self, task, count):

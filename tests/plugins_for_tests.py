@@ -285,7 +285,7 @@ def request_of_worker() -> int:
 
     from cjm_worker_ext.backends.worker import Outbox
 
-    return next(o._request for o in gc.get_objects() if isinstance(o, Outbox))
+    return next(o._task_number for o in gc.get_objects() if isinstance(o, Outbox))
 
 
 def send_frame(kind: int, payload: bytes, length: int | None = None, buffers: int = 0) -> str:
@@ -316,7 +316,7 @@ def send_nonsense() -> None:
     time.sleep(60)
 
 
-def claim_arena(size: int) -> str:
+def claim_shared_memory(size: int) -> str:
     "Say that the result lies in shared memory where there is none."
     import pickle
 

@@ -44,7 +44,7 @@ async def run_jobs(request):
     jobs = [await manager.submit_job("pages", {"pages": asked["pages"]}) for _ in range(asked["jobs"])]
     done = [await manager.wait(job.id) for job in jobs]
     answer = {"statuses": [str(job.status) for job in done], "seconds": time.monotonic() - began}
-    manager.clear_completed_jobs()
+    manager.clear_finished_jobs()
     return JSONResponse(answer)
 
 

@@ -237,7 +237,7 @@ def test_cancel_by_many_at_once(tmp_path):
 def test_a_timeout_fails_the_job(plugin_id, tmp_path):
     async def day():
         async with Day(tmp_path) as d:
-            job = await d.manager.wait((await d.bad(plugin_id, timeout_seconds=0.3)).id, 30)
+            job = await d.manager.wait((await d.bad(plugin_id, timeout=0.3)).id, 30)
             assert (job.status, job.error_type) == ("failed", "JobTimeout") and "0.3 s" in job.error
             assert isinstance(job.exception, JobTimeout)
 

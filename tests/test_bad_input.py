@@ -69,14 +69,33 @@ def test_jobs_that_do_not_exist():
 
 
 @pytest.mark.parametrize("timeout", [-1, "5", float("nan"), [], True])
-def test_a_time_out_that_is_none(timeout):
+def test_a_timeout_that_is_no_number(timeout):
     async def scene():
         async with make() as manager:
-            with pytest.raises(ConfigError, match="timeout_seconds must be a number of seconds"):
-                await manager.submit_job("echo", timeout_seconds=timeout)
+            with pytest.raises(ConfigError, match="timeout must be a number of seconds"):
+                await manager.submit_job("echo", timeout=timeout)
             unchanged(manager)
 
     run(scene())
+
+
+@pytest.mark.parametrize("position", [-1, "5", 1.0, None, True])
+def test_a_position_that_is_no_number(position):
+    async def scene():
+        async with make() as manager:
+            job = await manager.wait((await manager.start_job("echo", value=1)).id, 20)
+            with pytest.raises(ConfigError, match="start must be a whole number >= 0, got"):
+                manager.stream(job.id, start=position)
+            with pytest.raises(ConfigError, match="last must be a whole number >= 0, got"):
+                manager.get_job_chunks(job.id, last=position)
+
+    run(scene())
+
+
+def test_a_wrong_call_names_the_class_that_the_app_knows():
+    for call in (BaseJobManager, lambda: make(plugin={}), make().wait, make().stream, make().submit_job):
+        with pytest.raises(TypeError, match=r"^BaseJobManager\.\w+\(\) (missing|got an unexpected)"):
+            call()
 
 
 def test_settings_of_wrong_types_are_named_all_at_once():

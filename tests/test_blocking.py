@@ -57,7 +57,7 @@ def test_many_threads_at_once():
         for number, found in enumerate(pool.map(one_client, range(8))):
             assert found == [(number, i) for i in range(10)]
         assert len(manager.get_all_jobs()) == 8 * 12
-        assert manager.clear_completed_jobs() == 8 * 12 and manager.get_all_jobs() == []
+        assert manager.clear_finished_jobs() == 8 * 12 and manager.get_all_jobs() == []
 
 
 def test_several_threads_read_one_stream():
@@ -66,6 +66,7 @@ def test_several_threads_read_one_stream():
         for chunks in pool.map(lambda _: list(manager.stream(job.id)), range(4)):
             assert chunks == list(range(500))
         assert manager.get_job_chunks(job.id, 2) == (498, [498, 499])
+        assert list(manager.stream(job.id, 498)) == [498, 499] and list(manager.stream(job.id, start=600)) == []
 
 
 def test_a_stream_comes_while_the_job_runs_and_may_be_left(tmp_path):
@@ -109,9 +110,9 @@ def test_cancel_of_what_does_not_listen_and_of_what_waits(tmp_path):
         assert manager.wait(manager.start_job("echo", value=1).id, 20).result == 1
 
 
-def test_time_outs():
+def test_timeouts():
     with make() as manager:
-        job = manager.submit_job("sleep", {"seconds": 600}, timeout_seconds=0.3, metadata={"of": "mine"})
+        job = manager.submit_job("sleep", {"seconds": 600}, timeout=0.3, metadata={"of": "mine"})
         with pytest.raises(TimeoutError, match=f"job {job.id} is still .* after 0.01 s; it goes on"):
             manager.wait(job.id, 0.01)
         assert manager.wait(job.id, 20).error_type == "JobTimeout" and job.metadata == {"of": "mine"}

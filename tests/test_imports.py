@@ -19,7 +19,7 @@ def test_protocols_load_typing_and_nothing_else():
     assert extra == {"cjm_worker_ext", "cjm_worker_ext.extensions", "cjm_worker_ext.extensions.protocols"}
 
 
-@pytest.mark.parametrize("module", ["manager", "scheduler", "wire", "extensions.conformance"])
+@pytest.mark.parametrize("module", ["manager", "engine.scheduler", "backends.wire", "extensions.conformance"])
 def test_the_core_loads_no_dependency_of_an_extra(module):
     brought = {name.partition(".")[0] for name in loaded_by(f"import cjm_worker_ext.{module}")}
     assert not brought & HEAVY

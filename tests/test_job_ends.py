@@ -35,8 +35,8 @@ ENDS: dict[str, tuple[str, dict, dict, str]] = {
     "crashed": ("exit_now", {}, {}, "failed"),
     "not serialisable": ("unpicklable_result", {}, {}, "failed"),
     "not loaded": ("LoadFails", {}, {}, "failed"),
-    "out of time": ("sleep", {"seconds": 600}, {"timeout_seconds": 0.05}, "failed"),
-    "out of time and deaf": ("hold_lock", {}, {"timeout_seconds": 0.05}, "failed"),
+    "out of time": ("sleep", {"seconds": 600}, {"timeout": 0.05}, "failed"),
+    "out of time and deaf": ("hold_lock", {}, {"timeout": 0.05}, "failed"),
     "cancelled": ("sleep", {"seconds": 600}, {}, "cancelled"),
     "cancelled and deaf": ("hold_lock", {}, {}, "cancelled"),
 }

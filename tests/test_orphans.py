@@ -304,7 +304,7 @@ def test_a_shutdown_leaves_nothing(tmp_path):
         await manager.wait(big.id)
         assert int(big.result[-1]) == 7
         big = None
-        manager.clear_completed_jobs()
+        manager.clear_finished_jobs()
         pids = [w.pid for w in manager.workers()]
         await manager.shutdown(timeout=0.5)
         import gc

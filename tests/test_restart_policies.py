@@ -157,7 +157,7 @@ def test_on_cancellation_replaces_after_a_kill_by_cancel_and_not_after_a_crash(t
 def test_on_cancellation_a_job_that_ran_out_of_time_counts_as_well(tmp_path):
     async def scene():
         async with make(RestartPolicy.ON_CANCELLATION) as manager:
-            job = await manager.submit_job("hold_lock", timeout_seconds=0.5)  # time to become deaf
+            job = await manager.submit_job("hold_lock", timeout=0.5)  # time to become deaf
             await manager.wait(job.id, 15)
             assert job.error_type == "JobTimeout" and not is_alive(job.worker_pid)
             assert await works_in(manager) != job.worker_pid

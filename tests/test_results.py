@@ -17,7 +17,7 @@ from cjm_worker_ext.errors import NotSerializable, RefusedType
 
 NAMES = (
     "echo", "attack_by_result", "attack_by_chunk", "attack_by_error", "attack_by_frame", "attack_by_chunk_frame",
-    "send_frame", "send_nonsense", "claim_arena", "nested_bytes", "deep_bytes", "big_bytes", "big_array", "many_arrays",
+    "send_frame", "send_nonsense", "claim_shared_memory", "nested_bytes", "deep_bytes", "big_bytes", "big_array", "many_arrays",
     "sum_of_arrays", "count", "size_of", "kill_self", "LoadFails", "raise_value_error",
 )  # fmt: skip
 
@@ -135,7 +135,7 @@ def test_nonsense_instead_of_frames(tmp_path):
 def test_shared_memory_that_is_not_there(size, tmp_path):
     async def scene():
         async with make() as manager:
-            job = await manager.wait((await manager.start_job("claim_arena", size=size)).id, 20)
+            job = await manager.wait((await manager.start_job("claim_shared_memory", size=size)).id, 20)
             assert job.status == "failed" and job.error_type in ("ValueError", "WorkerCrashed")
             await still_works(manager, str(tmp_path / "harm"))
 
@@ -232,18 +232,18 @@ def test_large_results_of_workers_that_die_at_once_after_them():
                 await manager.wait(large.id, 20)
                 assert large.status == "completed", large.error
                 assert len(large.result) == 64 << 20 and large.result[-1] == 0xA5
-                manager.clear_completed_jobs()
+                manager.clear_finished_jobs()
 
     run(scene())
 
 
 def shared_bytes(pid: int) -> int:
-    "Shared memory that a worker's arena occupies, by the blocks of its file."
+    "Shared memory that a worker occupies, by the blocks of its file."
     for fd in os.listdir(f"/proc/{pid}/fd"):
         path = f"/proc/{pid}/fd/{fd}"
-        if "cjm-worker-arena" in os.readlink(path):
+        if "cjm-worker-results" in os.readlink(path):
             return os.stat(path).st_blocks * 512
-    raise AssertionError("the worker has no arena")
+    raise AssertionError("the worker has no shared memory")
 
 
 def test_shared_memory_is_used_again_and_given_back():
@@ -256,7 +256,7 @@ def test_shared_memory_is_used_again_and_given_back():
                 (worker,) = manager.workers()
                 sizes.append(shared_bytes(worker.pid))
                 del array
-            assert sizes[-1] <= 4 * (32 << 20), f"the arena grows: {[s >> 20 for s in sizes]} MB"
+            assert sizes[-1] <= 4 * (32 << 20), f"the shared memory grows: {[s >> 20 for s in sizes]} MB"
 
     run(scene())
 

@@ -564,7 +564,7 @@ class LocalWorker:
         if not self._reads_result:  # else the answer comes first
             self.host.on_exit(self.number, self._exit)
 
-# %% ../../nbs/05_backends/05_local.ipynb #08a10b3b
+# %% ../../nbs/05_backends/05_local.ipynb #15c2a463
 class LocalBackend:
     """The workers of one manager, as processes on this machine; implements `backends.base.Backend`.
 
@@ -612,17 +612,16 @@ class LocalBackend:
 
     def start(self, worker: int) -> None:
         "Start a worker; a failure is told like any other end."
-        loop = asyncio.get_running_loop()
         try:
             process = ChildProcess(self.config)
         except OSError as e:
             end = WorkerExit(ExitReason.REFUSED, output=(f"cannot start {self.config.python}: {e}",))
-            loop.call_soon(self.host.on_exit, worker, end)
+            asyncio.get_running_loop().call_soon(self.host.on_exit, worker, end)
             return
         started = LocalWorker(worker, process, self.config, self.host, self._reader, self._scratch)
         self.workers[worker] = started
-        loop.call_soon(self.host.on_started, worker, Place(process.pid, utc_now()))
         started.send(self._hello)
+        self.host.on_started(worker, Place(process.pid, utc_now()))
 
     def execute(self, worker: int, order: JobOrder) -> bool:
         "As `Backend.execute`."

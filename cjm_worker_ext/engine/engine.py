@@ -153,7 +153,7 @@ class WorkerInfo(NamedTuple):
     plugin_ids: tuple[str, ...]  # Loaded plugins
     started_at: str  # ISO 8601, UTC
 
-# %% ../../nbs/07_engine/06_engine.ipynb #1fc4c5a6
+# %% ../../nbs/07_engine/06_engine.ipynb #0ecca129
 class Engine:
     "Runs jobs; lives on the event loop that made it. Implements `backends.base.BackendHost`."
 
@@ -225,6 +225,10 @@ class Engine:
     def has_loaded(self, entry: PluginEntry) -> bool:  # Whether any worker has this version of a plugin
         "Say whether loading a plugin would change anything."
         return any(w.loaded.get(entry.plugin_id) == entry.version for w in self.scheduler.workers.all.values())
+
+    def is_loaded(self, plugin_id: str) -> bool:  # Whether any worker has it, whatever its version, or is about to
+        "Say whether a plugin is loaded."
+        return bool(self.scheduler.workers.with_plugin(plugin_id))
 
     def worker_infos(self) -> list[WorkerInfo]:
         "What each worker does now."
@@ -381,7 +385,7 @@ class Engine:
         self.job_events.plugin_loaded(task.entry, self.places[worker], job)
         self.inbox.put(self.scheduler.loaded(worker, task_number))
 
-    def on_chunks(self, worker: int, task_number: int, chunks: Sequence[Any] | Lost) -> None:
+    def on_chunks(self, worker: int, task_number: int, chunks: list[Any] | Lost) -> None:
         "A job has yielded chunks."
         record = self._task_of(worker, task_number)
         if not isinstance(record, JobRecord):

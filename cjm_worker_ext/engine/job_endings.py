@@ -45,7 +45,7 @@ def explain(
     policy = f"restart_policy={config.restart_policy}, max_restart_attempts={config.max_restart_attempts}"
     return WorkersExhausted(f"job {job_id}: no worker is left ({policy}); the last one {last_exit or 'never started'}")
 
-# %% ../../nbs/07_engine/05_job_endings.ipynb #d01c9bc4
+# %% ../../nbs/07_engine/05_job_endings.ipynb #7d520733
 class JobEndings:
     "Ends jobs; lives on one event loop."
 
@@ -85,7 +85,7 @@ class JobEndings:
             self._complete(record, answer.value)
         elif isinstance(answer, Raised):
             self._fail_remotely(record, answer.error)
-        elif answer is not None:
+        elif isinstance(answer, Lost):
             self._fail(record, answer.error)
 
     def _complete(self, record: JobRecord, value: Any) -> None:
@@ -117,9 +117,9 @@ class JobEndings:
 
     def _call_hook(self, job: BaseJob) -> None:
         try:
-            result = self.hooks.on_job_completed(job)
+            result = self.hooks.on_job_ended(job)
         except Exception:  # noqa: BLE001  - the app's hook
-            self._failures.failed("on_job_completed", job.id)
+            self._failures.failed("on_job_ended", job.id)
             return
         if result is not None and inspect.isawaitable(result):
             task = asyncio.ensure_future(self._await_hook(result, job.id))
@@ -130,4 +130,4 @@ class JobEndings:
         try:
             await awaitable
         except Exception:  # noqa: BLE001  - the app's hook
-            self._failures.failed("on_job_completed", job_id)
+            self._failures.failed("on_job_ended", job_id)
