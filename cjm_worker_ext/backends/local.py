@@ -374,7 +374,7 @@ def _mapped(frame: Frame, shared: SharedMemoryReader | None) -> list[Any]:
         raise ValueError("the worker named shared memory, which it does not have")
     return [shared.view(place - 1, buffer) if shared and place else buffer for place, buffer in frame.buffers]
 
-# %% ../../nbs/05_backends/05_local.ipynb #5a40c880
+# %% ../../nbs/05_backends/05_local.ipynb #1a1056e4
 class LocalWorker:
     "A worker process and the talk with it; lives on the event loop that made it."
 
@@ -406,22 +406,18 @@ class LocalWorker:
 
     # orders
 
-    def send(self, pieces: Sequence[Bytes]) -> bool:  # False if the worker is gone and did not get it
-        "Send a frame, and before it the places in shared memory that the app has let go."
+    def order(self, task_number: int, is_job: bool, pieces: Sequence[Bytes]) -> bool:  # False: surely not delivered
+        "Send an order, and before it the places in shared memory that the app has let go."
+        self.task_number, self._runs_job = task_number, is_job
         if released := self.process.released:
             offsets = b"".join(released.popleft().to_bytes(8, "little") for _ in range(len(released)))
             pieces = [*encode(wire.RELEASE, 0, offsets), *pieces]
         return self.frames.send(pieces)
 
-    def order(self, task_number: int, is_job: bool, pieces: Sequence[Bytes]) -> bool:  # As `send`
-        "Send an order."
-        self.task_number, self._runs_job = task_number, is_job
-        return self.send(pieces)
-
     def interrupt(self, task_number: int) -> None:
         "Ask it to end an order."
         self.pause(False)  # it may wait for us to read
-        self.send(encode(wire.CANCEL, task_number))
+        self.frames.send(encode(wire.CANCEL, task_number))
         self.frames.when_sent(self.process.signal_interrupt)  # the first signal may come before the frame
         self.process.signal_interrupt()
 
@@ -564,7 +560,7 @@ class LocalWorker:
         if not self._reads_result:  # else the answer comes first
             self.host.on_exit(self.number, self._exit)
 
-# %% ../../nbs/05_backends/05_local.ipynb #15c2a463
+# %% ../../nbs/05_backends/05_local.ipynb #66c144dd
 class LocalBackend:
     """The workers of one manager, as processes on this machine; implements `backends.base.Backend`.
 
@@ -620,7 +616,7 @@ class LocalBackend:
             return
         started = LocalWorker(worker, process, self.config, self.host, self._reader, self._scratch)
         self.workers[worker] = started
-        started.send(self._hello)
+        started.frames.send(self._hello)
         self.host.on_started(worker, Place(process.pid, utc_now()))
 
     def execute(self, worker: int, order: JobOrder) -> bool:
@@ -630,21 +626,22 @@ class LocalBackend:
         content: Any = (order.job_id, plugin.plugin_id, load, order.params)
         data, buffers = dumps(content, f"the parameters of job {order.job_id!r}", by_value=True)
         pieces = encode(wire.EXECUTE, order.task_number, data, [(0, b.raw()) for b in buffers] if buffers else ())
-        return self._order(worker, order.task_number, True, pieces)
+        found = self.workers.get(worker)
+        return found is not None and found.order(order.task_number, True, pieces)
 
     def load(self, worker: int, task_number: int, plugin: PluginEntry) -> bool:
         "As `Backend.load`."
         what = f"the configuration of plugin {plugin.plugin_id!r}"
         content = dumps((plugin.plugin_id, self._target(plugin), plugin.config), what, by_value=True)[0]
-        return self._order(worker, task_number, False, encode(wire.LOAD, task_number, content))
+        return self._change(worker, task_number, encode(wire.LOAD, task_number, content))
 
     def unload(self, worker: int, task_number: int, plugin: PluginEntry) -> bool:
         "As `Backend.unload`."
-        return self._order(worker, task_number, False, encode(wire.UNLOAD, task_number, dumps(plugin.plugin_id)[0]))
+        return self._change(worker, task_number, encode(wire.UNLOAD, task_number, dumps(plugin.plugin_id)[0]))
 
-    def _order(self, number: int, task_number: int, is_job: bool, pieces: Sequence[Bytes]) -> bool:
-        worker = self.workers.get(number)
-        return worker is not None and worker.order(task_number, is_job, pieces)
+    def _change(self, worker: int, task_number: int, pieces: Sequence[Bytes]) -> bool:
+        found = self.workers.get(worker)
+        return found is not None and found.order(task_number, False, pieces)
 
     def interrupt(self, worker: int, task_number: int) -> None:
         "Ask a worker to end what it does."
@@ -659,7 +656,7 @@ class LocalBackend:
     def stop(self, worker: int) -> None:
         "Let a worker unload its plugins and end."
         if found := self.workers.get(worker):
-            found.send(encode(wire.STOP, 0))
+            found.frames.send(encode(wire.STOP, 0))
 
     def kill(self, worker: int) -> None:
         "Kill a worker and everything that it started."

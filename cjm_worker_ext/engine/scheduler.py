@@ -236,7 +236,7 @@ class WorkerTable:
         "The workers that have a plugin loaded, or are about to load it."
         return [w for w in self.all.values() if plugin in w.loaded or (w.task and w.task.plugin == plugin)]
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #2bffb7b4
+# %% ../../nbs/07_engine/01_scheduler.ipynb #08ce8ee4
 class Scheduler:
     "Decides: every method returns the actions that follow, in the order in which they are to be done."
 
@@ -253,8 +253,9 @@ class Scheduler:
         if self.closing:
             return [End(task, Cause.CLOSED)]
         self.tasks[task.number] = task
-        if not self.pending.count and self._may_give():  # the usual case
-            return self._give(self.workers.choose(task.plugin), task) + self._start_missing()
+        workers = self.workers
+        if workers.idle and not self.pending.count and workers.busy < self.config.max_workers:  # the usual case
+            return self._give(workers.choose(task.plugin), task) + self._start_missing()
         self.pending.append(task)
         return self._go_on()
 
@@ -417,7 +418,7 @@ class Scheduler:
         actions: list[Action] = []
         if not self.pending.count and not self.closing and len(self.workers.all) >= self._most():
             return actions  # the usual case
-        while self.pending.count and self._may_give():
+        while self.pending.count and self.workers.idle and self.workers.busy < self.config.max_workers:
             task = self.pending.take()
             actions += self._give(self.workers.choose(task.plugin), task)
         if self.closing and not self.pending.count:
@@ -428,9 +429,6 @@ class Scheduler:
             self.restarts.allow_one_more()
             actions += [self._end(task, Cause.EXHAUSTED) for task in self.pending.all()]
         return actions
-
-    def _may_give(self) -> bool:
-        return bool(self.workers.idle) and self.workers.busy < self.config.max_workers
 
     def _give(self, worker: WorkerState, task: Task) -> list[Action]:
         self.workers.give(worker, task)
@@ -466,7 +464,10 @@ class Scheduler:
         return needed + spares
 
     def _start_missing(self) -> list[Action]:
-        there, most = len(self.workers.all), self._most()
+        there = len(self.workers.all)
+        if there >= self.config.max_workers + self.config.standby_workers:  # the usual case of a busy app
+            return []
+        most = self._most()
         if there >= most or self.restarts.waiting or self.restarts.gave_up:
             return []
         needed = self._needed()
