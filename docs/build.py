@@ -30,9 +30,10 @@ from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from pathlib import Path
 
+from layers import Tree, package, without_numbers
+
 root = Path(__file__).resolve().parent.parent
 notebooks, staged, site = root / "nbs", root / "_proc", root / "_docs"
-package = "cjm_worker_ext"
 functions = ast.FunctionDef | ast.AsyncFunctionDef
 shelves = {  # caption: the folder whose pages it holds, and the order of its pages; others follow by name
     "Tutorials": ("tutorials", ["first_plugin"]),
@@ -48,16 +49,6 @@ shelves = {  # caption: the folder whose pages it holds, and the order of its pa
         + ["performance", "comparison", "checkers"],
     ),
 }
-layers = """
-extensions/protocols errors jobs plugins wire arena worker scheduler local
-catalog chunks announcer records outcomes reporter engine manager blocking
-extensions/conformance extensions/contracts extensions/contract_tests
-integrations/registry integrations/plugin_config integrations/config_schema
-integrations/resources integrations/processes integrations/limits integrations/gpu integrations/admission
-integrations/sse integrations/sse_log integrations/sse_encoder
-integrations/monitor integrations/monitor_page integrations/monitor_state
-cli check_cli plugins_cli serve serve_plugins terminal demo_integrations demo_plugins demo_view init
-""".split()  # the reference, from what imports least to what imports most; others follow by name
 project_pages = {"CHANGELOG.md": "changelog", "CONTRIBUTING.md": "contributing", "SECURITY.md": "security"}
 
 
@@ -237,9 +228,9 @@ def api_entry(markdown: str, up: str, asked: str = "") -> str:
 
 # ------------------------------------------------------------------------------------------------ pages
 def pages() -> dict[str, Path]:
-    "Name each staged page as it will be called: nbdev drops the number of `00_errors.ipynb`."
+    "Name each staged page as it will be called: `05_backends/05_local.ipynb` is `backends/local`."
     found = sorted([*staged.rglob("*.ipynb"), *staged.rglob("*.md")])
-    return {re.sub(r"(^|/)\d+[a-z]?_", r"\1", str(p.relative_to(staged).with_suffix(""))): p for p in found}
+    return {without_numbers(str(p.relative_to(staged).with_suffix(""))): p for p in found}
 
 
 def inline_diagram(match: re.Match, folder: str) -> str:
@@ -259,10 +250,8 @@ def relink(text: str, page: str, known: dict[str, Path], targets: set[str]) -> s
     text = re.sub(r"!\[([^\]]*)\]\(([^)]+\.svg)\)", lambda m: inline_diagram(m, folder), text)
 
     def published(match: re.Match) -> str:
-        name, fragment = match[1], match[2] or ""
+        name, fragment = without_numbers(match[1]), match[2] or ""
         target = f"{name.replace('/', '.')}.{fragment.lstrip('#')}"
-        if name == "local":
-            target = "backends." + target
         for label in (target, target + ".def"):
             if label in targets:
                 return f"(#{label})"
@@ -273,7 +262,7 @@ def relink(text: str, page: str, known: dict[str, Path], targets: set[str]) -> s
         full = posixpath.normpath(posixpath.join(folder, path))
         if full.startswith("../") and full[3:] in project_pages:
             full = f"project/{project_pages[full[3:]]}.md"
-        name = re.sub(r"(^|/)\d+[a-z]?_", r"\1", posixpath.splitext(full)[0])
+        name = without_numbers(posixpath.splitext(full)[0])
         if name not in known:
             return match[0]
         return f"({posixpath.relpath(name + known[name].suffix, folder or '.')}{fragment})"
@@ -330,21 +319,24 @@ def stage_notebook(page: str, path: Path) -> None:
     cells = [
         c for c in (shown_cell(cell, up) for cell in in_order(book["cells"])) if c and "".join(c["source"]).strip()
     ]
-    title = [f"# {told.get('title', page)}"]
+    module = "__init__" if page == "init" else page
+    is_module = (root / package / f"{module}.py").exists()
+    title = [f"# {page.replace('/', '.') if is_module and '/' in page else told.get('title', page)}"]
     if told.get("description"):
         title.append(f":::{{rst-class}} lead\n:::\n\n{told['description']}")
     cells.insert(0, dict(cell_type="markdown", id="title", metadata={}, source="\n\n".join(title)))
     original = next(notebooks.glob(str(path.relative_to(staged))))
     foot = f"This page is the notebook `{original.relative_to(root)}`."
-    module = dict(local="backends/local", serve="serve_cli").get(page, page)
-    if (root / package / f"{module}.py").exists():
-        name = f"{package}.{module.replace('/', '.')}"
+    if is_module:
+        name = package if page == "init" else f"{package}.{page.replace('/', '.')}"
         foot += f' The whole module: <a href="{up}source/{name}.html">{name}</a>.'
     cells.append(dict(cell_type="markdown", id="foot", metadata={}, source=f"---\n\n{foot}"))
     book["cells"] = cells
     book["metadata"]["language_info"] = {"name": "python"}
     path.unlink()
-    (staged / f"{page}.ipynb").write_text(json.dumps(book), encoding="utf-8")
+    target = staged / f"{page}.ipynb"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps(book), encoding="utf-8")
 
 
 def stage_sources() -> None:
@@ -375,7 +367,8 @@ def toctree(known: dict[str, Path]) -> str:
         left -= here
     groups["Project"] = sorted(p for p in left if p.startswith("project/"))
     left -= set(groups["Project"])
-    groups["Reference"] = [p for p in layers if p in left] + sorted(left - set(layers))
+    modules = [module.name.replace(".", "/") for module in Tree(root).modules()]  # in the order of reading
+    groups["Reference"] = [p for p in modules if p in left] + sorted(left - set(modules))
     order = ["Tutorials", "How-to guides", "Reference", "Explanation", "Project"]
     blocks = [
         f"```{{toctree}}\n:hidden:\n:caption: {g}\n\n" + "\n".join(groups[g]) + "\n```" for g in order if groups[g]
@@ -387,7 +380,8 @@ def stage() -> None:
     "Make of nbdev's output what Sphinx reads."
     (staged / "project").mkdir(exist_ok=True)
     for file, name in project_pages.items():
-        shutil.copy(root / file, staged / "project" / f"{name}.md")
+        text = (root / file).read_text(encoding="utf-8").replace("](nbs/", "](../")  # links as seen from the site
+        (staged / "project" / f"{name}.md").write_text(text, encoding="utf-8")
     for page, path in pages().items():
         if path.suffix == ".ipynb":
             stage_notebook(page, path)

@@ -8,6 +8,7 @@ the reader's dark mode where the picture stands alone, and the site's own switch
 import sys
 from html import escape
 from pathlib import Path
+from textwrap import wrap
 
 from layers import Tree
 
@@ -32,7 +33,8 @@ STYLE = """
 .diagram .arrow.bad { stroke: var(--bad); }
 .diagram .arrow.late { stroke-dasharray: 3 4; }
 .diagram .thread { fill: none; stroke: var(--line); stroke-width: 1; opacity: .35; }
-.diagram .dot { fill: var(--accent); }
+.diagram .dot { fill: var(--accent); stroke: var(--accent); stroke-width: 1.4; }
+.diagram .dot.late { fill: var(--soft); }
 """
 
 
@@ -80,16 +82,16 @@ def families(names):
     return [name for name in names if not any(name.startswith(other + "_") for other in names)]
 
 
-def band(y, height, layer, names):
+def band(y, layer, rows):
     "One layer: its modules, its sentence, and for a folder what is in it."
+    height = 52 + 18 * len(rows)
     parts = [
         f'<rect x="10" y="{y}" width="500" height="{height}" rx="8" class="box"/>',
         text(26, y + 22, ", ".join(layer["modules"]), "strong", "start"),
         text(26, y + 40, layer["what"], "small", "start"),
+        *(text(26, y + 60 + 18 * n, row, "code", "start") for n, row in enumerate(rows)),
     ]
-    if names:
-        parts.append(text(26, y + 60, " \u00b7 ".join(families(names)), "code", "start"))
-    return parts
+    return parts, height
 
 
 def rails(tree, tops):
@@ -108,13 +110,13 @@ def rails(tree, tops):
         reached = [x[target] for importer, target in used | late if importer == by]
         parts += [f'<path d="M510 {start[by]} H{max(reached)}" class="thread"/>'] if reached else []
     for target in columns:
-        end = f"V{tops[target] + 16} H510"
         for importers, kind in ((used, ""), (late, "late")):
             ys = [start[by] for by, to in importers if to == target]
             if ys:
-                far = max(ys) if kind else min(ys)
-                parts.append(f'<path d="M{x[target]} {far} {end}" class="arrow {kind}" marker-end="url(#tip)"/>')
-                parts += [f'<circle cx="{x[target]}" cy="{y}" r="4" class="dot"/>' for y in ys]
+                far, corner = (max(ys), 10) if kind else (min(ys), -10)
+                turn = f"V{tops[target] + 16 + corner} q0 {-corner} -10 {-corner} H510"
+                parts.append(f'<path d="M{x[target]} {far} {turn}" class="arrow {kind}" marker-end="url(#tip)"/>')
+                parts += [f'<circle cx="{x[target]}" cy="{y}" r="4" class="dot {kind}"/>' for y in ys]
     return parts
 
 
@@ -122,14 +124,15 @@ def architecture():
     "The layers of the package, drawn from docs/layers.toml and from what each module imports."
     tree, parts, tops, y = Tree(root), [], {}, 10
     for number, layer in reversed(list(enumerate(tree.layers))):
-        inside = [m.name.partition(".")[2] for m in tree.modules() if tree.layer_of(m.name) == number and "." in m.name]
-        tops[number], height = y, 72 if inside else 52
-        parts += band(y, height, layer, inside)
+        inside = [m.name.partition(".")[2] for m in tree.modules() if m.layer == number and "." in m.name]
+        drawn, height = band(y, layer, wrap(", ".join(families(inside)), width=60))
+        tops[number] = y
+        parts += drawn
         y += height + 8
     parts += rails(tree, tops)
-    parts.append(text(750, y + 16, "A dot: this layer imports the layer at the end of the arrow.", "small", "end"))
-    parts.append(text(10, y + 16, "Imports point only downwards.", "small", "start"))
-    return picture(760, y + 30, "The layers of the package, and which layer imports which", *parts)
+    parts.append(text(10, y + 18, "A dot: this layer imports the layer at the end of the arrow.", "small", "start"))
+    parts.append(text(750, y + 18, "Dashed: imported only when called.", "small", "end"))
+    return picture(760, y + 32, "The layers of the package, and which layer imports which", *parts)
 
 
 def processes():

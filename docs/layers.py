@@ -32,6 +32,7 @@ class Module:
     "One module, and the notebook that exports it."
 
     name: str  # "engine.scheduler"
+    layer: int  # Its number from the bottom, from 0
     notebook: str  # "nbs/07_engine/01_scheduler.ipynb", or "" if no notebook exports it
     subtitle: str  # What it is, in the words of its notebook
 
@@ -138,13 +139,13 @@ class Tree:
         return [self._module(name) for name in names]
 
     def _module(self, name: str) -> Module:
-        notebook = self.notebooks.get(name)
+        notebook, layer = self.notebooks.get(name), self.layer_of(name) or 0
         if notebook is None:
-            return Module(name, "", "")
+            return Module(name, layer, "", "")
         first = "".join(json.loads(notebook.read_text(encoding="utf-8"))["cells"][0]["source"])
         subtitle = re.search(r"^> (.+(?:\n> .+)*)", first, flags=re.M)
         words = subtitle[1].replace("\n> ", " ") if subtitle else ""
-        return Module(name, notebook.relative_to(self.root).as_posix(), words)
+        return Module(name, layer, notebook.relative_to(self.root).as_posix(), words)
 
     def between_layers(self) -> dict[int, set[int]]:
         "For each layer the other layers that it imports."

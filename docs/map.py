@@ -19,7 +19,7 @@ def table(tree: Tree) -> str:
     rows = ["| module | what it is |", "| --- | --- |"]
     modules = tree.modules()
     for number, layer in enumerate(tree.layers):
-        here = [module for module in modules if tree.layer_of(module.name) == number]
+        here = [module for module in modules if module.layer == number]
         if len(layer["modules"]) > 1 or len(here) > 1:  # one module alone says what its layer is
             rows.append(f"| **{', '.join(layer['modules'])}** | *{layer['what']}* |")
         rows += [f"| [`{module.name}`]({module.notebook}) | {module.subtitle} |" for module in here]

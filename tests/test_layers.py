@@ -4,19 +4,12 @@ Each rule is a function that names what breaks it in a tree; it is asked about t
 few lines that breaks it.
 """
 
-import importlib.util
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
-
-root = Path(__file__).resolve().parent.parent
-spec = importlib.util.spec_from_file_location("layers", root / "docs" / "layers.py")
-layers = importlib.util.module_from_spec(spec)
-sys.modules["layers"] = layers  # its dataclasses look themselves up
-spec.loader.exec_module(layers)
+from package_tree import layers, root
 
 
 # ---------------------------------------------------------------- the rules
