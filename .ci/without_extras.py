@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""In an environment with the wheel and no extra: the core works, and each integration names its extra."""
+"""Check the wheel without extras: the core works, and each integration names its extra."""
 
 import asyncio
 import importlib

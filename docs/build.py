@@ -5,10 +5,10 @@ python docs/build.py build     run every notebook, render the site into _docs/, 
 python docs/build.py serve     the same, then serve it at http://127.0.0.1:8000
 python docs/build.py preview   build without running: pages show the outputs that the notebooks hold
 python docs/build.py process   only let nbdev process the notebooks, for `quarto render _proc`
-python docs/build.py check     check the site that is there: links, empty pages, tracebacks, spelling
+python docs/build.py check     check the existing site: links, empty pages, tracebacks, spelling
 
-It lives here and not in the package, because a user who installs a wheel has no notebooks to render. The notebooks
-are run at each build, so what a page shows is what the code does today, and a failing cell fails the build.
+This is a script and not a part of the package, because a wheel contains no notebooks. Each build runs the notebooks, so
+a page shows what the code does today, and a failing cell fails the build.
 """
 
 import ast
@@ -84,7 +84,7 @@ def execute_all(into: Path) -> None:
 
 
 def process(executed: Path) -> None:
-    "Let nbdev hide, document and link what it hides, documents and links; quarto is not asked for."
+    "Let nbdev hide cells, document definitions and make links, without quarto."
     import fastcore.docments
     from nbdev import processors
     from nbdev.serve import proc_nbs
@@ -95,7 +95,7 @@ def process(executed: Path) -> None:
         except NameError:
             return inspect.signature(symbol)
 
-    def runs(cell):  # nbdev also runs each cell that holds an import, a test in the midst of others included
+    def runs(cell):  # nbdev alone would also run a test cell that contains an import
         if cell.cell_type != "code" or "nbdev_export(" in cell.source:
             return False
         if {"export", "exports", "exporti", "exec_doc"} & set(cell.directives_):
@@ -168,7 +168,7 @@ def cell_text(text: str) -> str:
 
 
 def table(rows: list[tuple[str, ...]], titles: tuple[str, ...]) -> str:
-    "A table of the rows, without the columns that would be empty."
+    "A table of the rows, without empty columns."
     kept = [n for n in range(4) if n == 0 or any(row[n] for row in rows)]
     lines = [[titles[n] for n in kept], ["---"] * len(kept)]
     for name, kind, default, meaning in rows:
@@ -183,7 +183,7 @@ def has_init(node: ast.AST) -> bool:
 
 
 def maker(node: ast.ClassDef, nodes: dict[int, ast.AST]) -> ast.ClassDef:
-    "Whose `__init__` makes the objects of a class that is put together of parts; any other class stands for itself."
+    "The class whose `__init__` applies: for a class with several bases the first of them that has one."
     here = {n.name: n for n in nodes.values() if isinstance(n, ast.ClassDef)}
     parts = [ast.unparse(base) for base in node.bases] if len(node.bases) > 1 and not has_init(node) else []
     while parts:
@@ -195,7 +195,7 @@ def maker(node: ast.ClassDef, nodes: dict[int, ast.AST]) -> ast.ClassDef:
 
 
 def api_entry(markdown: str, up: str, asked: str = "") -> str:
-    "Turn what show_doc gives for a name into a heading, a line with a link to the source, its text, and a table."
+    "Turn the output of show_doc into a heading, a line with a link to the source, the text, and a table."
     heading = re.search(r"^#+ (.+)$", markdown, flags=re.M)
     source = re.search(r"\[source\]\([^)]*/blob/[^/]+/([^)#]+)#L(\d+)\)", markdown)
     if not (heading and source):
@@ -228,13 +228,13 @@ def api_entry(markdown: str, up: str, asked: str = "") -> str:
 
 # ------------------------------------------------------------------------------------------------ pages
 def pages() -> dict[str, Path]:
-    "Name each staged page as it will be called: `05_backends/05_local.ipynb` is `backends/local`."
+    "Every staged page by its name on the site: `05_backends/05_local.ipynb` is `backends/local`."
     found = sorted([*staged.rglob("*.ipynb"), *staged.rglob("*.md")])
     return {without_numbers(str(p.relative_to(staged).with_suffix(""))): p for p in found}
 
 
 def inline_diagram(match: re.Match, folder: str) -> str:
-    "Put an SVG into the page itself, where the site's colours reach it, in the dark too."
+    "Put an SVG into the page itself, so that it follows the site's light and dark mode."
     picture = staged / posixpath.normpath(posixpath.join(folder, match[2]))
     svg = picture.read_text(encoding="utf-8")
     if 'class="diagram"' not in svg:  # a picture with colours of its own stays a file
@@ -245,7 +245,7 @@ def inline_diagram(match: re.Match, folder: str) -> str:
 
 
 def relink(text: str, page: str, known: dict[str, Path], targets: set[str]) -> str:
-    "Point links at pages of this site: nbdev makes addresses of the published site, and prose names files."
+    "Point links at pages of this site: nbdev writes addresses of the published site, and pages name files."
     folder = posixpath.dirname(page)
     text = re.sub(r"!\[([^\]]*)\]\(([^)]+\.svg)\)", lambda m: inline_diagram(m, folder), text)
 
@@ -272,7 +272,7 @@ def relink(text: str, page: str, known: dict[str, Path], targets: set[str]) -> s
 
 
 def shown_cell(cell: dict, up: str) -> dict | None:
-    "One cell as Sphinx shall see it, or None."
+    "One cell in the form that Sphinx reads, or None if it is not shown."
     text = "".join(cell["source"])
     if cell["cell_type"] == "raw" or "AUTOGENERATED! DO NOT EDIT" in text:
         return None
@@ -293,7 +293,7 @@ def shown_cell(cell: dict, up: str) -> dict | None:
 
 
 def in_order(cells: list[dict]) -> list[dict]:
-    "Put the entries of one cell's definitions as they stand in it: nbdev adds them last first."
+    "Sort the entries of one cell in the order of its definitions: nbdev adds them in reverse."
 
     def line(cell: dict) -> int:
         text = "".join("".join(o["data"]["text/markdown"]) for o in cell["outputs"] if "data" in o)
@@ -309,7 +309,7 @@ def in_order(cells: list[dict]) -> list[dict]:
 
 
 def stage_notebook(page: str, path: Path) -> None:
-    "Give a processed notebook its title, its entries and its foot."
+    "Add title, entries and footer to a processed notebook."
     book = json.loads(path.read_text(encoding="utf-8"))
     front = "".join(book["cells"][0]["source"]) if book["cells"][0]["cell_type"] == "raw" else ""
     import yaml
@@ -340,7 +340,7 @@ def stage_notebook(page: str, path: Path) -> None:
 
 
 def stage_sources() -> None:
-    "A page for each module, with a number and an anchor at each line."
+    "Write a page for each module, with a number and an anchor at each line."
     from pygments import highlight
     from pygments.formatters import HtmlFormatter
     from pygments.lexers import PythonLexer
@@ -357,7 +357,7 @@ def stage_sources() -> None:
 
 
 def toctree(known: dict[str, Path]) -> str:
-    "The table of contents, for the end of the first page."
+    "The table of contents, which goes to the end of the first page."
     left = set(known) - {"index"} - {p for p in known if p.startswith("source/")}
     groups = {}
     for caption, (folder, first) in shelves.items():
@@ -377,7 +377,7 @@ def toctree(known: dict[str, Path]) -> str:
 
 
 def stage() -> None:
-    "Make of nbdev's output what Sphinx reads."
+    "Turn nbdev's output into what Sphinx reads."
     (staged / "project").mkdir(exist_ok=True)
     for file, name in project_pages.items():
         text = (root / file).read_text(encoding="utf-8").replace("](nbs/", "](../")  # links as seen from the site
@@ -405,7 +405,7 @@ def stage() -> None:
 
 # ------------------------------------------------------------------------------------------------ checks
 def check() -> list[str]:
-    "Every internal link leads somewhere, every page says something, no traceback shows, words are spelt."
+    "Find broken internal links, empty pages, tracebacks and misspelled words."
     from bs4 import BeautifulSoup
 
     problems, ids, soups = [], {}, {}
@@ -457,7 +457,7 @@ def build(run: bool = True, render: bool = True) -> None:
     if not render:
         return
     stage()
-    with tempfile.TemporaryDirectory() as folder:  # MyST-NB leaves a folder beside the one it writes to
+    with tempfile.TemporaryDirectory() as folder:  # MyST-NB leaves a folder next to its output
         sphinx = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-j", "2", "-b", "html", "-c", "docs"]
         done = subprocess.run([*sphinx, "-d", f"{folder}/doctrees", staged, f"{folder}/html"])
         if done.returncode:

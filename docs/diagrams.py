@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Draw the diagrams of the explanation pages: `python docs/diagrams.py` writes nbs/images/*.svg.
+"""Draw the diagrams: `python docs/diagrams.py` writes nbs/images/*.svg.
 
-Plain SVG from a few shapes, so that a change of a box is a change of a line here. Colours are variables: they follow
-the reader's dark mode where the picture stands alone, and the site's own switch where it stands in a page.
+The layers are drawn from the tree, the other pictures by hand: plain SVG from a few shapes, so a change of a box is a
+change of one line here. Colours are variables. In a picture of its own they follow the reader's dark mode; in a page of
+the site they follow the switch of the site.
 """
 
 import sys
@@ -169,7 +170,7 @@ def processes():
         arrow((450, 270), (510, 270), (510, 115), (570, 115), label="socket pair", at=(518, 190), anchor="start"),
         arrow((450, 285), (570, 285)),
         text(655, 345, "own session, output captured,", "small"),
-        text(655, 362, "gone when the app is gone", "small"),
+        text(655, 362, "ends when the app ends", "small"),
     )
 
 
