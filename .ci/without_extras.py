@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Check the wheel without extras: the core works, and each integration names its extra."""
+"""In an environment with the wheel and no extra: the core works, and each integration names its extra."""
 
 import asyncio
 import importlib

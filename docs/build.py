@@ -35,20 +35,7 @@ from layers import Tree, package, without_numbers
 root = Path(__file__).resolve().parent.parent
 notebooks, staged, site = root / "nbs", root / "_proc", root / "_docs"
 functions = ast.FunctionDef | ast.AsyncFunctionDef
-shelves = {  # caption: the folder whose pages it holds, and the order of its pages; others follow by name
-    "Tutorials": ("tutorials", ["first_plugin"]),
-    "How-to guides": (
-        "howto",
-        ["index", "own_registry", "own_resource_manager", "own_broadcaster", "own_integration", "stream_tokens"]
-        + ["gpu_plugins", "cancel_and_timeouts", "live_events", "watch_jobs", "deploy_uvicorn"]
-        + ["from_process_pool", "from_celery", "from_queues"],
-    ),
-    "Explanation": (
-        "explanation",
-        ["index", "why_processes", "why_three_protocols", "life_of_a_job", "guarantees", "security_model"]
-        + ["performance", "comparison", "checkers"],
-    ),
-}
+shelves = {"Tutorials": "tutorials", "How-to guides": "howto", "Explanation": "explanation"}  # caption: folder
 project_pages = {"CHANGELOG.md": "changelog", "CONTRIBUTING.md": "contributing", "SECURITY.md": "security"}
 
 
@@ -356,14 +343,21 @@ def stage_sources() -> None:
         (staged / "source" / f"{name}.md").write_text(page, encoding="utf-8")
 
 
+def in_index(folder: str) -> list[str]:
+    "The pages of a folder in the order in which its index links them, the index first."
+    index = notebooks / folder / "index.md"
+    links = re.findall(r"\]\((\w+)\.(?:md|ipynb)\)", index.read_text(encoding="utf-8")) if index.exists() else []
+    return [f"{folder}/{name}" for name in ("index", *links)]
+
+
 def toctree(known: dict[str, Path]) -> str:
     "The table of contents, which goes to the end of the first page."
     left = set(known) - {"index"} - {p for p in known if p.startswith("source/")}
+    linked = [page for folder in shelves.values() for page in in_index(folder)]
     groups = {}
-    for caption, (folder, first) in shelves.items():
+    for caption, folder in shelves.items():
         here = {p for p in left if p.startswith(folder + "/")}
-        groups[caption] = [p for f in first if (p := f"{folder}/{f}") in here]
-        groups[caption] += sorted(here - set(groups[caption]))
+        groups[caption] = sorted(here, key=lambda p: (linked.index(p) if p in linked else len(linked), p))
         left -= here
     groups["Project"] = sorted(p for p in left if p.startswith("project/"))
     left -= set(groups["Project"])
