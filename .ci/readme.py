@@ -26,7 +26,7 @@ def steady(text):
 
 
 def run(book):
-    "Run every cell, and keep of what comes out only what a reader sees."
+    "Run every cell, and keep only the output that a reader sees."
     ExecutePreprocessor(timeout=120, kernel_name="python3").preprocess(book, {"metadata": {"path": str(root)}})
     book.metadata.pop("language_info", None)
     for cell in book.cells:

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""In an environment with the wheel's [all] and the newest FastHTML, which wants fastcore 2: everything imports, a job runs,
-the FastHTML example tells its story."""
+"""Check the wheel's [all] with the newest FastHTML, which needs fastcore 2: everything imports, a job runs, and the
+FastHTML example works."""
 
 import asyncio
 import importlib
@@ -10,7 +10,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-import fasthtml.common  # noqa: F401  - it has to live beside us
+import fasthtml.common  # noqa: F401  - it must work in the same environment
 import without_extras
 
 import cjm_worker_ext

@@ -5,10 +5,10 @@ python docs/build.py build     run every notebook, render the site into _docs/, 
 python docs/build.py serve     the same, then serve it at http://127.0.0.1:8000
 python docs/build.py preview   build without running: pages show the outputs that the notebooks hold
 python docs/build.py process   only let nbdev process the notebooks, for `quarto render _proc`
-python docs/build.py check     check the site that is there: links, empty pages, tracebacks, spelling
+python docs/build.py check     check the existing site: links, empty pages, tracebacks, spelling
 
-It lives here and not in the package, because a user who installs a wheel has no notebooks to render. The notebooks
-are run at each build, so what a page shows is what the code does today, and a failing cell fails the build.
+This is a script and not a part of the package, because a wheel contains no notebooks. Each build runs the notebooks, so
+a page shows what the code does today, and a failing cell fails the build.
 """
 
 import ast
@@ -30,34 +30,12 @@ from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from pathlib import Path
 
+from layers import Tree, package, without_numbers
+
 root = Path(__file__).resolve().parent.parent
 notebooks, staged, site = root / "nbs", root / "_proc", root / "_docs"
-package = "cjm_worker_ext"
 functions = ast.FunctionDef | ast.AsyncFunctionDef
-shelves = {  # caption: the folder whose pages it holds, and the order of its pages; others follow by name
-    "Tutorials": ("tutorials", ["first_plugin"]),
-    "How-to guides": (
-        "howto",
-        ["index", "own_registry", "own_resource_manager", "own_broadcaster", "own_integration", "stream_tokens"]
-        + ["gpu_plugins", "cancel_and_timeouts", "live_events", "watch_jobs", "deploy_uvicorn"]
-        + ["from_process_pool", "from_celery", "from_queues"],
-    ),
-    "Explanation": (
-        "explanation",
-        ["index", "why_processes", "why_three_protocols", "life_of_a_job", "guarantees", "security_model"]
-        + ["performance", "comparison", "checkers"],
-    ),
-}
-layers = """
-extensions/protocols errors jobs plugins wire arena worker scheduler local
-catalog chunks announcer records outcomes reporter engine manager blocking
-extensions/conformance extensions/contracts extensions/contract_tests
-integrations/registry integrations/plugin_config integrations/config_schema
-integrations/resources integrations/processes integrations/limits integrations/gpu integrations/admission
-integrations/sse integrations/sse_log integrations/sse_encoder
-integrations/monitor integrations/monitor_page integrations/monitor_state
-cli check_cli plugins_cli serve serve_plugins terminal demo_integrations demo_plugins demo_view init
-""".split()  # the reference, from what imports least to what imports most; others follow by name
+shelves = {"Tutorials": "tutorials", "How-to guides": "howto", "Explanation": "explanation"}  # caption: folder
 project_pages = {"CHANGELOG.md": "changelog", "CONTRIBUTING.md": "contributing", "SECURITY.md": "security"}
 
 
@@ -93,7 +71,7 @@ def execute_all(into: Path) -> None:
 
 
 def process(executed: Path) -> None:
-    "Let nbdev hide, document and link what it hides, documents and links; quarto is not asked for."
+    "Let nbdev hide cells, document definitions and make links, without quarto."
     import fastcore.docments
     from nbdev import processors
     from nbdev.serve import proc_nbs
@@ -104,7 +82,7 @@ def process(executed: Path) -> None:
         except NameError:
             return inspect.signature(symbol)
 
-    def runs(cell):  # nbdev also runs each cell that holds an import, a test in the midst of others included
+    def runs(cell):  # nbdev alone would also run a test cell that contains an import
         if cell.cell_type != "code" or "nbdev_export(" in cell.source:
             return False
         if {"export", "exports", "exporti", "exec_doc"} & set(cell.directives_):
@@ -177,7 +155,7 @@ def cell_text(text: str) -> str:
 
 
 def table(rows: list[tuple[str, ...]], titles: tuple[str, ...]) -> str:
-    "A table of the rows, without the columns that would be empty."
+    "A table of the rows, without empty columns."
     kept = [n for n in range(4) if n == 0 or any(row[n] for row in rows)]
     lines = [[titles[n] for n in kept], ["---"] * len(kept)]
     for name, kind, default, meaning in rows:
@@ -192,7 +170,7 @@ def has_init(node: ast.AST) -> bool:
 
 
 def maker(node: ast.ClassDef, nodes: dict[int, ast.AST]) -> ast.ClassDef:
-    "Whose `__init__` makes the objects of a class that is put together of parts; any other class stands for itself."
+    "The class whose `__init__` applies: for a class with several bases the first of them that has one."
     here = {n.name: n for n in nodes.values() if isinstance(n, ast.ClassDef)}
     parts = [ast.unparse(base) for base in node.bases] if len(node.bases) > 1 and not has_init(node) else []
     while parts:
@@ -204,7 +182,7 @@ def maker(node: ast.ClassDef, nodes: dict[int, ast.AST]) -> ast.ClassDef:
 
 
 def api_entry(markdown: str, up: str, asked: str = "") -> str:
-    "Turn what show_doc gives for a name into a heading, a line with a link to the source, its text, and a table."
+    "Turn the output of show_doc into a heading, a line with a link to the source, the text, and a table."
     heading = re.search(r"^#+ (.+)$", markdown, flags=re.M)
     source = re.search(r"\[source\]\([^)]*/blob/[^/]+/([^)#]+)#L(\d+)\)", markdown)
     if not (heading and source):
@@ -237,13 +215,13 @@ def api_entry(markdown: str, up: str, asked: str = "") -> str:
 
 # ------------------------------------------------------------------------------------------------ pages
 def pages() -> dict[str, Path]:
-    "Name each staged page as it will be called: nbdev drops the number of `00_errors.ipynb`."
+    "Every staged page by its name on the site: `05_backends/05_local.ipynb` is `backends/local`."
     found = sorted([*staged.rglob("*.ipynb"), *staged.rglob("*.md")])
-    return {re.sub(r"(^|/)\d+[a-z]?_", r"\1", str(p.relative_to(staged).with_suffix(""))): p for p in found}
+    return {without_numbers(str(p.relative_to(staged).with_suffix(""))): p for p in found}
 
 
 def inline_diagram(match: re.Match, folder: str) -> str:
-    "Put an SVG into the page itself, where the site's colours reach it, in the dark too."
+    "Put an SVG into the page itself, so that it follows the site's light and dark mode."
     picture = staged / posixpath.normpath(posixpath.join(folder, match[2]))
     svg = picture.read_text(encoding="utf-8")
     if 'class="diagram"' not in svg:  # a picture with colours of its own stays a file
@@ -254,15 +232,13 @@ def inline_diagram(match: re.Match, folder: str) -> str:
 
 
 def relink(text: str, page: str, known: dict[str, Path], targets: set[str]) -> str:
-    "Point links at pages of this site: nbdev makes addresses of the published site, and prose names files."
+    "Point links at pages of this site: nbdev writes addresses of the published site, and pages name files."
     folder = posixpath.dirname(page)
     text = re.sub(r"!\[([^\]]*)\]\(([^)]+\.svg)\)", lambda m: inline_diagram(m, folder), text)
 
     def published(match: re.Match) -> str:
-        name, fragment = match[1], match[2] or ""
+        name, fragment = without_numbers(match[1]), match[2] or ""
         target = f"{name.replace('/', '.')}.{fragment.lstrip('#')}"
-        if name == "local":
-            target = "backends." + target
         for label in (target, target + ".def"):
             if label in targets:
                 return f"(#{label})"
@@ -273,7 +249,7 @@ def relink(text: str, page: str, known: dict[str, Path], targets: set[str]) -> s
         full = posixpath.normpath(posixpath.join(folder, path))
         if full.startswith("../") and full[3:] in project_pages:
             full = f"project/{project_pages[full[3:]]}.md"
-        name = re.sub(r"(^|/)\d+[a-z]?_", r"\1", posixpath.splitext(full)[0])
+        name = without_numbers(posixpath.splitext(full)[0])
         if name not in known:
             return match[0]
         return f"({posixpath.relpath(name + known[name].suffix, folder or '.')}{fragment})"
@@ -283,7 +259,7 @@ def relink(text: str, page: str, known: dict[str, Path], targets: set[str]) -> s
 
 
 def shown_cell(cell: dict, up: str) -> dict | None:
-    "One cell as Sphinx shall see it, or None."
+    "One cell in the form that Sphinx reads, or None if it is not shown."
     text = "".join(cell["source"])
     if cell["cell_type"] == "raw" or "AUTOGENERATED! DO NOT EDIT" in text:
         return None
@@ -304,7 +280,7 @@ def shown_cell(cell: dict, up: str) -> dict | None:
 
 
 def in_order(cells: list[dict]) -> list[dict]:
-    "Put the entries of one cell's definitions as they stand in it: nbdev adds them last first."
+    "Sort the entries of one cell in the order of its definitions: nbdev adds them in reverse."
 
     def line(cell: dict) -> int:
         text = "".join("".join(o["data"]["text/markdown"]) for o in cell["outputs"] if "data" in o)
@@ -320,7 +296,7 @@ def in_order(cells: list[dict]) -> list[dict]:
 
 
 def stage_notebook(page: str, path: Path) -> None:
-    "Give a processed notebook its title, its entries and its foot."
+    "Add title, entries and footer to a processed notebook."
     book = json.loads(path.read_text(encoding="utf-8"))
     front = "".join(book["cells"][0]["source"]) if book["cells"][0]["cell_type"] == "raw" else ""
     import yaml
@@ -330,25 +306,28 @@ def stage_notebook(page: str, path: Path) -> None:
     cells = [
         c for c in (shown_cell(cell, up) for cell in in_order(book["cells"])) if c and "".join(c["source"]).strip()
     ]
-    title = [f"# {told.get('title', page)}"]
+    module = "__init__" if page == "init" else page
+    is_module = (root / package / f"{module}.py").exists()
+    title = [f"# {page.replace('/', '.') if is_module and '/' in page else told.get('title', page)}"]
     if told.get("description"):
         title.append(f":::{{rst-class}} lead\n:::\n\n{told['description']}")
     cells.insert(0, dict(cell_type="markdown", id="title", metadata={}, source="\n\n".join(title)))
     original = next(notebooks.glob(str(path.relative_to(staged))))
     foot = f"This page is the notebook `{original.relative_to(root)}`."
-    module = dict(local="backends/local", serve="serve_cli").get(page, page)
-    if (root / package / f"{module}.py").exists():
-        name = f"{package}.{module.replace('/', '.')}"
+    if is_module:
+        name = package if page == "init" else f"{package}.{page.replace('/', '.')}"
         foot += f' The whole module: <a href="{up}source/{name}.html">{name}</a>.'
     cells.append(dict(cell_type="markdown", id="foot", metadata={}, source=f"---\n\n{foot}"))
     book["cells"] = cells
     book["metadata"]["language_info"] = {"name": "python"}
     path.unlink()
-    (staged / f"{page}.ipynb").write_text(json.dumps(book), encoding="utf-8")
+    target = staged / f"{page}.ipynb"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps(book), encoding="utf-8")
 
 
 def stage_sources() -> None:
-    "A page for each module, with a number and an anchor at each line."
+    "Write a page for each module, with a number and an anchor at each line."
     from pygments import highlight
     from pygments.formatters import HtmlFormatter
     from pygments.lexers import PythonLexer
@@ -364,18 +343,26 @@ def stage_sources() -> None:
         (staged / "source" / f"{name}.md").write_text(page, encoding="utf-8")
 
 
+def in_index(folder: str) -> list[str]:
+    "The pages of a folder in the order in which its index links them, the index first."
+    index = notebooks / folder / "index.md"
+    links = re.findall(r"\]\((\w+)\.(?:md|ipynb)\)", index.read_text(encoding="utf-8")) if index.exists() else []
+    return [f"{folder}/{name}" for name in ("index", *links)]
+
+
 def toctree(known: dict[str, Path]) -> str:
-    "The table of contents, for the end of the first page."
+    "The table of contents, which goes to the end of the first page."
     left = set(known) - {"index"} - {p for p in known if p.startswith("source/")}
+    linked = [page for folder in shelves.values() for page in in_index(folder)]
     groups = {}
-    for caption, (folder, first) in shelves.items():
+    for caption, folder in shelves.items():
         here = {p for p in left if p.startswith(folder + "/")}
-        groups[caption] = [p for f in first if (p := f"{folder}/{f}") in here]
-        groups[caption] += sorted(here - set(groups[caption]))
+        groups[caption] = sorted(here, key=lambda p: (linked.index(p) if p in linked else len(linked), p))
         left -= here
     groups["Project"] = sorted(p for p in left if p.startswith("project/"))
     left -= set(groups["Project"])
-    groups["Reference"] = [p for p in layers if p in left] + sorted(left - set(layers))
+    modules = [module.name.replace(".", "/") for module in Tree(root).modules()]  # in the order of reading
+    groups["Reference"] = [p for p in modules if p in left] + sorted(left - set(modules))
     order = ["Tutorials", "How-to guides", "Reference", "Explanation", "Project"]
     blocks = [
         f"```{{toctree}}\n:hidden:\n:caption: {g}\n\n" + "\n".join(groups[g]) + "\n```" for g in order if groups[g]
@@ -384,10 +371,11 @@ def toctree(known: dict[str, Path]) -> str:
 
 
 def stage() -> None:
-    "Make of nbdev's output what Sphinx reads."
+    "Turn nbdev's output into what Sphinx reads."
     (staged / "project").mkdir(exist_ok=True)
     for file, name in project_pages.items():
-        shutil.copy(root / file, staged / "project" / f"{name}.md")
+        text = (root / file).read_text(encoding="utf-8").replace("](nbs/", "](../")  # links as seen from the site
+        (staged / "project" / f"{name}.md").write_text(text, encoding="utf-8")
     for page, path in pages().items():
         if path.suffix == ".ipynb":
             stage_notebook(page, path)
@@ -411,7 +399,7 @@ def stage() -> None:
 
 # ------------------------------------------------------------------------------------------------ checks
 def check() -> list[str]:
-    "Every internal link leads somewhere, every page says something, no traceback shows, words are spelt."
+    "Find broken internal links, empty pages, tracebacks and misspelled words."
     from bs4 import BeautifulSoup
 
     problems, ids, soups = [], {}, {}
@@ -463,7 +451,7 @@ def build(run: bool = True, render: bool = True) -> None:
     if not render:
         return
     stage()
-    with tempfile.TemporaryDirectory() as folder:  # MyST-NB leaves a folder beside the one it writes to
+    with tempfile.TemporaryDirectory() as folder:  # MyST-NB leaves a folder next to its output
         sphinx = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-j", "2", "-b", "html", "-c", "docs"]
         done = subprocess.run([*sphinx, "-d", f"{folder}/doctrees", staged, f"{folder}/html"])
         if done.returncode:

@@ -1,15 +1,20 @@
 #!/usr/bin/env python3
-"""Draw the diagrams of the explanation pages: `python docs/diagrams.py` writes nbs/images/*.svg.
+"""Draw the diagrams: `python docs/diagrams.py` writes nbs/images/*.svg.
 
-Plain SVG from a few shapes, so that a change of a box is a change of a line here. Colours are variables: they follow
-the reader's dark mode where the picture stands alone, and the site's own switch where it stands in a page.
+The layers are drawn from the tree, the other pictures by hand: plain SVG from a few shapes, so a change of a box is a
+change of one line here. Colours are variables. In a picture of its own they follow the reader's dark mode; in a page of
+the site they follow the switch of the site.
 """
 
 import sys
 from html import escape
 from pathlib import Path
+from textwrap import wrap
 
-images = Path(__file__).resolve().parent.parent / "nbs" / "images"
+from layers import Tree
+
+root = Path(__file__).resolve().parent.parent
+images = root / "nbs" / "images"
 
 STYLE = """
 .diagram { --ink: #1f2933; --line: #64748b; --soft: #f1f5f9; --accent: #2f6f4f; --bad: #b42318;
@@ -27,6 +32,10 @@ STYLE = """
 .diagram .arrow { fill: none; stroke: var(--line); stroke-width: 1.4; }
 .diagram .tip { fill: var(--line); }
 .diagram .arrow.bad { stroke: var(--bad); }
+.diagram .arrow.late { stroke-dasharray: 3 4; }
+.diagram .thread { fill: none; stroke: var(--line); stroke-width: 1; opacity: .35; }
+.diagram .dot { fill: var(--accent); stroke: var(--accent); stroke-width: 1.4; }
+.diagram .dot.late { fill: var(--soft); }
 """
 
 
@@ -69,7 +78,65 @@ def picture(width, height, title, *parts):
     )
 
 
+def families(names):
+    "The names of a folder, without those that belong to a shorter one: `sse` stands for `sse_log` too."
+    return [name for name in names if not any(name.startswith(other + "_") for other in names)]
+
+
+def band(y, layer, rows):
+    "One layer: its modules, its sentence, and for a folder what is in it."
+    height = 52 + 18 * len(rows)
+    parts = [
+        f'<rect x="10" y="{y}" width="500" height="{height}" rx="8" class="box"/>',
+        text(26, y + 22, ", ".join(layer["modules"]), "strong", "start"),
+        text(26, y + 40, layer["what"], "small", "start"),
+        *(text(26, y + 60 + 18 * n, row, "code", "start") for n, row in enumerate(rows)),
+    ]
+    return parts, height
+
+
+def rails(tree, tops):
+    """The imports between layers: a layer that is imported has a rail, and a dot on it is a layer that imports it.
+
+    Each rail leads down to its layer, because imports point downwards. A dashed one is an exception, and leads up.
+    """
+    uses = tree.between_layers()
+    late = {(tree.layer_of(up["from"]), tree.layer_of(up["to"])) for up in tree.upward}
+    used = {(by, target) for by, targets in uses.items() for target in targets}
+    columns = sorted({target for _, target in used | late}, reverse=True)
+    x = {target: 540 + 24 * n for n, target in enumerate(columns)}
+    start = {layer: top + 35 for layer, top in tops.items()}  # where its imports leave a layer, below what comes in
+    parts = []
+    for by in tops:
+        reached = [x[target] for importer, target in used | late if importer == by]
+        parts += [f'<path d="M510 {start[by]} H{max(reached)}" class="thread"/>'] if reached else []
+    for target in columns:
+        for importers, kind in ((used, ""), (late, "late")):
+            ys = [start[by] for by, to in importers if to == target]
+            if ys:
+                far, corner = (max(ys), 10) if kind else (min(ys), -10)
+                turn = f"V{tops[target] + 16 + corner} q0 {-corner} -10 {-corner} H510"
+                parts.append(f'<path d="M{x[target]} {far} {turn}" class="arrow {kind}" marker-end="url(#tip)"/>')
+                parts += [f'<circle cx="{x[target]}" cy="{y}" r="4" class="dot {kind}"/>' for y in ys]
+    return parts
+
+
 def architecture():
+    "The layers of the package, drawn from docs/layers.toml and from what each module imports."
+    tree, parts, tops, y = Tree(root), [], {}, 10
+    for number, layer in reversed(list(enumerate(tree.layers))):
+        inside = [m.name.partition(".")[2] for m in tree.modules() if m.layer == number and "." in m.name]
+        drawn, height = band(y, layer, wrap(", ".join(families(inside)), width=60))
+        tops[number] = y
+        parts += drawn
+        y += height + 8
+    parts += rails(tree, tops)
+    parts.append(text(10, y + 18, "A dot: this layer imports the layer at the end of the arrow.", "small", "start"))
+    parts.append(text(750, y + 18, "Dashed: imported only when called.", "small", "end"))
+    return picture(760, y + 32, "The layers of the package, and which layer imports which", *parts)
+
+
+def processes():
     return picture(
         *(760, 400, "A web app with a manager and two workers"),
         zone(10, 10, 470, 380, "the app's process: one event loop"),
@@ -103,7 +170,7 @@ def architecture():
         arrow((450, 270), (510, 270), (510, 115), (570, 115), label="socket pair", at=(518, 190), anchor="start"),
         arrow((450, 285), (570, 285)),
         text(655, 345, "own session, output captured,", "small"),
-        text(655, 362, "gone when the app is gone", "small"),
+        text(655, 362, "ends when the app ends", "small"),
     )
 
 
@@ -117,7 +184,7 @@ def life_of_a_job():
         box(605, 220, 140, 60, "cancelled", "job:cancelled"),
         arrow((160, 160), (290, 160), label="a worker is free", at=(225, 152)),
         arrow((440, 145), (460, 145), (460, 70), (605, 70), label="result", at=(532, 62)),
-        arrow((440, 160), (605, 160), label="error, time-out, crash", at=(532, 152)),
+        arrow((440, 160), (605, 160), label="error, timeout, crash", at=(532, 152)),
         arrow((440, 175), (460, 175), (460, 243), (605, 243), label="cancel", at=(532, 235)),
         arrow((95, 190), (95, 262), (605, 262), label="cancel while pending", at=(225, 254)),
         '<path d="M330 130 C330 85 400 85 400 126" class="arrow" marker-end="url(#tip)"/>',
@@ -128,8 +195,8 @@ def life_of_a_job():
 
 def ending_a_job():
     return picture(
-        *(760, 260, "Cancel and time-out: first an exception inside the plugin, then a kill of the process group"),
-        box(20, 95, 150, 60, "cancel or time-out", "of a running job"),
+        *(760, 260, "Cancel and timeout: first an exception inside the plugin, then a kill of the process group"),
+        box(20, 95, 150, 60, "cancel or timeout", "of a running job"),
         box(230, 95, 170, 60, "JobCancelled", "raised inside the plugin"),
         box(480, 20, 250, 60, "the plugin ends", "worker and loaded model stay", kind="good"),
         box(480, 170, 250, 60, "SIGKILL to the process group", "ffmpeg and loaders go too", kind="bad"),
@@ -150,7 +217,7 @@ def ending_a_job():
 
 def main():
     images.mkdir(exist_ok=True)
-    for draw in (architecture, life_of_a_job, ending_a_job):
+    for draw in (architecture, processes, life_of_a_job, ending_a_job):
         (images / f"{draw.__name__}.svg").write_text(draw(), encoding="utf-8")
     return 0
 

@@ -3,8 +3,8 @@
 
 pip install -e '.[demo]' 'termtosvg-ng>=1.4' && python docs/record_demo.py
 
-It is a recording of what happens, slowed down so that the bars can be followed; only the place where this machine keeps
-its Python is shown as /usr. Process ids and times differ with each recording.
+The recording is real, and slowed down so that a reader can follow the bars. Only the folder of this machine's Python is
+shown as /usr. Process ids and times differ with each recording.
 """
 
 import json
@@ -26,12 +26,12 @@ prompt = "$ cjm-worker-demo"
 
 
 def record(cast: Path) -> None:
-    "Run the demo in a terminal of its own, whose output termtosvg writes down with its times."
+    "Run the demo in a separate terminal; termtosvg records its output with the times."
     command = [sys.executable, "-m", "termtosvg", "record", cast, "-g", f"{columns}x{rows}"]
     demo = f"{shlex.quote(sys.executable)} -c 'from cjm_worker_ext.commands.demo import demo; demo()'"
     script = f"printf {shlex.quote(prompt)}; sleep 0.3; echo; exec {demo}"
     environment = os.environ | {"TERM": "xterm-256color", "COLORTERM": "truecolor", "COLUMNS": str(columns)}
-    hold, keys = os.pipe()  # at the end of its input a terminal would close, so nobody presses a key until it is done
+    hold, keys = os.pipe()  # a terminal closes at the end of its input, so keep the input open
     try:
         done = subprocess.run(
             [*command, "-c", f"sh -c {shlex.quote(script)}"], stdin=hold, stdout=subprocess.DEVNULL, env=environment
@@ -44,7 +44,7 @@ def record(cast: Path) -> None:
 
 
 def slow_down(cast: Path) -> str:
-    "Stretch the times of a recording, and give back its text."
+    "Stretch the times of a recording, and return its text."
     place = str(Path(sysconfig.get_path("stdlib")).parent.parent)
     header, *events = [json.loads(line) for line in cast.read_text(encoding="utf-8").splitlines()]
     lines = [header, *([seconds * slower, kind, text.replace(place, "/usr")] for seconds, kind, text in events)]
@@ -53,7 +53,7 @@ def slow_down(cast: Path) -> str:
 
 
 def keep_still(drawing: str) -> str:
-    "Let those whose system asks for less motion see the last frame and nothing else."
+    "Show only the last frame if the reader's system asks for less motion."
     if "prefers-reduced-motion" in drawing:
         return drawing
     last = re.search(r"100\.000%\{(transform:[^}]+)\}", drawing)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from package_tree import layers, root
 
 HEAVY = {"fastcore", "httpx", "jsonschema", "numpy", "psutil", "rich", "starlette", "tomlkit", "uvicorn"}
 
@@ -19,9 +20,14 @@ def test_protocols_load_typing_and_nothing_else():
     assert extra == {"cjm_worker_ext", "cjm_worker_ext.extensions", "cjm_worker_ext.extensions.protocols"}
 
 
-@pytest.mark.parametrize("module", ["manager", "engine.scheduler", "backends.wire", "extensions.conformance"])
-def test_the_core_loads_no_dependency_of_an_extra(module):
-    brought = {name.partition(".")[0] for name in loaded_by(f"import cjm_worker_ext.{module}")}
+tree = layers.Tree(root)
+core = [layer for layer in tree.layers if not {"integrations", "commands"} & {*layer["modules"]}]
+
+
+@pytest.mark.parametrize("layer", core, ids=lambda layer: ",".join(layer["modules"]))
+def test_the_core_loads_no_dependency_of_an_extra(layer):
+    modules = [f"cjm_worker_ext.{module.name}" for module in tree.modules() if tree.layers[module.layer] is layer]
+    brought = {name.partition(".")[0] for name in loaded_by(f"import {', '.join(modules)}")}
     assert not brought & HEAVY
 
 

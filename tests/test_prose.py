@@ -34,3 +34,11 @@ def test_the_blocks_of_a_page_run(page, tmp_path):
 def test_links_to_files_lead_to_files(page):
     links = link.findall(page.read_text(encoding="utf-8"))
     assert [target for target in links if not (page.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("folder", ["howto", "explanation"])
+def test_the_index_of_a_folder_links_each_of_its_pages(folder):
+    here = root / "nbs" / folder
+    linked = set(link.findall((here / "index.md").read_text(encoding="utf-8")))
+    pages = {file.name for file in here.iterdir() if file.suffix in (".md", ".ipynb")} - {"index.md"}
+    assert sorted(pages - linked) == []
