@@ -46,8 +46,8 @@ from cjm_worker_ext.errors import PlatformError, RefusedType
 from cjm_worker_ext.jobs import utc_now
 
 # %% auto #0
-__all__ = ['count_oom_kills', 'LineReader', 'ExitWatch', 'ChildProcess', 'FrameSocket', 'ResultReader', 'LocalWorker',
-           'LocalBackend']
+__all__ = ['count_oom_kills', 'LineReader', 'ExitWatch', 'interpreter_flags', 'ChildProcess', 'FrameSocket', 'ResultReader',
+           'LocalWorker', 'LocalBackend']
 
 # %% ../../nbs/05_backends/05_local.ipynb #3662cd51
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def _counter(path: str) -> int | None:
                 return int(value)
     return None
 
-# %% ../../nbs/05_backends/05_local.ipynb #6c8cec8c
+# %% ../../nbs/05_backends/05_local.ipynb #d9a7406b
 class LineReader:
     "Cuts bytes into lines, and remembers the last ones."
 
@@ -86,6 +86,10 @@ class LineReader:
     ) -> None:
         self.tail: deque[str] = deque(maxlen=keep)
         self._rest = b""
+
+    @property
+    def has_rest(self) -> bool:  # True if the last line has not ended yet
+        return bool(self._rest)
 
     def feed(
         self,
@@ -124,7 +128,7 @@ class ExitWatch:
         else:
             os.close(self.fd)
 
-# %% ../../nbs/05_backends/05_local.ipynb #d4bad61d
+# %% ../../nbs/05_backends/05_local.ipynb #638503fe
 BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from cjm_worker_ext.backends.worker import main; main()"
 
 _running: weakref.WeakSet[ChildProcess] = weakref.WeakSet()
@@ -142,17 +146,32 @@ def _kill_what_is_left() -> None:
             process.popen.wait(timeout=2)
 
 
-def _forget_after_fork() -> None:
-    "A child that the app forked has copies of our descriptors: they must not keep workers alive, nor its exit kill them."
+_backends: weakref.WeakSet[LocalBackend] = weakref.WeakSet()
+
+
+def _disown_after_fork() -> None:
+    """A child that the app has forked is a stranger to the workers: it neither keeps them alive nor ends them.
+
+    It also shares the event loop's epoll instance with the app, so it must not add or remove a reader: that would
+    change what the app hears.
+    """
     for process in list(_running):
-        process.give_up_copies()
+        process.disown()
     _running.clear()
+    for backend in list(_backends):
+        backend.workers.clear()  # from here on every order is one for a worker that is gone
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_after_fork)
+    os.register_at_fork(after_in_child=_disown_after_fork)
 
-# %% ../../nbs/05_backends/05_local.ipynb #96f3e537
+# %% ../../nbs/05_backends/05_local.ipynb #f9e217b1
+def interpreter_flags() -> list[str]:  # For example `["-O", "-X", "dev"]`
+    "Return the flags that this interpreter was started with."
+    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # pyright: ignore
+    return flags
+
+# %% ../../nbs/05_backends/05_local.ipynb #1c117d6e
 class ChildProcess:
     "A worker's process with its descriptors; raises `OSError` if it cannot be started."
 
@@ -160,39 +179,58 @@ class ChildProcess:
         self,
         config: WorkerConfig,  # Interpreter and environment
     ) -> None:
-        self._oom_kills, self.killed, self.abandoned = count_oom_kills(), False, False
-        self.socket, theirs = socket.socketpair()
-        lifeline, self._lifeline = os.pipe()
-        self.output, output = os.pipe()
-        shared = create_shared_memory()
+        self._oom_kills, self.killed, self.abandoned, self.disowned = count_oom_kills(), False, False, False
         self.released: deque[int] = deque()  # offsets of results that the app has let go
-        self.shared = SharedMemoryReader(shared, self.released.append) if shared is not None else None
-        folder = os.path.dirname(os.path.dirname(cjm_worker_ext.__file__)) if config.python == sys.executable else ""
-        passed = [theirs.fileno(), lifeline, *([] if shared is None else [shared])]
-        try:
-            self.popen = subprocess.Popen(
-                [config.python, "-P", "-c", BOOT, folder, *map(str, passed), *(["-1"] if shared is None else [])],
-                stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=passed, start_new_session=True,
-                env={**os.environ, **config.environment},
-            )  # fmt: skip
-        except OSError:
-            os.close(self._lifeline)
-            os.close(self.output)
-            self.socket.close()
-            raise
-        finally:
-            theirs.close()
-            os.close(lifeline)
-            os.close(output)
-        self.pid = self.popen.pid
-        self.watch = ExitWatch(self.pid)
-        self.socket.setblocking(False)
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:  # closed if anything below fails
+            self._open_descriptors(ours, theirs)
+            self.popen = self._start(config)
+            self.pid = self.popen.pid
+            try:
+                self.watch = ExitWatch(self.pid)
+            except OSError:
+                self.kill()
+                self.popen.wait()
+                raise
+            ours.pop_all()
         os.set_blocking(self.output, False)
         _running.add(self)
 
+    def _open_descriptors(self, ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> None:
+        def pipe() -> tuple[int, int]:
+            read, write = os.pipe()
+            ours.callback(os.close, min(read, write))
+            return read, write
+
+        self.socket, worker_socket = socket.socketpair()
+        ours.callback(self.socket.close)
+        theirs.callback(worker_socket.close)
+        self.socket.setblocking(False)
+        lifeline, self._lifeline = os.pipe()
+        ours.callback(os.close, self._lifeline)
+        theirs.callback(os.close, lifeline)
+        self.output, self._worker_output = os.pipe()
+        ours.callback(os.close, self.output)
+        theirs.callback(os.close, self._worker_output)
+        shared = create_shared_memory()
+        self.shared = SharedMemoryReader(shared, self.released.append) if shared is not None else None
+        self._passed = [worker_socket.fileno(), lifeline, *([] if shared is None else [shared])]
+
+    def _start(self, config: WorkerConfig) -> subprocess.Popen[bytes]:
+        own = config.python == sys.executable
+        folder = os.path.dirname(os.path.dirname(cjm_worker_ext.__file__)) if own else ""
+        flags = interpreter_flags() if own else []
+        numbers = [*map(str, self._passed), *(["-1"] if self.shared is None else [])]
+        return subprocess.Popen(
+            [config.python, *flags, "-P", "-c", BOOT, folder, *numbers],
+            stdin=subprocess.DEVNULL, stdout=self._worker_output, stderr=self._worker_output, pass_fds=self._passed,
+            start_new_session=True, env={**os.environ, **config.environment},
+        )  # fmt: skip
+
     def kill(self) -> None:
-        "Kill its whole process group."
+        "Kill its whole process group; in a forked child of the app, do nothing."
         self.killed = True
+        if self.disowned:
+            return
         with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: a group of zombies
             os.killpg(self.pid, signal.SIGKILL)
 
@@ -205,18 +243,28 @@ class ChildProcess:
         "Kill what is left of its group, and say how it ended; called once its end was noticed."
         by_us = self.killed
         self.kill()  # children that it left behind; its own number is not free yet, nobody has waited for it
-        exitcode = self.popen.wait()
+        exitcode = self._reap()
         _running.discard(self)
         memory_ran_out = self._oom_kills is not None and (count_oom_kills() or 0) > self._oom_kills
         out_of_memory = exitcode == -signal.SIGKILL and not by_us and memory_ran_out
         return WorkerExit(ExitReason.CRASHED, self.pid, exitcode, out_of_memory)
 
+    def _reap(self) -> int | None:  # None if somebody else has waited for it, or the app ignores SIGCHLD
+        "Wait for the process that has ended. `Popen.wait` would call an unknown exit code 0."
+        try:
+            exitcode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        except ChildProcessError:
+            exitcode = None
+        self.popen.returncode = 0 if exitcode is None else exitcode  # nobody needs to wait for it again
+        return exitcode
+
     def abandon(self) -> None:
         "Tell the host nothing more: the app is about to exit. May be called in any thread."
         self.abandoned = True
 
-    def give_up_copies(self) -> None:
-        "Close what a forked child of the app has inherited; the app's own descriptors stay open."
+    def disown(self) -> None:
+        "In a forked child of the app: close the copies that would keep the worker alive. The app's own stay open."
+        self.disowned, self.popen.returncode = True, 0
         for fd in (self.socket.detach(), self._lifeline):
             os.close(fd)
 
@@ -228,7 +276,7 @@ class ChildProcess:
         os.close(self.output)
         self.shared = None  # its file is closed when nobody reads from it any more
 
-# %% ../../nbs/05_backends/05_local.ipynb #b7cc2e68
+# %% ../../nbs/05_backends/05_local.ipynb #a6cac62e
 class FrameSocket:
     "The app's end of a worker's socket: frames in, frames out; lives on one event loop."
 
@@ -240,7 +288,7 @@ class FrameSocket:
         scratch: bytearray,  # Small messages are read into it; all workers of one loop may share it
     ) -> None:
         self._sock, self._loop, self._scratch = sock, loop, scratch
-        self._reader = FrameReader(limit)
+        self._reader = FrameReader(limit, first_room=1 << 20)  # a worker may lie about the size of a frame
         self._unsent: deque[memoryview] = deque()
         self._when_sent: Callable[[], object] | None = None
 
@@ -374,9 +422,12 @@ def _mapped(frame: Frame, shared: SharedMemoryReader | None) -> list[Any]:
         raise ValueError("the worker named shared memory, which it does not have")
     return [shared.view(place - 1, buffer) if shared and place else buffer for place, buffer in frame.buffers]
 
-# %% ../../nbs/05_backends/05_local.ipynb #1a1056e4
+# %% ../../nbs/05_backends/05_local.ipynb #784ba4ba
 class LocalWorker:
-    "A worker process and the talk with it; lives on the event loop that made it."
+    "A worker process and the messages to and from it; lives on the event loop that made it."
+
+    OUTPUT_AT_ONCE = 1 << 16  # Bytes read in one turn of the loop, all that a pipe holds; the rest is read in turn
+    LAST_READS = 64  # Reads of what a dead worker has left: a child that it left behind may go on writing
 
     def __init__(
         self,
@@ -433,6 +484,8 @@ class LocalWorker:
     # what it says
 
     def _on_readable(self) -> None:
+        if self.process.disowned:  # this is a forked child of the app, whose loop turns once more
+            return
         try:
             self._read()
         except EOFError:
@@ -503,6 +556,7 @@ class LocalWorker:
         task_number, self.task_number, self._reads_result = self.task_number, 0, False
         if self._exit is None:
             self._read_output()
+            self._end_output()
         self.host.on_answer(self.number, task_number, answer)
         if self._exit is not None:  # it ended while a thread was reading
             self.host.on_exit(self.number, self._exit)
@@ -511,22 +565,28 @@ class LocalWorker:
 
     def _read_output(self) -> None:
         "Read what it has written so far: the lines of a job come before its answer."
-        for _ in range(2):  # a plugin that floods must not hold the loop: the rest is read in turn
-            try:
-                data = os.read(self.process.output, 1 << 12)
-            except BlockingIOError:  # the usual case
-                return
-            if not data:
-                return
+        try:
+            data = os.read(self.process.output, self.OUTPUT_AT_ONCE)
+        except BlockingIOError:  # the usual case
+            return
+        if data:
             self._tell_output(data)
+
+    def _end_output(self) -> None:
+        "A job has ended: its last line is its own also without an end, and a later crash quotes none of its lines."
+        if self.lines.has_rest:
+            self._tell_output(b"")
+        self.lines.tail.clear()
 
     def _tell_output(self, data: bytes) -> None:
         for line in self.lines.feed(data):
             self.host.on_output(self.number, line)
 
     def _on_output(self) -> None:
+        if self.process.disowned:
+            return
         try:
-            data = os.read(self.process.output, 1 << 12)  # a few lines at a time, as above
+            data = os.read(self.process.output, self.OUTPUT_AT_ONCE)
         except BlockingIOError:
             return
         self._tell_output(data)
@@ -538,6 +598,8 @@ class LocalWorker:
     def _on_exit(self) -> None:
         "The process has ended: hear its last words, clear up, and tell."
         process = self.process
+        if process.disowned:
+            return
         if process.abandoned:
             self.loop.remove_reader(process.watch.fd)
             return
@@ -549,10 +611,13 @@ class LocalWorker:
         self._readable = True
         self.host.on_dying(self.number, undelivered)
         with contextlib.suppress(EOFError):
-            while self._read():
-                pass
+            for _ in range(self.LAST_READS):
+                if not self._read():
+                    break
         with contextlib.suppress(OSError):
-            while data := os.read(process.output, 1 << 16):
+            for _ in range(self.LAST_READS):
+                if not (data := os.read(process.output, self.OUTPUT_AT_ONCE)):
+                    break
                 self._tell_output(data)
         self._tell_output(b"")
         process.close()
@@ -560,7 +625,7 @@ class LocalWorker:
         if not self._reads_result:  # else the answer comes first
             self.host.on_exit(self.number, self._exit)
 
-# %% ../../nbs/05_backends/05_local.ipynb #66c144dd
+# %% ../../nbs/05_backends/05_local.ipynb #2e254fa4
 class LocalBackend:
     """The workers of one manager, as processes on this machine; implements `backends.base.Backend`.
 
@@ -575,8 +640,14 @@ class LocalBackend:
     ) -> None:
         if sys.platform == "win32":
             raise PlatformError("workers cannot be started on Windows yet; use Linux, macOS or WSL")
+        if getattr(sys, "frozen", False) and config.python == sys.executable:
+            raise PlatformError(  # sys.executable is the app: each worker would be the whole app once more
+                f"workers cannot be started by a frozen app ({sys.executable}): set WorkerConfig.python to a Python "
+                "interpreter that has cjm-worker-ext installed"
+            )
         self.config, self.host = config, host
         self.workers: dict[int, LocalWorker] = {}
+        _backends.add(self)
         factory = setup.plugin_manager_factory
         hello = {
             # another environment has a path of its own

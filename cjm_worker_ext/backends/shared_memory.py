@@ -27,7 +27,7 @@ def create_shared_memory() -> int | None:  # A file descriptor, to be passed to 
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
     return fd
 
-# %% ../../nbs/05_backends/03_shared_memory.ipynb #ebc9316d
+# %% ../../nbs/05_backends/03_shared_memory.ipynb #559799de
 class SharedMemoryWriter:
     "Places large buffers; used by one worker, in its main thread."
 
@@ -46,22 +46,28 @@ class SharedMemoryWriter:
     def put(
         self,
         data: memoryview,  # At least one byte, contiguous
-    ) -> int:  # Offset at which the app finds it
+    ) -> int | None:  # Offset at which the app finds it; None if the system gives no memory for it
         "Copy `data` into the smallest free segment that holds it, or into a new one."
         fitting = [o for o in self._free if data.nbytes <= self._sizes[o] <= 4 * data.nbytes + self.GRAIN]
+        offset = min(fitting, key=self._sizes.__getitem__) if fitting else self.end
+        size = self._sizes[offset] if fitting else -(-data.nbytes // self.GRAIN) * self.GRAIN
+        try:
+            room = self._room(offset + size)
+        except (OSError, ValueError):  # nothing is noted yet, so a smaller result may still succeed
+            return None
         if fitting:
-            offset = min(fitting, key=self._sizes.__getitem__)
             self._free.remove(offset)
         else:
-            offset, size = self.end, -(-data.nbytes // self.GRAIN) * self.GRAIN
-            self._sizes[offset], self.end = size, self.end + size
-        self._room()[offset : offset + data.nbytes] = data.cast("B")
+            self._sizes[offset], self.end = size, offset + size
+        room[offset : offset + data.nbytes] = data.cast("B")
         return offset
 
-    def _room(self) -> mmap.mmap:
-        if self._map is None or len(self._map) < self.end:
-            size = 1 << max(26, (self.end - 1).bit_length())
-            os.ftruncate(self.fd, size)
+    def _room(self, end: int) -> mmap.mmap:
+        "Return a mapping that reaches to `end` at least."
+        if self._map is None or len(self._map) < end:
+            size = 1 << max(26, (end - 1).bit_length())
+            if os.fstat(self.fd).st_size < size:  # it may have grown for a result that could then not be mapped
+                os.ftruncate(self.fd, size)
             import mmap  # loads a library, for large results only
 
             self._map = mmap.mmap(self.fd, size)
@@ -76,11 +82,11 @@ class SharedMemoryWriter:
         if sum(self._sizes[o] for o in self._free) > self.KEPT:
             import mmap
 
-            self._room().madvise(
+            self._room(self.end).madvise(
                 mmap.MADV_REMOVE, offset, self._sizes[offset]
             )  # its pages go back to the system, its place stays
 
-# %% ../../nbs/05_backends/03_shared_memory.ipynb #23044b0e
+# %% ../../nbs/05_backends/03_shared_memory.ipynb #36c1be27
 class SharedMemoryReader:
     "Finds what a worker has placed; trusts nothing that the worker says about sizes."
 
@@ -105,7 +111,8 @@ class SharedMemoryReader:
         if self._map is None or len(self._map) < offset + size:
             import mmap
 
-            self._map = mmap.mmap(self.fd, length)
+            # not the whole file: it may have grown to a size that cannot be mapped
+            self._map = mmap.mmap(self.fd, min(length, 1 << max(26, (offset + size - 1).bit_length())))
         from ctypes import c_char
 
         view = (c_char * size).from_buffer(self._map, offset)

@@ -29,7 +29,7 @@ PLACE = struct.Struct("<QQ")  # bytes of one buffer; 0 if it follows inline, els
 LARGE = 1 << 20  # Bytes from which a buffer goes through shared memory, where the system has it
 MOST_BUFFERS = 500  # Of one message; the system takes 1,024 pieces at once (IOV_MAX)
 
-# %% ../../nbs/05_backends/01_wire.ipynb #23c616ca
+# %% ../../nbs/05_backends/01_wire.ipynb #45a04721
 def encode(
     kind: int,  # One of the kinds above
     task_number: int,  # Number of the task that this belongs to; 0 if none
@@ -54,22 +54,32 @@ class Frame:
     def __init__(self, kind: int, task_number: int, payload: Bytes, buffers: Sequence[tuple[int, Any]] = ()) -> None:
         self.kind, self.task_number, self.payload, self.buffers = kind, task_number, payload, buffers
 
-# %% ../../nbs/05_backends/01_wire.ipynb #6ca09492
+# %% ../../nbs/05_backends/01_wire.ipynb #6fc6b4e6
 class FrameReader:
     "Turns received bytes into frames; knows nothing of sockets."
 
     def __init__(
         self,
         limit: int = 1 << 62,  # Largest frame in bytes; a larger one is a broken or hostile peer
+        first_room: int = 1 << 62,  # Bytes set aside for a large frame at once; for a peer that may lie, few
     ) -> None:
-        self.limit = limit
+        self.limit, self.first_room = limit, first_room
         self._rest = bytearray()  # the beginning of a frame that has not arrived whole
         self._filled = 0  # how much of `_rest` is filled, once its size is known
         self._total = 0  # size of the frame in `_rest`, 0 if not known yet
 
     def room(self) -> memoryview | None:  # Where to write the next bytes of a large frame; None: anywhere
-        "Return the memory that the rest of a large frame belongs in."
-        return memoryview(self._rest)[self._filled :] if self._total else None
+        """Return the memory that the rest of a large frame belongs in.
+
+        It grows as bytes arrive: a frame that only announces gigabytes costs nothing.
+        """
+        if not self._total:
+            return None
+        if self._filled == len(self._rest):
+            grown = bytearray(min(self._total, max(3 * self._filled, self.first_room)))
+            grown[: self._filled] = self._rest
+            self._rest = grown  # and not resized: the caller may still hold a view of it
+        return memoryview(self._rest)[self._filled :]
 
     def filled(self, count: int) -> Iterator[Frame]:
         "Take note that `count` bytes were written into `room()`; yields the frame, in memory of its own, once it is whole."
@@ -102,8 +112,7 @@ class FrameReader:
             return
         size = self._size(data, start) if end - start >= HEADER.size else 0
         if size > 1 << 16:
-            self._rest = bytearray(size)
-            self._rest[: end - start] = data[start:]
+            self._rest = bytearray(data[start:])
             self._total, self._filled = size, end - start
         else:
             self._rest = bytearray(data[start:])

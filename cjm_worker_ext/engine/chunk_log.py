@@ -17,7 +17,7 @@ from cjm_worker_ext.errors import StreamGap
 # %% auto #0
 __all__ = ['ChunkLog']
 
-# %% ../../nbs/07_engine/03_chunk_log.ipynb #527bc889
+# %% ../../nbs/07_engine/03_chunk_log.ipynb #29e3c03a
 class ChunkLog:
     "The chunks of one job, in order; lives on one event loop."
 
@@ -33,6 +33,7 @@ class ChunkLog:
         self._readers: dict[object, int] = {}  # each one's next position
         self._sleepers: list[asyncio.Future[None]] = []
         self._paused = self._full = False
+        self.ignored = 0  # Chunks that came after `take_no_more`
 
     @property
     def end(self) -> int:  # How many chunks there were so far
@@ -41,6 +42,7 @@ class ChunkLog:
     def add(self, chunks: list[Any]) -> None:
         "Append chunks, and drop the oldest ones if nobody needs them."
         if self._full:
+            self.ignored += len(chunks)
             return
         self.kept.extend(chunks)
         if len(self.kept) > self.limit:

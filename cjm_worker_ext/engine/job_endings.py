@@ -45,7 +45,7 @@ def explain(
     policy = f"restart_policy={config.restart_policy}, max_restart_attempts={config.max_restart_attempts}"
     return WorkersExhausted(f"job {job_id}: no worker is left ({policy}); the last one {last_exit or 'never started'}")
 
-# %% ../../nbs/07_engine/05_job_endings.ipynb #7d520733
+# %% ../../nbs/07_engine/05_job_endings.ipynb #3e177173
 class JobEndings:
     "Ends jobs; lives on one event loop."
 
@@ -70,6 +70,7 @@ class JobEndings:
             self._complete(record, answer.value)
         else:
             self._end_otherwise(record, cause, answer)
+        record.answer = None  # the raw result may be large, and the job has what the hook made of it
         self.jobs.retire(record)
         self.job_events.job_ended(record.job)
         record.wake()
@@ -90,6 +91,11 @@ class JobEndings:
 
     def _complete(self, record: JobRecord, value: Any) -> None:
         log = record.chunks
+        if log is not None and log.ignored and record.task.ending is not None:
+            # the plugin finished before it noticed the interrupt, but its last chunks were not kept any more:
+            # `completed` would promise a result that is whole
+            self._end_otherwise(record, record.task.ending, None)
+            return
         if value is None and log is not None and log.end:
             value = list(log.kept)
             if log.first:
