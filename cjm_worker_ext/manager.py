@@ -115,7 +115,7 @@ class Admissions:
         finally:
             self.tasks.pop(record.job.id, None)
 
-# %% ../nbs/08_manager.ipynb #7141fc2c
+# %% ../nbs/08_manager.ipynb #4dbd432a
 class BaseJobManager:
     """Runs jobs of plugins in worker processes.
 
@@ -260,7 +260,7 @@ class BaseJobManager:
     def stream(
         self,
         job_id: str,  # Of a job that is not forgotten
-        start: int = 0,  # Position of the first chunk to read, >= 0; one that is still to come is waited for
+        start: int = 0,  # Position of the first chunk to read, >= 0; the reader waits for a chunk that is still to come
     ) -> AsyncIterator[Any]:  # The chunks from `start` on, as they come
         """Iterate over what a job yields; ends when the job does, however it ends.
 

@@ -17,7 +17,7 @@ from cjm_worker_ext.errors import StreamGap
 # %% auto #0
 __all__ = ['ChunkLog']
 
-# %% ../../nbs/07_engine/03_chunk_log.ipynb #527bc889
+# %% ../../nbs/07_engine/03_chunk_log.ipynb #4436e272
 class ChunkLog:
     "The chunks of one job, in order; lives on one event loop."
 
@@ -66,7 +66,7 @@ class ChunkLog:
 
     def read(
         self,
-        start: int = 0,  # Position of the first chunk to read, >= 0; the reader waits for one that is still to come
+        start: int = 0,  # Position of the first chunk to read, >= 0; the reader waits for a chunk that is still to come
     ) -> AsyncIterator[Any]:
         """Iterate over the chunks from position `start` on, until the job has ended.
 
@@ -80,7 +80,9 @@ class ChunkLog:
         me = object()
         self._readers[me] = start
         chunks = self._read(me)
-        weakref.finalize(chunks, self._leave, me).atexit = False  # one that is dropped unread never enters its `try`
+        weakref.finalize(
+            chunks, self._leave, me
+        ).atexit = False  # a reader that is dropped unread never enters its `try`
         return chunks
 
     async def _read(self, me: object) -> AsyncIterator[Any]:
