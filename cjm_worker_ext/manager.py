@@ -258,7 +258,7 @@ class BaseJobManager:
     def stream(
         self,
         job_id: str,  # Of a job that is not forgotten
-        start: int = 0,  # Position of the first chunk to read, >= 0; one that is still to come is waited for
+        start: int = 0,  # Position of the first chunk to read, >= 0; the reader waits for a chunk that is still to come
     ) -> AsyncIterator[Any]:  # The chunks from `start` on, as they come
         """Iterate over what a job yields; ends when the job does, however it ends.
 

@@ -99,14 +99,14 @@ def time_used_by(pid: int) -> int:
 def test_cancel_of_what_does_not_listen_and_of_what_waits(tmp_path):
     started = tmp_path / "started"
     with make(max_workers=1) as manager:
-        deaf = manager.start_job("hold_lock", started=str(started))
+        stuck = manager.start_job("hold_lock", started=str(started))
         waiting = manager.start_job("echo")
         until_now(started.exists)
-        before = time_used_by(deaf.worker_pid)
-        until_now(lambda: time_used_by(deaf.worker_pid) > before + 1)
+        before = time_used_by(stuck.worker_pid)
+        until_now(lambda: time_used_by(stuck.worker_pid) > before + 1)
         assert manager.cancel_job(waiting.id) and waiting.attempts == 0
-        assert manager.cancel_job(deaf.id) and not is_alive(deaf.worker_pid)
-        assert not manager.cancel_job(deaf.id), "it had ended before"
+        assert manager.cancel_job(stuck.id) and not is_alive(stuck.worker_pid)
+        assert not manager.cancel_job(stuck.id), "it had ended before"
         assert manager.wait(manager.start_job("echo", value=1).id, 20).result == 1
 
 

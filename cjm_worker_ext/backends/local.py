@@ -165,13 +165,13 @@ def _disown_after_fork() -> None:
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_disown_after_fork)
 
-# %% ../../nbs/05_backends/05_local.ipynb #f9e217b1
+# %% ../../nbs/05_backends/05_local.ipynb #5ad67d62
 def interpreter_flags() -> list[str]:  # For example `["-O", "-X", "dev"]`
     "Return the flags that this interpreter was started with."
-    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # pyright: ignore
-    return flags
+    found: Any = subprocess
+    return list[str](found._args_from_interpreter_flags())
 
-# %% ../../nbs/05_backends/05_local.ipynb #1c117d6e
+# %% ../../nbs/05_backends/05_local.ipynb #9cdccae2
 class ChildProcess:
     "A worker's process with its descriptors; raises `OSError` if it cannot be started."
 
@@ -196,11 +196,6 @@ class ChildProcess:
         _running.add(self)
 
     def _open_descriptors(self, ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> None:
-        def pipe() -> tuple[int, int]:
-            read, write = os.pipe()
-            ours.callback(os.close, min(read, write))
-            return read, write
-
         self.socket, worker_socket = socket.socketpair()
         ours.callback(self.socket.close)
         theirs.callback(worker_socket.close)

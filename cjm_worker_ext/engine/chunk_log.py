@@ -68,7 +68,7 @@ class ChunkLog:
 
     def read(
         self,
-        start: int = 0,  # Position of the first chunk to read, >= 0; the reader waits for one that is still to come
+        start: int = 0,  # Position of the first chunk to read, >= 0; the reader waits for a chunk that is still to come
     ) -> AsyncIterator[Any]:
         """Iterate over the chunks from position `start` on, until the job has ended.
 
@@ -82,7 +82,9 @@ class ChunkLog:
         me = object()
         self._readers[me] = start
         chunks = self._read(me)
-        weakref.finalize(chunks, self._leave, me).atexit = False  # one that is dropped unread never enters its `try`
+        weakref.finalize(
+            chunks, self._leave, me
+        ).atexit = False  # a reader that is dropped unread never enters its `try`
         return chunks
 
     async def _read(self, me: object) -> AsyncIterator[Any]:
