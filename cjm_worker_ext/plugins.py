@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+from _thread import get_ident
 
 from cjm_worker_ext.errors import PluginError, PluginLoadError, UnknownPlugin
 
@@ -16,8 +17,8 @@ if TYPE_CHECKING:  # a worker starts faster without `typing`
     from typing import Any
 
 # %% auto #0
-__all__ = ['JobContext', 'current_context', 'set_current_context', 'resolve_target', 'LoadedPlugin', 'PluginManager',
-           'describe_error', 'describe_load_error']
+__all__ = ['context_of_thread', 'JobContext', 'current_context', 'set_current_context', 'resolve_target', 'LoadedPlugin',
+           'PluginManager', 'describe_error', 'describe_load_error']
 
 # %% ../nbs/04_plugins.ipynb #511d40b2
 class JobContext:
@@ -48,11 +49,14 @@ class JobContext:
 
 
 _current = JobContext()
+# By thread, for several jobs in one process (see `testing`). A worker leaves it empty: the threads that a plugin starts
+# belong to the one job that runs there.
+context_of_thread: dict[int, JobContext] = {}
 
 
 def current_context() -> JobContext:  # Outside of a job, one that nobody listens to
     "Return the context of the job that this worker runs, for code that is not handed one."
-    return _current
+    return context_of_thread.get(get_ident(), _current) if context_of_thread else _current
 
 
 def set_current_context(
