@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from types import EllipsisType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from cjm_worker_ext.blocking import BlockingManager
 
 # %% auto #0
-__all__ = ['check_arguments', 'Admissions', 'BaseJobManager']
+__all__ = ['check_arguments', 'Admissions', 'override_backend', 'BaseJobManager']
 
 # %% ../nbs/08_manager.ipynb #c2b3665a
 def check_arguments(
@@ -111,6 +112,27 @@ class Admissions:
                 engine.end_unsubmitted(record, Cause.ANSWERED)
         finally:
             self.tasks.pop(record.job.id, None)
+
+# %% ../nbs/08_manager.ipynb #fa9ca2ac
+_override: BackendFactory | None = (
+    None  # A module's variable: the app's event loop may run in another thread than the test
+)
+
+# %% ../nbs/08_manager.ipynb #29928570
+@contextmanager
+def override_backend(
+    backend: BackendFactory,  # Makes the backend of each manager
+) -> Iterator[None]:
+    """Give another backend to every manager that makes its first call inside the block, whatever its own one is.
+
+    For tests; see `testing.use_in_process_backend`. It holds in every thread of the process. Blocks may be nested.
+    """
+    global _override
+    outer, _override = _override, backend
+    try:
+        yield
+    finally:
+        _override = outer
 
 # %% ../nbs/08_manager.ipynb #549bb50e
 class BaseJobManager:
@@ -475,7 +497,8 @@ class BaseJobManager:
         queues, resource_of = (self._event_queue, self._resource_queue), self.plugin_resource_identifier
         job_events = JobEvents(self.worker_type, *queues, resource_of, self._failures)
         config, setup = self.worker_config, WorkerSetup(self._plugin_manager_factory, self.supports_streaming)
-        return Engine(self, config, job_events, self._failures, lambda host: self._make_backend(config, host, setup))
+        make_backend = _override or self._make_backend
+        return Engine(self, config, job_events, self._failures, lambda host: make_backend(config, host, setup))
 
     async def _change_plugin(self, kind: TaskKind, entry: PluginEntry, everywhere: bool) -> None:
         "Load or unload a plugin; raises the first error once every worker has answered."
