@@ -20,7 +20,7 @@ else:
     import _pickle as pickle  # what `pickle` is made of; the rest of it, and `re`, is a quarter of a worker's start
 
 # %% auto #0
-__all__ = ['dumps', 'AllowList', 'refuse_state_for_classes', 'SafeUnpickler', 'safe_unpickler', 'loads', 'chunks_in',
+__all__ = ['dumps', 'too_large', 'AllowList', 'refuse_state_for_classes', 'SafeUnpickler', 'safe_unpickler', 'loads', 'chunks_in',
            'error_record', 'load_exception']
 
 # %% ../../nbs/05_backends/02_codec.ipynb #b51775ac
@@ -103,6 +103,15 @@ def dumps(
     except Exception as e:  # a plugin's object: its __reduce__ may raise anything
         raise NotSerializable(f"{what} cannot be sent: {_reason(e)}; {remedy}") from e
     return file.getvalue(), buffers
+
+
+def too_large(
+    what: str,  # As for `dumps`
+    size: int,  # Its bytes, buffers included
+    limit: int,  # `WorkerConfig.max_result_bytes`
+) -> NotSerializable:  # To be raised
+    "Say that a value is larger than the app allows."
+    return NotSerializable(f"{what} has {size:,} bytes; WorkerConfig.max_result_bytes allows {limit:,}")
 
 
 def _reason(error: BaseException) -> str:

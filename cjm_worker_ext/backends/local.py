@@ -47,7 +47,7 @@ from cjm_worker_ext.jobs import utc_now
 
 # %% auto #0
 __all__ = ['count_oom_kills', 'LineReader', 'ExitWatch', 'interpreter_flags', 'ChildProcess', 'FrameSocket', 'ResultReader',
-           'LocalWorker', 'LocalBackend']
+           'LocalWorker', 'PluginTargets', 'LocalBackend']
 
 # %% ../../nbs/05_backends/05_local.ipynb #3662cd51
 logger = logging.getLogger(__name__)
@@ -620,7 +620,24 @@ class LocalWorker:
         if not self._reads_result:  # else the answer comes first
             self.host.on_exit(self.number, self._exit)
 
-# %% ../../nbs/05_backends/05_local.ipynb #2e254fa4
+# %% ../../nbs/05_backends/05_local.ipynb #b7b974a4
+class PluginTargets:
+    "What the plugins of one manager run, as bytes for its workers."
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[Any, bytes | None]] = {}  # plugin id: its target, and the target's bytes
+
+    def bytes_of(self, plugin: PluginEntry) -> bytes | None:  # None if the app's own plugin manager knows it
+        "Serialise a plugin unless that is done already; raises `NotSerializable`."
+        known = self._known.get(plugin.plugin_id)
+        if known is None or known[0] is not plugin.target:
+            remedy = "make what it needs in `load`, or name the plugin as 'module:attribute'"
+            what = f"plugin {plugin.plugin_id!r}"
+            data = None if plugin.target is None else dumps(plugin.target, what, by_value=True, remedy=remedy)[0]
+            known = self._known[plugin.plugin_id] = (plugin.target, data)
+        return known[1]
+
+# %% ../../nbs/05_backends/05_local.ipynb #ede7d940
 class LocalBackend:
     """The workers of one manager, as processes on this machine; implements `backends.base.Backend`.
 
@@ -653,22 +670,13 @@ class LocalBackend:
         }
         self._hello = encode(wire.HELLO, 0, dumps(hello)[0])
         self._reader, self._scratch = ResultReader(AllowList(config.allowed_types)), bytearray(1 << 18)
-        self._targets: dict[str, tuple[Any, bytes | None]] = {}  # plugin id: its target, and the target's bytes
+        self._targets = PluginTargets()
 
     # plugins
 
     def prepare(self, plugin: PluginEntry) -> None:
         "Serialise a plugin; raises `NotSerializable`."
-        self._target(plugin)
-
-    def _target(self, plugin: PluginEntry) -> bytes | None:  # None if the app's own plugin manager knows it
-        known = self._targets.get(plugin.plugin_id)
-        if known is None or known[0] is not plugin.target:
-            remedy = "make what it needs in `load`, or name the plugin as 'module:attribute'"
-            what = f"plugin {plugin.plugin_id!r}"
-            data = None if plugin.target is None else dumps(plugin.target, what, by_value=True, remedy=remedy)[0]
-            known = self._targets[plugin.plugin_id] = (plugin.target, data)
-        return known[1]
+        self._targets.bytes_of(plugin)
 
     # orders
 
@@ -688,7 +696,7 @@ class LocalBackend:
     def execute(self, worker: int, order: JobOrder) -> bool:
         "As `Backend.execute`."
         plugin = order.plugin
-        load = (self._target(plugin), plugin.config) if order.load else None
+        load = (self._targets.bytes_of(plugin), plugin.config) if order.load else None
         content: Any = (order.job_id, plugin.plugin_id, load, order.params)
         data, buffers = dumps(content, f"the parameters of job {order.job_id!r}", by_value=True)
         pieces = encode(wire.EXECUTE, order.task_number, data, [(0, b.raw()) for b in buffers] if buffers else ())
@@ -698,7 +706,7 @@ class LocalBackend:
     def load(self, worker: int, task_number: int, plugin: PluginEntry) -> bool:
         "As `Backend.load`."
         what = f"the configuration of plugin {plugin.plugin_id!r}"
-        content = dumps((plugin.plugin_id, self._target(plugin), plugin.config), what, by_value=True)[0]
+        content = dumps((plugin.plugin_id, self._targets.bytes_of(plugin), plugin.config), what, by_value=True)[0]
         return self._change(worker, task_number, encode(wire.LOAD, task_number, content))
 
     def unload(self, worker: int, task_number: int, plugin: PluginEntry) -> bool:

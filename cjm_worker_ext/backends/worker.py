@@ -13,7 +13,7 @@ import threading
 import time
 from io import BytesIO
 
-from cjm_worker_ext.backends.codec import dumps, error_record
+from cjm_worker_ext.backends.codec import dumps, error_record, too_large
 from cjm_worker_ext.backends.shared_memory import SharedMemoryWriter
 from cjm_worker_ext.backends.wire import (
     CANCEL,
@@ -60,7 +60,7 @@ else:  # what the two are made of: the rest of them, and `re` and `enum`, is a q
 
 # %% auto #0
 __all__ = ['F_SETSIG', 'arm_lifeline', 'is_readable', 'Channel', 'Outbox', 'is_importing', 'Interrupter', 'WorkerPlugins',
-           'Worker', 'main']
+           'OrderUnpickler', 'Worker', 'main']
 
 # %% ../../nbs/05_backends/04_worker.ipynb #d35ab2cb
 F_SETSIG = 10  # fcntl command of Linux: which signal announces that a descriptor is ready (fcntl(2))
@@ -307,15 +307,20 @@ class Interrupter:
 class WorkerPlugins:
     "The plugin manager of a worker, and what each plugin was loaded with."
 
-    def __init__(self) -> None:
-        self.factory: bytes | None = None  # A pickle that makes the plugin manager; None: the default one
+    def __init__(
+        self,
+        read: Callable[[Any], Any] = pickle.loads,  # Makes a plugin, or the factory, of what the app has sent
+    ) -> None:
+        self._read = read
+        self.factory: Any = None  # What the app has sent of its factory of a plugin manager; None: the default one
+        self.streaming = False  # Whether the plugin manager is asked to stream
         self.manager: Any = None  # Made when it is first needed
         self.configs: dict[str, dict[str, Any]] = {}  # Of loaded plugins
 
     def load(
         self,
         plugin_id: str,  # As in the app
-        target: bytes | None,  # A pickle of what runs; None: the plugin manager knows
+        target: Any,  # What the app has sent of the plugin; None: the plugin manager knows it
         config: dict[str, Any],  # Handed to the plugin
     ) -> bool:  # Whether it yields chunks
         "Load a plugin, or load it again; whatever goes wrong is a `PluginLoadError`."
@@ -323,7 +328,7 @@ class WorkerPlugins:
         try:
             manager = self._manager()
             if target is not None:
-                manager.targets[plugin_id] = pickle.loads(target)
+                manager.targets[plugin_id] = self._read(target)
             load = manager.load_plugin if before is None else manager.reload_plugin
             if load(plugin_id, dict(config)) is False:
                 raise PluginLoadError(f"plugin {plugin_id!r} failed to load: its plugin manager returned False")
@@ -336,9 +341,15 @@ class WorkerPlugins:
 
     def _manager(self) -> Any:
         if self.manager is None:
-            made: Any = PluginManager if self.factory is None else pickle.loads(self.factory)
+            made: Any = PluginManager if self.factory is None else self._read(self.factory)
             self.manager = (resolve_target(made) if isinstance(made, str) else made)()
         return self.manager
+
+    def method_for(self, plugin_id: str) -> Any:  # Called with the plugin's id and the parameters of a job
+        "Choose the method of the plugin manager that runs a loaded plugin."
+        if self.streaming and self.manager.check_streaming_support(plugin_id):
+            return self.manager.execute_plugin_stream
+        return self.manager.execute_plugin
 
     def unload(self, plugin_id: str) -> None:
         "Unload a plugin; one that is not loaded is no error."
@@ -354,7 +365,7 @@ class WorkerPlugins:
                 sys.stderr.write(f"{describe_error(e)}\n")
 
 # %% ../../nbs/05_backends/04_worker.ipynb #f755b588
-class _ParamsUnpickler(pickle.Unpickler):
+class OrderUnpickler(pickle.Unpickler):
     "Reads what the app sent: the app may send code."
 
     def __init__(self, payload: Bytes, buffers: Sequence[Any]) -> None:
@@ -393,6 +404,7 @@ class Worker:
                     sys.path[:] = self.settings["path"]
                 self.outbox.limit = self.settings["max_result_bytes"]
                 self.plugins.factory = self.settings["plugin_manager_factory"]
+                self.plugins.streaming = self.settings["streaming"]
                 self.channel.send(encode(READY, 0))
             elif frame.kind == RELEASE:
                 self._release(bytes(frame.payload))
@@ -421,7 +433,7 @@ class Worker:
 
     def _execute(self, frame: Frame) -> Sequence[Bytes]:
         if frame.buffers:
-            content = _ParamsUnpickler(frame.payload, [buffer for _, buffer in frame.buffers]).load()
+            content = OrderUnpickler(frame.payload, [buffer for _, buffer in frame.buffers]).load()
         else:  # nothing was left out, so nothing has to be put back
             content = pickle.loads(frame.payload)
         job_id, plugin_id, load, params = content
@@ -432,10 +444,7 @@ class Worker:
             self._load(frame.task_number, plugin_id, *load)
         ctx.config = self.plugins.configs.get(plugin_id, {})
         self.interrupter.arm()
-        if self.settings["streaming"] and self.plugins.manager.check_streaming_support(plugin_id):
-            result = self.plugins.manager.execute_plugin_stream(plugin_id, **params)
-        else:
-            result = self.plugins.manager.execute_plugin(plugin_id, **params)
+        result = self.plugins.method_for(plugin_id)(plugin_id, **params)
         self.interrupter.disarm()
         if hasattr(result, "__next__"):
             result = self._stream(result)
@@ -475,9 +484,7 @@ class Worker:
         views = [b.raw() for b in buffers]
         size, limit = len(data) + sum(v.nbytes for v in views), self.settings["max_result_bytes"]
         if size > limit:
-            raise NotSerializable(
-                f"the result of job {job_id!r} has {size:,} bytes; WorkerConfig.max_result_bytes allows {limit:,}"
-            )
+            raise too_large(f"the result of job {job_id!r}", size, limit)
         places: list[tuple[int, memoryview | int]] = []
         for view in views:
             place = self.shared.put(view) if self.shared is not None and view.nbytes >= LARGE else None
