@@ -73,7 +73,7 @@ def seconds(default: T) -> T:
     "Declare a field that holds a number of seconds."
     return field(default=default, metadata={"rule": NumberRule(float, 0, default is None)})
 
-# %% ../nbs/02_config.ipynb #6f70164e
+# %% ../nbs/02_config.ipynb #bc35b9f9
 @dataclass(frozen=True, kw_only=True)
 class WorkerConfig:
     "How many workers a manager has, and how it treats them; raises `ConfigError` that names every wrong field."
@@ -84,13 +84,14 @@ class WorkerConfig:
 
     # Restarts
     restart_policy: RestartPolicy = RestartPolicy.BACKOFF  # What follows the end of a worker
-    max_restart_attempts: int = whole(5)  # Ends in a row of workers that had no job, after which pending jobs fail
+    max_restart_attempts: int = whole(5)  # Starts in a row that fail, after which pending jobs fail
     restart_backoff_seconds: float = seconds(0.5)  # Wait before the second restart in a row; doubles with each
     restart_backoff_max_seconds: float = seconds(30.0)  # Longest such wait
 
     # Timeouts
     job_timeout_seconds: float | None = seconds(None)  # Time for a job on a loaded plugin; None: no limit
     load_timeout_seconds: float | None = seconds(None)  # Time for loading a plugin; None: no limit
+    unload_timeout_seconds: float = seconds(30.0)  # Time for unloading a plugin, before its worker is killed
     start_timeout_seconds: float = seconds(60.0)  # Time for a process to start, before it is killed
     cancel_grace_seconds: float = seconds(2.0)  # Time for an interrupted job to end, before its process is killed
     shutdown_timeout_seconds: float = seconds(10.0)  # Time for a whole shutdown

@@ -11,8 +11,9 @@ if TYPE_CHECKING:  # a worker starts faster without `typing`
 
 # %% auto #0
 __all__ = ['WorkerExtError', 'ProtocolError', 'ConfigError', 'PlatformError', 'UnknownPlugin', 'UnknownJob', 'ManagerClosed',
-           'WrongLoop', 'QueueFull', 'StreamGap', 'PluginLoadError', 'PluginError', 'JobTimeout', 'NotSerializable',
-           'RefusedType', 'ResourcesUnavailable', 'WorkersExhausted', 'describe_exit', 'WorkerCrashed', 'JobCancelled']
+           'WrongLoop', 'ForkedManager', 'QueueFull', 'StreamGap', 'PluginLoadError', 'PluginError', 'JobTimeout',
+           'NotSerializable', 'RefusedType', 'ResourcesUnavailable', 'WorkersExhausted', 'describe_exit',
+           'WorkerCrashed', 'JobCancelled']
 
 # %% ../nbs/00_errors.ipynb #b502368d
 class WorkerExtError(Exception):
@@ -30,7 +31,7 @@ class ConfigError(WorkerExtError, ValueError):
 class PlatformError(WorkerExtError, OSError):
     "This operating system cannot start workers; importing and type checking still work."
 
-# %% ../nbs/00_errors.ipynb #9669d2ef
+# %% ../nbs/00_errors.ipynb #76897660
 class UnknownPlugin(WorkerExtError, LookupError):
     "No plugin has this id, or the plugin that has it names no target to run."
 
@@ -45,6 +46,10 @@ class ManagerClosed(WorkerExtError, RuntimeError):
 
 class WrongLoop(WorkerExtError, RuntimeError):
     "A manager was called from another event loop or thread than the one it belongs to."
+
+
+class ForkedManager(WorkerExtError, RuntimeError):
+    "A manager was called in a forked child of the process that uses it; its workers belong to the parent."
 
 
 class QueueFull(WorkerExtError, RuntimeError):

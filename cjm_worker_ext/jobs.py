@@ -30,7 +30,7 @@ class JobStatus(StrEnum):
     def is_final(self) -> bool:  # True for completed, failed and cancelled
         return self in (JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED)
 
-# %% ../nbs/01_jobs.ipynb #47363c42
+# %% ../nbs/01_jobs.ipynb #1bfd1031
 def utc_now(
     nanoseconds: int = 0,  # Another moment, as `time.time_ns()` returns it; 0: now
 ) -> str:  # For example `2026-01-31T12:00:00.000001+00:00`
@@ -78,15 +78,7 @@ class BaseJob:
     attempts: int = 0  # How often it went to a worker: 0 or 1, a lost job is not run again
     metadata: dict[str, Any] = field(default_factory=_no_items)  # The app's own notes; never sent to a worker
     worker_pid: int | None = None  # Process that runs or ran it
-
-    @property
-    def duration_seconds(self) -> float | None:  # None until it has both started and ended
-        "Time on the worker, loading of the plugin included."
-        if self.started_at is None or self.completed_at is None:
-            return None
-        from datetime import datetime  # slow to import, and seldom needed
-
-        return (datetime.fromisoformat(self.completed_at) - datetime.fromisoformat(self.started_at)).total_seconds()
+    duration_seconds: float | None = None  # Time on the worker, load included, whatever the wall clock did meanwhile
 
 # %% ../nbs/01_jobs.ipynb #3c520a2f
 ROOM = 1_000_000  # Characters of one value

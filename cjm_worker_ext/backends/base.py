@@ -143,7 +143,7 @@ class BackendHost(Protocol):
     def on_exit(self, worker: int, end: WorkerExit) -> None:
         "The worker is gone, and nothing of it is left."
 
-# %% ../../nbs/05_backends/00_base.ipynb #fe14b421
+# %% ../../nbs/05_backends/00_base.ipynb #18e84bb7
 class Backend(Protocol):
     "Where workers run. All methods are called on one event loop, and none of them waits, except for `close`."
 
@@ -179,6 +179,9 @@ class Backend(Protocol):
 
     def forget(self, worker: int) -> None:
         "The host knows of the end of this worker and needs nothing more of it."
+
+    def abandon(self) -> None:
+        "End all workers at once and tell their `on_exit` before this returns: the event loop will not turn again."
 
     async def close(self) -> None:
         "Give back what the backend itself holds; workers that are left are killed."

@@ -171,7 +171,7 @@ def interpreter_flags() -> list[str]:  # For example `["-O", "-X", "dev"]`
     found: Any = subprocess
     return list[str](found._args_from_interpreter_flags())
 
-# %% ../../nbs/05_backends/05_local.ipynb #9cdccae2
+# %% ../../nbs/05_backends/05_local.ipynb #0c7c183e
 class ChildProcess:
     "A worker's process with its descriptors; raises `OSError` if it cannot be started."
 
@@ -193,6 +193,9 @@ class ChildProcess:
                 raise
             ours.pop_all()
         os.set_blocking(self.output, False)
+        # if nobody closes it: the end of the lifeline kills the process, see `worker.arm_lifeline`
+        self._closing = weakref.finalize(self, _close_all, [self._lifeline, self.output], self.watch)
+        self._closing.atexit = False
         _running.add(self)
 
     def _open_descriptors(self, ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> None:
@@ -260,16 +263,21 @@ class ChildProcess:
     def disown(self) -> None:
         "In a forked child of the app: close the copies that would keep the worker alive. The app's own stay open."
         self.disowned, self.popen.returncode = True, 0
-        for fd in (self.socket.detach(), self._lifeline):
-            os.close(fd)
+        os.close(self.socket.detach())
+        self._closing()
 
     def close(self) -> None:
         "Give the descriptors back."
         self.socket.close()
-        self.watch.close()
-        os.close(self._lifeline)
-        os.close(self.output)
+        self._closing()
         self.shared = None  # its file is closed when nobody reads from it any more
+
+
+def _close_all(fds: list[int], watch: ExitWatch) -> None:
+    watch.close()
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            os.close(fd)
 
 # %% ../../nbs/05_backends/05_local.ipynb #a6cac62e
 class FrameSocket:
@@ -417,7 +425,7 @@ def _mapped(frame: Frame, shared: SharedMemoryReader | None) -> list[Any]:
         raise ValueError("the worker named shared memory, which it does not have")
     return [shared.view(place - 1, buffer) if shared and place else buffer for place, buffer in frame.buffers]
 
-# %% ../../nbs/05_backends/05_local.ipynb #784ba4ba
+# %% ../../nbs/05_backends/05_local.ipynb #bdd86b8b
 class LocalWorker:
     "A worker process and the messages to and from it; lives on the event loop that made it."
 
@@ -591,18 +599,23 @@ class LocalWorker:
     # its end
 
     def _on_exit(self) -> None:
-        "The process has ended: hear its last words, clear up, and tell."
         process = self.process
         if process.disowned:
             return
         if process.abandoned:
             self.loop.remove_reader(process.watch.fd)
             return
+        self.end_now()
+
+    def end_now(self) -> None:
+        "Wait for the process, which has been killed or has ended; hear its last words, clear up, and tell."
+        process = self.process
         end = process.end()
         undelivered = self.frames.has_unsent
-        for fd in (process.socket, process.watch.fd, process.output):
-            self.loop.remove_reader(fd)
-        self.loop.remove_writer(process.socket)
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and watches nothing any more
+            for fd in (process.socket, process.watch.fd, process.output):
+                self.loop.remove_reader(fd)
+            self.loop.remove_writer(process.socket)
         self._readable = True
         self.host.on_dying(self.number, undelivered)
         with contextlib.suppress(EOFError):
@@ -637,7 +650,7 @@ class PluginTargets:
             known = self._known[plugin.plugin_id] = (plugin.target, data)
         return known[1]
 
-# %% ../../nbs/05_backends/05_local.ipynb #ede7d940
+# %% ../../nbs/05_backends/05_local.ipynb #c5bf89db
 class LocalBackend:
     """The workers of one manager, as processes on this machine; implements `backends.base.Backend`.
 
@@ -740,6 +753,13 @@ class LocalBackend:
     def forget(self, worker: int) -> None:
         "The host knows of its end."
         self.workers.pop(worker, None)
+
+    def abandon(self) -> None:
+        "Kill all workers and wait for their ends, without the event loop."
+        for worker in list(self.workers.values()):
+            worker.process.kill()
+        for worker in list(self.workers.values()):
+            worker.end_now()
 
     async def close(self) -> None:
         "Kill the workers that are left."

@@ -161,7 +161,7 @@ class RegistryClient:
             taken = f"{seconds * 1e3:.0f} ms"
             logger.warning("plugin_registry took %s for %r; it is asked in a thread from now on", taken, plugin_id)
 
-# %% ../../nbs/07_engine/02_plugin_resolver.ipynb #ee454a80
+# %% ../../nbs/07_engine/02_plugin_resolver.ipynb #07f8b442
 class PluginResolver:
     "Finds plugins in the app's own mapping and in its registry; lives on one event loop."
 
@@ -175,6 +175,10 @@ class PluginResolver:
         self.targets, self.registry, self._own_manager, self._failures = dict(targets), registry, own_manager, failures
         self.entries: dict[str, PluginEntry] = {}
         self._client = None if registry is None else RegistryClient(registry, self._known, failures)
+
+    def leave_loop(self) -> None:
+        "The event loop is gone, and with it the calls that hang; the next call decides for a new one."
+        self._client = None if self.registry is None else RegistryClient(self.registry, self._known, self._failures)
 
     async def find(self, plugin_id: str) -> PluginEntry:
         """Return what is known of a plugin, with its present configuration.

@@ -10,26 +10,26 @@ from cjm_worker_ext.config import RestartPolicy, WorkerConfig
 # %% auto #0
 __all__ = ['Restarts']
 
-# %% ../../nbs/07_engine/00_policies.ipynb #6eaad82d
+# %% ../../nbs/07_engine/00_policies.ipynb #b6b23c17
 class Restarts:
-    "Counts deaths, and says how many processes may still be started, and how soon."
+    "Counts starts that fail, and says how many processes may still be started, and how soon."
 
     def __init__(self, config: WorkerConfig) -> None:
         self.config = config
-        self.in_a_row = 0  # Deaths since a worker last got a task
+        self.in_a_row = 0  # Starts that failed since a worker last got a task
         self.not_replaced = 0  # Processes that the policy does not allow again
         self.waiting = False  # A backoff runs
 
     def died(
         self,
         on_purpose: bool,  # Killed to end a job
-        had_task: bool = False,  # It ran something
+        was_ready: bool = False,  # Its start had succeeded
     ) -> float:  # Seconds to wait before the next start
         "Take note of a death."
         policy = self.config.restart_policy
         if policy is RestartPolicy.NEVER or (policy is RestartPolicy.ON_CANCELLATION and not on_purpose):
             self.not_replaced += 1
-        if on_purpose or had_task:
+        if on_purpose or was_ready:
             return 0.0
         self.in_a_row += 1
         if policy is not RestartPolicy.BACKOFF or self.in_a_row < 2:
@@ -46,7 +46,7 @@ class Restarts:
         self.in_a_row = min(self.in_a_row, self.config.max_restart_attempts)
 
     @property
-    def gave_up(self) -> bool:  # True after too many deaths in a row
+    def gave_up(self) -> bool:  # True after too many failed starts in a row
         return self.in_a_row > self.config.max_restart_attempts
 
     @property

@@ -157,7 +157,7 @@ class PendingTasks:
         "Return the tasks that wait."
         return [task for task in self._queue if task.queued]
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #52fbe61d
+# %% ../../nbs/07_engine/01_scheduler.ipynb #2626c718
 class WorkerPhase(StrEnum):
     "Where a worker stands."
 
@@ -171,10 +171,11 @@ class WorkerPhase(StrEnum):
 class WorkerState:
     "What the scheduler knows of one worker."
 
-    __slots__ = ("number", "phase", "task", "loaded", "own")
+    __slots__ = ("number", "phase", "was_ready", "task", "loaded", "own")
 
     def __init__(self, number: int) -> None:
         self.number, self.phase = number, WorkerPhase.STARTING
+        self.was_ready = False  # Its start has succeeded, whatever came later
         self.task: Task | None = None
         self.loaded: dict[str, int] = {}  # Plugin id: version of its configuration
         self.own: deque[Task] = deque()  # Tasks that only this worker can do
@@ -236,7 +237,7 @@ class WorkerTable:
         "The workers that have a plugin loaded, or are about to load it."
         return [w for w in self.all.values() if plugin in w.loaded or (w.task and w.task.plugin == plugin)]
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #08ce8ee4
+# %% ../../nbs/07_engine/01_scheduler.ipynb #1c003d63
 class Scheduler:
     "Decides: every method returns the actions that follow, in the order in which they are to be done."
 
@@ -293,7 +294,7 @@ class Scheduler:
         worker = self.workers.all.get(number)
         if worker is None or worker.phase is not WorkerPhase.STARTING:
             return []
-        worker.phase = WorkerPhase.READY
+        worker.phase, worker.was_ready = WorkerPhase.READY, True
         return [ClearTimer("start", number), *self._free(worker), *self._go_on()]
 
     def loaded(self, number: int, task_number: int) -> list[Action]:
@@ -357,7 +358,7 @@ class Scheduler:
         return actions + self._go_on()
 
     def _note_death(self, worker: WorkerState, reason: ExitReason) -> list[Action]:
-        wait = self.restarts.died(on_purpose=worker.phase is WorkerPhase.KILLED, had_task=worker.task is not None)
+        wait = self.restarts.died(worker.phase is WorkerPhase.KILLED, worker.was_ready)
         if reason is ExitReason.REFUSED:
             self.restarts.refused()
         elif wait and not self.closing:
@@ -438,6 +439,8 @@ class Scheduler:
             worker.loaded.pop(task.plugin, None)
         actions: list[Action] = [Send(worker.number, task, load)]
         limit = self.config.load_timeout_seconds if load or task.kind is TaskKind.LOAD else task.timeout
+        if task.kind is TaskKind.UNLOAD:
+            limit = self.config.unload_timeout_seconds
         if limit is not None:
             actions.append(SetTimer("timeout", task.number, limit))
         return actions
@@ -491,7 +494,7 @@ class Scheduler:
     def _clear_timers(self, task: Task) -> list[Action]:
         "Forget the timers that may run for a task."
         actions: list[Action] = []
-        if task.timeout is not None or self.config.load_timeout_seconds is not None:
+        if task.timeout is not None or self.config.load_timeout_seconds is not None or task.kind is TaskKind.UNLOAD:
             actions.append(ClearTimer("timeout", task.number))
         if task.ending is not None:
             actions.append(ClearTimer("grace", task.number))
