@@ -334,3 +334,24 @@ def test_a_child_that_outlives_its_job_and_keeps_the_pipe_does_not_outlive_the_w
             await until(lambda: not manager.workers())
 
     run(scene())
+
+
+def say(text, then=""):
+    import os
+
+    print(text, end="", flush=True)
+    if then:
+        os.write(2, then.encode())
+        os._exit(9)
+
+
+def test_a_crash_quotes_no_line_of_an_earlier_job():
+    async def scene():
+        async with BaseJobManager("output", plugins={"say": say}) as manager:
+            first = await manager.wait((await manager.start_job("say", text="the secret of Alice\nand no end")).id, 30)
+            assert manager.get_job_output(first.id) == ["the secret of Alice", "and no end"]
+            second = await manager.wait((await manager.start_job("say", text="Bob\n", then="no memory\n")).id, 30)
+            assert second.exception.output == ("Bob", "no memory")
+            assert manager.get_job_output(second.id) == ["Bob", "no memory"]
+
+    run(scene())
