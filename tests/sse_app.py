@@ -31,10 +31,10 @@ async def publish(request):
     loop = asyncio.get_running_loop()
     for event_type, data, count, padding in await request.json():
         if event_type == "cut":
-            streams = list(events._core.house.streams)
+            streams = list(events._hub.streams.open)
             for stream in streams:
-                stream.cut()
-            while not events._core.house.streams.isdisjoint(streams):  # noqa: ASYNC110
+                stream.abort()
+            while not events._hub.streams.open.isdisjoint(streams):  # noqa: ASYNC110
                 await asyncio.sleep(0)
             cut += len(streams)
         for n in range(count):
@@ -51,7 +51,7 @@ async def publish(request):
 
 async def stats(request):
     process = psutil.Process()
-    unread = [s.transport.get_write_buffer_size() for s in events._core.house.streams]
+    unread = [s.transport.get_write_buffer_size() for s in events._hub.streams.open]
     return JSONResponse({"clients": events.clients, "rss": process.memory_info().rss, "unread": max(unread, default=0)})
 
 
