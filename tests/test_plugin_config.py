@@ -37,7 +37,7 @@ def run(code: str, *args: object, **options: Any) -> subprocess.Popen[str]:
 
 STOPS_AT = """
 import os, sys
-from cjm_worker_ext.integrations import plugin_config
+from cjm_worker_ext.integrations import registry_config
 point, directory = sys.argv[1:]
 def stop(*args, **kwargs):
     print("there", flush=True)
@@ -54,10 +54,10 @@ def stop_in_the_middle(descriptor, mode):
     return Half()
 if point == "write":
     real = open
-    plugin_config.open = lambda f, mode, **more: stop_in_the_middle(f, mode) if mode == "wb" else real(f, mode, **more)
+    registry_config.open = lambda f, mode, **more: stop_in_the_middle(f, mode) if mode == "wb" else real(f, mode, **more)
 else:
     setattr(os, point, stop)
-plugin_config.ConfigFile(directory, "p").save({"beams": 2, "filler": "x" * 100_000})
+registry_config.ConfigFile(directory, "p").save({"beams": 2, "filler": "x" * 100_000})
 """
 
 
@@ -94,7 +94,7 @@ def test_a_disk_that_takes_no_more_leaves_the_old_file(tmp_path: Path) -> None:
     file = ConfigFile(tmp_path, "p")
     file.save({"beams": 1})
     said, _ = run(FILE_TOO_LARGE, tmp_path).communicate(timeout=60)
-    assert re.search("plugin 'p' was not saved in .*File too large; the old one stays", said), said
+    assert re.search("plugin 'p': not saved in .*File too large; the old file is unchanged", said), said
     assert file.load() == {"beams": 1}
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "p.toml"]
 

@@ -1,4 +1,4 @@
-"""What is installed is found without importing it, whatever state it is in."""
+"""Installed plugins are found without importing them, in whatever state they are."""
 
 from __future__ import annotations
 
@@ -201,10 +201,10 @@ def test_no_secret_shows(tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd
 
 
 @pytest.mark.parametrize("missing", ["jsonschema", "tomlkit"])
-@pytest.mark.parametrize("module", ["registry", "config_schema", "plugin_config"])
+@pytest.mark.parametrize("module", ["registry", "registry_schema", "registry_config"])
 def test_without_the_extra_the_import_says_which(module: str, missing: str) -> None:
-    if (module, missing) == ("config_schema", "tomlkit"):
-        pytest.skip("config_schema does not need tomlkit")
+    if (module, missing) == ("registry_schema", "tomlkit"):
+        pytest.skip("registry_schema does not need tomlkit")
     code = f"import sys; sys.modules[{missing!r}] = None; import cjm_worker_ext.integrations.{module}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert f"needs {missing}: pip install 'cjm-worker-ext[registry]'" in done.stderr, done.stderr
