@@ -160,7 +160,7 @@ def test_a_pid_given_again_is_not_the_worker(start):
     pytest.skip("the pid was never given again")
 
 
-@pytest.mark.parametrize("module", ["processes", "resources", "admission"])
+@pytest.mark.parametrize("module", ["resources_processes", "resources", "resources_admission"])
 def test_without_psutil_the_extra_is_named(module):
     code = f"import sys; sys.modules['psutil'] = None\nimport cjm_worker_ext.integrations.{module}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -170,7 +170,7 @@ def test_without_psutil_the_extra_is_named(module):
 
 def test_limits_and_gpu_need_no_package():
     code = "import sys; sys.modules['psutil'] = sys.modules['pynvml'] = None\n"
-    code += "from cjm_worker_ext.integrations import gpu, limits\nprint(gpu.GpuReader().read())"
+    code += "from cjm_worker_ext.integrations import resources_gpu, resources_limits\nprint(resources_gpu.GpuReader().read())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "None\n"
 
