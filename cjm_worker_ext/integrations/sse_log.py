@@ -15,7 +15,7 @@ from cjm_worker_ext.integrations.sse_encoder import encode_frame, to_json
 # %% auto #0
 __all__ = ['TERMINAL_TYPES', 'COALESCED_TYPES', 'Event', 'Filter', 'coalesce', 'EventLog', 'Subscriber', 'FanOut']
 
-# %% ../../nbs/11_integrations/09_sse_log.ipynb #ebb2b435
+# %% ../../nbs/11_integrations/09_sse_log.ipynb #86d09dc3
 TERMINAL_TYPES = frozenset({"job:completed", "job:failed", "job:cancelled"})
 COALESCED_TYPES = frozenset({"job:progress", "job:chunk"})
 
@@ -31,13 +31,15 @@ class Event:
 
     @property
     def job_id(self) -> str | None:  # None if the event is about no job
-        "The job that the event is about."
-        return self.data.get("job_id")
+        "The job that the event is about. Anything but a text is no job id, and could not be compared with a filter."
+        job_id = self.data.get("job_id")
+        return job_id if isinstance(job_id, str) else None
 
     @property
     def worker_type(self) -> str | None:  # None if the data does not say
         "The type of the manager that the event comes from."
-        return self.data.get("worker_type")
+        worker_type = self.data.get("worker_type")
+        return worker_type if isinstance(worker_type, str) else None
 
     @property
     def body(self) -> bytes:  # The frame after its first line
@@ -113,7 +115,7 @@ def _coalesce_run(run: Sequence[Event]) -> list[bytes]:
         for e in kept
     ]
 
-# %% ../../nbs/11_integrations/09_sse_log.ipynb #d7c58adb
+# %% ../../nbs/11_integrations/09_sse_log.ipynb #cd36b229
 def coalesce(
     events: Sequence[Event],  # In the order of the log
     epoch: str,  # For the ids
@@ -127,7 +129,7 @@ def coalesce(
     frames: list[bytes] = []
     run: list[Event] = []
     for event in (*events, None):
-        if event is not None and event.event_type in COALESCED_TYPES:
+        if event is not None and event.event_type in COALESCED_TYPES and event.job_id is not None:
             run.append(event)
             continue
         if len(run) == 1:
@@ -213,7 +215,7 @@ class EventLog:
             return events[0].frame, events[0].seq
         return b"".join(coalesce(events[:count], self.epoch)), events[count - 1].seq if count else self.end
 
-# %% ../../nbs/11_integrations/09_sse_log.ipynb #3864e827
+# %% ../../nbs/11_integrations/09_sse_log.ipynb #f9c16543
 class Subscriber:
     "One client's place in a log."
 
@@ -255,7 +257,9 @@ class Subscriber:
                 else:
                     self.missed += 1
         self.position = max(self.position, self.log.start)
-        self.closed = self.closed or len(self.held) > self.log.max_events
+        if len(self.held) > self.log.max_events:  # memory for a client that does not read has a bound
+            self.missed += len(self.held)
+            self.held = []
 
     def skip_to_end(self) -> None:
         "Move to the end of the log before a snapshot is sent; terminal events on the way are held."
@@ -263,7 +267,7 @@ class Subscriber:
         self.held += [e for e in rest if e.event_type in TERMINAL_TYPES and (self.select is None or self.select(e))]
         self.position, self.missed = self.log.end, 0
 
-# %% ../../nbs/11_integrations/09_sse_log.ipynb #65b02539
+# %% ../../nbs/11_integrations/09_sse_log.ipynb #bfbd5fa9
 class FanOut:
     "The subscribers of one log, and which of them wait."
 
@@ -278,14 +282,11 @@ class FanOut:
     def publish(self, event_type: str, data: Mapping[str, Any], body: bytes) -> None:
         "Write one event, wake the subscribers that wait for it, and tell the slow ones what the log has dropped."
         event = self.log.append(event_type, data, body)
-        waiting, self.waiting = self.waiting, {}
-        for subscriber, waiter in waiting.items():
+        for subscriber in list(self.waiting):
             if subscriber.select is None or subscriber.select(event):
-                if not waiter.done():
-                    waiter.set_result(None)
+                self.wake(subscriber)
             else:
                 subscriber.position = event.seq
-                self.waiting[subscriber] = waiter
         dropped = self.log.trim()
         if dropped:
             start = self.log.start
