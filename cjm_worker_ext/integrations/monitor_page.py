@@ -181,7 +181,7 @@ def worker_card(
         data_status=row["status"],
     )
 
-# %% ../../nbs/11_integrations/12_monitor_page.ipynb #f11d7290
+# %% ../../nbs/11_integrations/12_monitor_page.ipynb #93a1a11c
 class State(TypedDict):
     "Everything that the page shows; the script fetches the same."
 

@@ -290,12 +290,13 @@ let retryTimer = null;
 
 function connect() {
   retryTimer = null;
-  source = new EventSource("events");
+  if (document.hidden) return; // see `pause`
+  const opened = (source = new EventSource("events"));
   source.onopen = async () => {
     connected = true;
     jobsDue = true;
     await fetchState();
-    if (!connected) return;
+    if (!connected || source !== opened) return;
     retryDelay = 1000;
     setStale(false);
   };
@@ -326,8 +327,18 @@ function setStale(stale) {
   setText(byId("connection"), stale ? "Disconnected, trying again …" : "Live");
 }
 
+// Browsers open six connections to a server of HTTP/1.1, and each stream takes one. So a hidden tab has none.
+function pause() {
+  connected = false;
+  if (source) source.close();
+  source = null;
+  clearTimeout(retryTimer);
+  retryTimer = null;
+}
+
 function disconnected() {
   connected = false;
+  if (!source) return; // paused
   setStale(true);
   source.close(); // after some errors a browser does not reconnect, so the page does it
   if (retryTimer !== null) return;
@@ -360,7 +371,10 @@ document.addEventListener(
   true,
 );
 
-document.addEventListener("visibilitychange", () => document.hidden || refresh());
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) pause();
+  else if (!source) connect();
+});
 setInterval(() => {
   for (const { row, card } of jobs.values()) if (row.status === "running") show(field(card, "when"), when(row));
 }, 500);
