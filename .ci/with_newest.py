@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """In an environment with the wheel's [all] and the newest FastHTML, which wants fastcore 2: everything imports, a job runs,
-the FastHTML example tells its story."""
+the FastHTML example and the page about guards hold."""
 
 import asyncio
 import importlib
@@ -21,7 +21,9 @@ def main():
     for module in pkgutil.walk_packages(cjm_worker_ext.__path__, "cjm_worker_ext."):
         importlib.import_module(module.name)
     asyncio.run(without_extras.core())
-    subprocess.run([sys.executable, Path(__file__).parent.parent / "tests" / "test_examples.py"], check=True)
+    tests = Path(__file__).parent.parent / "tests"
+    subprocess.run([sys.executable, tests / "test_examples.py"], check=True)
+    subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests / "test_guards.py"], check=True)
 
 
 if __name__ == "__main__":
