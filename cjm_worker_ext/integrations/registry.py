@@ -261,7 +261,7 @@ def find_plugins(
             logger.warning("plugins of the distribution in %s cannot be read: %s", dist.locate_file(""), e)
     return sorted(found.values(), key=lambda info: (info.category, info.name, info.distribution))
 
-# %% ../../nbs/11_integrations/02_registry.ipynb #f4cd5973
+# %% ../../nbs/11_integrations/02_registry.ipynb #4b2fd010
 class PluginConfigs:
     "The configuration files of a registry's plugins; callable from any thread."
 
@@ -288,16 +288,19 @@ class PluginConfigs:
         return file
 
     def state(self, info: PluginInfo) -> tuple[PluginState, str]:
-        "Whether a plugin is configured, and if not, why."
+        "Whether a plugin is configured, and if not, why. Raises nothing: one plugin must not break the list of all."
         try:
             self.file(info).load()
         except PluginConfigError as e:
             return PluginState.NOT_CONFIGURED, "; ".join(e.problems)
         except PluginRefused as e:
             return PluginState.BROKEN, str(e.__cause__)
+        except Exception as e:  # boundary: schema and metadata come from outside
+            logger.exception("plugin %r: its configuration cannot be checked", info.get_unique_id())
+            return PluginState.BROKEN, f"its configuration cannot be checked: {type(e).__name__}"
         return PluginState.READY, ""
 
-# %% ../../nbs/11_integrations/02_registry.ipynb #1527f727
+# %% ../../nbs/11_integrations/02_registry.ipynb #6069514d
 class EntryPointPluginRegistry:
     """Keeps `PluginRegistryProtocol`: installed and registered plugins, with one configuration file for each.
 
@@ -388,15 +391,28 @@ class EntryPointPluginRegistry:
             raise PluginRefused(f"plugin {info.get_unique_id()!r} cannot be used: {problem}")
         return self._configs.file(info).load()
 
-    def save_plugin_config(self, plugin_id: str, config: Mapping[str, Any]) -> None:
+    def config_version(self, plugin_id: str) -> str:
+        """Name the present state of a plugin's configuration, for `save_plugin_config`.
+
+        Read it *before* the configuration that a form shows. Raises what `load_plugin_config` raises.
+        """
+        return self._configs.file(self._known(plugin_id)).version()
+
+    def save_plugin_config(
+        self,
+        plugin_id: str,
+        config: Mapping[str, Any],  # The whole configuration; defaults may be left out
+        version: str | None = None,  # As `config_version` returned it for the form; None saves whatever has changed
+    ) -> None:
         """Check and write a plugin's configuration; a mask keeps the stored secret.
 
-        Raises what `load_plugin_config` raises, and `ConfigNotSaved`; the old configuration then stays.
+        Raises what `load_plugin_config` raises, `ConfigConflict` if somebody else has saved since `version`, and
+        `ConfigNotSaved`; the old configuration then stays.
         """
         file = self._configs.file(self._known(plugin_id))
         if self.config_dir is None:
             raise ConfigNotSaved(f"configuration of plugin {plugin_id!r}: not saved: the registry has no config_dir")
-        file.save(config)
+        file.save(config, version)
 
     def masked_plugin_config(self, plugin_id: str) -> dict[str, Any]:
         "Return the configuration with `MASK` for each secret. Raises what `load_plugin_config` raises."
