@@ -53,7 +53,7 @@ def run(code: str, *args: object, **options: Any) -> subprocess.Popen[str]:
 # --- a crash ---------------------------------------------------------------------------------------------------------
 
 STOPS_AT = """
-import fcntl, os, sys  # nobody may not read our Python
+import os, sys
 from cjm_worker_ext.integrations import registry_config
 point, directory = sys.argv[1:]
 def stop(*args, **kwargs):
@@ -260,14 +260,16 @@ def test_owner_and_access_of_a_file_are_kept_and_a_planted_link_is_refused(tmp_p
         os.chmod(directory, 0o777)
         (theirs := Path(directory, "p.toml")).write_text("beams = 1\n")
         theirs.chmod(0o666)
-        said, _ = run(SAVE_AS_NOBODY, directory).communicate(timeout=60)
+        said, _ = run(SAVE_AS_NOBODY, directory, tmp_path / "own").communicate(timeout=60)
         assert "belongs to user 0 and group 0, which this process cannot keep" in said, said
         assert theirs.read_text() == "beams = 1\n" and theirs.stat().st_uid == 0
 
 
 SAVE_AS_NOBODY = """
-import fcntl, os, sys  # nobody may not read our Python
+import os, sys
 from cjm_worker_ext.integrations.registry_config import ConfigFile, ConfigNotSaved
+for beams in (1, 2):  # imports what a save needs, as nobody may not read our Python
+    ConfigFile(sys.argv[2], "p").save({"beams": beams})
 file = ConfigFile(sys.argv[1], "p")
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 try:
