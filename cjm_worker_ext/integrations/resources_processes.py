@@ -15,7 +15,10 @@ except ImportError as e:
     raise ImportError(f"{__name__} needs {e.name}: pip install 'cjm-worker-ext[resources]'") from e
 
 # %% auto #0
-__all__ = ['ProcessTrees', 'TreeUsage', 'total', 'is_alive', 'measure']
+__all__ = ['UNREADABLE', 'ProcessTrees', 'TreeUsage', 'total', 'is_alive', 'measure']
+
+# %% ../../nbs/11_integrations/04_resources_processes.ipynb #276f4e0f
+UNREADABLE = (psutil.Error, OSError, LookupError, ValueError, RuntimeError)  # What psutil raises for such a figure
 
 # %% ../../nbs/11_integrations/04_resources_processes.ipynb #8bc6a5db
 def _sessions() -> dict[int, int]:
@@ -30,7 +33,7 @@ def _sessions() -> dict[int, int]:
             continue
     return sessions
 
-# %% ../../nbs/11_integrations/04_resources_processes.ipynb #503d82f7
+# %% ../../nbs/11_integrations/04_resources_processes.ipynb #7b4c4447
 class ProcessTrees:
     """Finds the processes of workers, and remembers which session belongs to which worker.
 
@@ -71,7 +74,7 @@ class ProcessTrees:
             self._owners[session] = None  # also ends the search if parents form a circle
             try:
                 parent = psutil.Process(session).ppid() if session else 0
-            except psutil.Error:
+            except UNREADABLE:
                 parent = 0
             if parent in session_of:
                 self._owners[session] = self._owner(session_of[parent], session_of)
@@ -81,7 +84,7 @@ class ProcessTrees:
 def _descendants(pid: int) -> list[int]:
     try:
         return [child.pid for child in psutil.Process(pid).children(recursive=True)]
-    except psutil.Error:
+    except UNREADABLE:
         return []
 
 # %% ../../nbs/11_integrations/04_resources_processes.ipynb #0f876172
@@ -106,7 +109,7 @@ def total(
         known.append(amount)
     return sum(known)
 
-# %% ../../nbs/11_integrations/04_resources_processes.ipynb #8f7e0435
+# %% ../../nbs/11_integrations/04_resources_processes.ipynb #f39719e1
 def _bytes(amount: float | None) -> int | None:
     return None if amount is None else int(amount)
 
@@ -115,7 +118,9 @@ def _unique(process: psutil.Process) -> int | None:
     read = getattr(process, "memory_footprint", None) or process.memory_full_info  # the name before psutil 8
     try:
         return getattr(read(), "uss", None)  # some systems do not have it
-    except psutil.AccessDenied:
+    except psutil.NoSuchProcess:
+        raise
+    except UNREADABLE:
         return None
 
 
@@ -130,10 +135,10 @@ def _figures(process: psutil.Process, uss: bool) -> tuple[float | None, int | No
             return seconds, memory.rss, _unique(process)
     except psutil.NoSuchProcess:
         return None
-    except psutil.AccessDenied:
+    except UNREADABLE:
         return None, None, None
 
-# %% ../../nbs/11_integrations/04_resources_processes.ipynb #298d5e33
+# %% ../../nbs/11_integrations/04_resources_processes.ipynb #531a90d4
 def is_alive(
     process: psutil.Process,  # Made when the worker was registered; it keeps the worker's start time
 ) -> bool:  # False also for a zombie, and if another process has the same pid now
@@ -142,7 +147,7 @@ def is_alive(
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-    except psutil.AccessDenied:
+    except UNREADABLE:
         return True
 
 
@@ -163,7 +168,7 @@ def measure(
         for pid in pids[1:]:
             try:
                 figures[pid] = _figures(psutil.Process(pid), uss)
-            except psutil.Error:
+            except UNREADABLE:
                 continue
         alive_now = {pid: found for pid, found in figures.items() if found is not None}
         if root not in alive_now:
