@@ -1,6 +1,11 @@
 #!/usr/bin/env python3
+<<<<<<< HEAD
 """Check the wheel's [all] with the newest FastHTML, which needs fastcore 2: everything imports, a job runs, and the
 FastHTML example works."""
+=======
+"""In an environment with the wheel's [all] and the newest FastHTML, which wants fastcore 2: everything imports, a job runs,
+the FastHTML example and the page about guards hold."""
+>>>>>>> integ
 
 import asyncio
 import importlib
@@ -21,7 +26,9 @@ def main():
     for module in pkgutil.walk_packages(cjm_worker_ext.__path__, "cjm_worker_ext."):
         importlib.import_module(module.name)
     asyncio.run(without_extras.core())
-    subprocess.run([sys.executable, Path(__file__).parent.parent / "tests" / "test_examples.py"], check=True)
+    tests = Path(__file__).parent.parent / "tests"
+    subprocess.run([sys.executable, tests / "test_examples.py"], check=True)
+    subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests / "test_guards.py"], check=True)
 
 
 if __name__ == "__main__":

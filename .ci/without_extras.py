@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
-"""In an environment with the wheel and no extra: the core works, and each integration names its extra."""
+"""In an environment with the wheel and no extra: the core works, each integration and each command names its extra."""
 
 import asyncio
 import importlib
+import re
+import subprocess
 import sys
 
 integrations = {"registry": "registry", "resources": "resources", "sse": "sse", "monitor": "monitor"}
+commands = {"demo": "demo", "check": "demo", "plugins": "demo,registry", "serve": "monitor"}
 
 
 def double(x):
@@ -29,6 +32,11 @@ def main():
             assert f"pip install 'cjm-worker-ext[{extra}]'" in str(e), f"integrations.{name}: {e}"
         else:
             raise AssertionError(f"integrations.{name} can be imported without its extra: is its dependency installed?")
+    for name, extra in commands.items():
+        code = f"import sys; from cjm_worker_ext.commands.terminal import {name}; sys.exit({name}())"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        line = rf"the command cjm-worker-{name} needs \w+: pip install 'cjm-worker-ext\[{extra}\]'\n"
+        assert done.returncode == 2 and re.fullmatch(line, done.stderr), f"cjm-worker-{name}: {done.stderr}"
     asyncio.run(core())
 
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from cjm_worker_ext.commands.serve import serve
+from cjm_worker_ext.commands.terminal import serve
 
 if __name__ == "__main__":
     sys.exit(serve())

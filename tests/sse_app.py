@@ -22,7 +22,8 @@ events = SSEBroadcaster(
 
 
 async def publish(request):
-    """Publish what the body says: [type, data, how often, bytes of padding]; the loop gets a turn between many.
+    """Publish what the body says: [type, data, how often, bytes of padding]; the loop gets a turn between many, unless the data
+    says `burst`.
 
     The type "cut" breaks every stream's connection, as a bad network does: what follows finds nobody connected. The
     answer says how many there were.
@@ -31,10 +32,10 @@ async def publish(request):
     loop = asyncio.get_running_loop()
     for event_type, data, count, padding in await request.json():
         if event_type == "cut":
-            streams = list(events._core.house.streams)
+            streams = list(events._hub.streams.open)
             for stream in streams:
-                stream.cut()
-            while not events._core.house.streams.isdisjoint(streams):  # noqa: ASYNC110
+                stream.abort()
+            while not events._hub.streams.open.isdisjoint(streams):  # noqa: ASYNC110
                 await asyncio.sleep(0)
             cut += len(streams)
         for n in range(count):
@@ -44,14 +45,14 @@ async def publish(request):
             before = loop.time()
             await events.broadcast(event_type, event)
             longest = max(longest, loop.time() - before)
-            if count > 1:
+            if count > 1 and "burst" not in data:
                 await asyncio.sleep(0)
     return JSONResponse({"longest": longest, "cut": cut})
 
 
 async def stats(request):
     process = psutil.Process()
-    unread = [s.transport.get_write_buffer_size() for s in events._core.house.streams]
+    unread = [s.transport.get_write_buffer_size() for s in events._hub.streams.open]
     return JSONResponse({"clients": events.clients, "rss": process.memory_info().rss, "unread": max(unread, default=0)})
 
 

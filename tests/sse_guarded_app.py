@@ -37,10 +37,10 @@ async def publish(request):
     for job_id, event_type, data in await request.json():
         jobs[job_id] = {"job_id": job_id, "worker_type": data["worker_type"]}
         await events.broadcast(event_type, {"job_id": job_id, **data})
-    hub = events._core.hub
-    while len(hub.waiting) < len(hub.subscribers):  # noqa: ASYNC110  - there is no event for that
+    fan_out = events._hub.fan_out
+    while len(fan_out.waiting) < len(fan_out.subscribers):  # noqa: ASYNC110  - there is no event for that
         await asyncio.sleep(0.001)
-    events._core.house.end_all()
+    events._hub.streams.close_all()
     return JSONResponse({})
 
 

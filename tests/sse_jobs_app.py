@@ -49,7 +49,7 @@ async def run_jobs(request):
 
 
 async def stats(request):
-    streams = events._core.house.streams
+    streams = events._hub.streams.open
     return JSONResponse(
         {
             "clients": events.clients,

@@ -149,7 +149,7 @@ def test_real_processes_stay_below_the_limit(monkeypatch):
     resources = ProcessResourceManager(interval_seconds=0.02)
 
     def used() -> int:
-        return sum(row.rss_bytes or 0 for row in resources._book.rows())
+        return sum(row.rss_bytes or 0 for row in resources._records.rows())
 
     monkeypatch.setattr(resources_module, "_memory_room", lambda: MemoryRoom(LIMIT, LIMIT - used(), "test", "test"))
     admission = MemoryAdmission(resources, needs)

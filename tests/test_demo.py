@@ -1,4 +1,4 @@
-"""The command `cjm-worker-demo`, started as the script that pip makes of it: on a pipe, on a terminal, and interrupted."""
+"""The command `cjm-worker-demo`, started as its console script: on a pipe, on a terminal, and interrupted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = """import sys
-from cjm_worker_ext.commands.demo import demo
+from cjm_worker_ext.commands.terminal import demo
 if __name__ == "__main__":
     sys.exit(demo())
 """
@@ -78,13 +78,13 @@ def test_plain_lines_on_a_pipe(script: list[str], texts: Path) -> None:
         "4 text files",
         "killed by SIGKILL",
         "3 matches in 3 files",
-        "Every job ended as it should",
+        "Every job ended as expected",
     ):
         assert expected in done.stdout, done.stdout
     assert "\x1b" not in done.stdout
 
 
-def test_json_says_the_same(script: list[str], texts: Path) -> None:
+def test_json_has_the_same_content(script: list[str], texts: Path) -> None:
     done = run(script, texts, "--json")
     document = json.loads(done.stdout)
     assert (done.returncode, done.stderr, document["ok"]) == (0, "", True)
@@ -116,7 +116,7 @@ def test_bars_on_a_terminal(script: list[str], texts: Path) -> None:
     assert status == 0, shown
     for expected in ("━━━━", "100%", "cancelled", "WorkerCrashed", "a.txt:2: TODO: decide", "\x1b[?25h"):
         assert expected in shown, shown
-    assert "\x1b[2J" not in shown, "a file commanded the terminal"
+    assert "\x1b[2J" not in shown, "a file name reached the terminal unescaped"
 
 
 @pytest.mark.parametrize(("stop", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -129,7 +129,7 @@ def test_an_interrupted_run_is_quiet_and_leaves_nothing(script: list[str], texts
     assert str(texts) not in workers
 
 
-def test_a_reader_that_goes_away(script: list[str], texts: Path) -> None:
+def test_a_reader_that_closes_the_pipe(script: list[str], texts: Path) -> None:
     process = subprocess.Popen([*script, str(texts)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None and process.stderr is not None
     process.stdout.readline()
@@ -145,7 +145,7 @@ def test_a_reader_that_goes_away(script: list[str], texts: Path) -> None:
         (["{empty}"], "empty; name"),
         (["{binary}"], "no text among 1 binary and 0 unreadable files"),
         ([os.devnull], "neither a folder nor a file"),
-        (["{empty}", "--search", ""], "no term"),
+        (["{empty}", "--search", ""], "no search term"),
     ],
 )
 def test_bad_input_is_one_line_and_status_two(
@@ -169,12 +169,12 @@ def test_an_unreadable_folder(script: list[str], tmp_path: Path) -> None:
     assert done.returncode == 2 and "Permission denied" in done.stderr
 
 
-def test_a_terminal_that_knows_little(script: list[str], texts: Path) -> None:
+def test_an_ascii_terminal(script: list[str], texts: Path) -> None:
     done = run(script, texts, PYTHONIOENCODING="ascii", NO_COLOR="1")
     assert done.returncode == 0 and "Gr\\xfc\\xdfe" in done.stdout
 
 
-def test_the_recording_stands_still_for_those_who_ask_for_less_motion() -> None:
+def test_the_recording_does_not_move_under_reduced_motion() -> None:
     drawing = (Path(__file__).parent.parent / "nbs" / "images" / "demo.svg").read_text(encoding="utf-8")
     (last_frame,) = re.findall(r"100\.000%\{(transform:[^}]+)\}", drawing)
     rule = f"@media (prefers-reduced-motion: reduce) {{ #screen_view {{ animation: none; {last_frame}; }} }}"

@@ -239,3 +239,59 @@ def test_the_end_of_the_command(serve, visit, kind):
     assert time.monotonic() - began < 5
     gone, alive = psutil.wait_procs(workers, timeout=5)
     assert not alive
+
+
+HIDE = """hidden => {
+  Object.defineProperty(document, 'hidden', { configurable: true, get: () => hidden });
+  Object.defineProperty(document, 'visibilityState', { configurable: true, get: () => (hidden ? 'hidden' : 'visible') });
+  document.dispatchEvent(new Event('visibilitychange'));
+}"""
+
+
+def test_more_tabs_than_a_browser_has_connections(serve, browser):
+    """Browsers open six connections to a server of HTTP/1.1. A hidden tab keeps none, and is up to date when it is seen again."""
+    url = serve().url
+    context = browser.new_context()
+    context.set_default_timeout(SECONDS)
+    try:
+        tabs = []
+        for _ in range(8):
+            tabs.append(tab := context.new_page())
+            tab.goto(url)
+            expect(tab.locator("#connection")).to_have_text("Live", timeout=SECONDS)
+            tab.evaluate(HIDE, True)
+        first, last = tabs[0], tabs[-1]
+        last.evaluate(HIDE, False)
+        expect(last.locator("#connection")).to_have_text("Live", timeout=SECONDS)
+        last.get_by_role("button", name=re.compile("^Cancel slow")).click()
+        expect(card(last, "slow", "cancelled")).to_be_visible(timeout=SECONDS)
+        first.evaluate(HIDE, False)
+        expect(first.locator("#connection")).to_have_text("Live", timeout=SECONDS)
+        expect(card(first, "slow", "cancelled")).to_be_visible(timeout=SECONDS)
+        retry = first.get_by_role("button", name=re.compile("^Retry slow"))
+        expect(retry).to_be_enabled()
+        retry.click()  # and from here on it is live again
+        expect(card(first, "slow", "running")).to_be_visible(timeout=SECONDS)
+    finally:
+        context.close()
+
+
+def test_a_tab_that_opens_in_the_background_waits(serve, browser):
+    "It opens its stream when it is first seen."
+    server = serve()
+    context = browser.new_context()
+    context.add_init_script("Object.defineProperty(document, 'hidden', { configurable: true, get: () => true })")
+    try:
+        page = context.new_page()
+        streams = []
+        page.on("request", lambda request: streams.append(request.url) if request.url.endswith("/events") else None)
+        page.goto(server.url)
+        page.wait_for_load_state("load")
+        page.wait_for_function("document.querySelectorAll('#jobs > .job').length > 0")
+        page.evaluate("() => new Promise((done) => setTimeout(done, 0))")
+        assert streams == []
+        page.evaluate(HIDE, False)
+        expect(page.locator("#connection")).to_have_text("Live", timeout=SECONDS)
+        assert len(streams) == 1
+    finally:
+        context.close()

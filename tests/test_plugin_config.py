@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cjm_worker_ext.integrations.registry_config import ConfigFile, ConfigNotSaved, config_stem, parse, render
+from cjm_worker_ext.integrations.registry_config import (
+    ConfigConflict,
+    ConfigFile,
+    ConfigNotSaved,
+    config_stem,
+    parse,
+    render,
+)
 from cjm_worker_ext.integrations.registry_schema import MASK, ConfigSchema, PluginConfigError
 
 SCHEMA: dict[str, Any] = {
@@ -25,6 +34,14 @@ SCHEMA: dict[str, Any] = {
         "filler": {"type": "string"},
     }
 }
+
+
+WORDS = [
+    "$schema", "$id", "$ref", "$defs", "$anchor", "$dynamicRef", "type", "properties", "patternProperties", "items",
+    "additionalProperties", "unevaluatedProperties", "required", "enum", "const", "default", "format", "pattern",
+    "minimum", "multipleOf", "uniqueItems", "allOf", "anyOf", "not", "if", "then", "dependencies", "dependentSchemas",
+    "writeOnly", "a", "definitions", "contains", "prefixItems", "minItems",
+]  # fmt: skip
 
 
 def run(code: str, *args: object, **options: Any) -> subprocess.Popen[str]:
@@ -37,7 +54,7 @@ def run(code: str, *args: object, **options: Any) -> subprocess.Popen[str]:
 
 STOPS_AT = """
 import os, sys
-from cjm_worker_ext.integrations import plugin_config
+from cjm_worker_ext.integrations import registry_config
 point, directory = sys.argv[1:]
 def stop(*args, **kwargs):
     print("there", flush=True)
@@ -54,10 +71,10 @@ def stop_in_the_middle(descriptor, mode):
     return Half()
 if point == "write":
     real = open
-    plugin_config.open = lambda f, mode, **more: stop_in_the_middle(f, mode) if mode == "wb" else real(f, mode, **more)
+    registry_config.open = lambda f, mode, **more: stop_in_the_middle(f, mode) if mode == "wb" else real(f, mode, **more)
 else:
     setattr(os, point, stop)
-plugin_config.ConfigFile(directory, "p").save({"beams": 2, "filler": "x" * 100_000})
+registry_config.ConfigFile(directory, "p").save({"beams": 2, "filler": "x" * 100_000})
 """
 
 
@@ -94,7 +111,7 @@ def test_a_disk_that_takes_no_more_leaves_the_old_file(tmp_path: Path) -> None:
     file = ConfigFile(tmp_path, "p")
     file.save({"beams": 1})
     said, _ = run(FILE_TOO_LARGE, tmp_path).communicate(timeout=60)
-    assert re.search("plugin 'p' was not saved in .*File too large; the old one stays", said), said
+    assert re.search("plugin 'p': not saved in .*File too large; the old file is unchanged", said), said
     assert file.load() == {"beams": 1}
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "p.toml"]
 
@@ -204,17 +221,81 @@ def test_similar_ids_have_different_files(one: str, other: str) -> None:
     assert (config_stem(one) == config_stem(other)) == (one == other)
 
 
-def test_a_planted_link_is_not_written_through(tmp_path: Path) -> None:
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
     outside = tmp_path / "outside.toml"
     outside.write_text("beams = 7\n")
+    outside.chmod(0o640)
     directory = tmp_path / "configs"
     directory.mkdir()
-    (directory / "p.toml").symlink_to(outside)
+    (directory / "p.toml").symlink_to(Path("..") / "outside.toml")
     file = ConfigFile(directory, "p")
     assert file.load() == {"beams": 7}  # mounted configuration is made of links
     file.save({"beams": 8})
-    assert (outside.read_text(), file.load(), file.path.is_symlink()) == ("beams = 7\n", {"beams": 8}, False)
+    assert (outside.read_text(), file.load(), file.path.is_symlink()) == ("beams = 8\n", {"beams": 8}, True)
+    assert outside.stat().st_mode & 0o777 == 0o640
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["configs", "outside.toml"]
+    outside.unlink()
+    file.save({"beams": 9})  # a link to nothing makes the file
+    assert outside.read_text() == "beams = 9\n" and file.path.is_symlink()
 
+
+@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() != 0, reason="only root can act as several users")
+def test_owner_and_access_of_a_file_are_kept_and_a_planted_link_is_refused(tmp_path: Path) -> None:
+    file = ConfigFile(tmp_path, "p")
+    file.save({"beams": 1})
+    os.chown(file.path, 4711, 815)
+    file.path.chmod(0o640)
+    file.save({"beams": 2})
+    now = file.path.stat()
+    assert (now.st_uid, now.st_gid, now.st_mode & 0o777, file.load()) == (4711, 815, 0o640, {"beams": 2})
+
+    (victim := tmp_path / "victim").write_text("ours")
+    (tmp_path / "planted.toml").symlink_to(victim)
+    os.lchown(tmp_path / "planted.toml", 4711, 815)
+    with pytest.raises(ConfigNotSaved, match="is a link of user 4711 to a file of another user"):
+        ConfigFile(tmp_path, "planted").save({"beams": 3})
+    assert victim.read_text() == "ours"
+
+    with tempfile.TemporaryDirectory() as directory:  # pytest's own folders are closed to other users
+        os.chmod(directory, 0o777)
+        (theirs := Path(directory, "p.toml")).write_text("beams = 1\n")
+        theirs.chmod(0o666)
+        said, _ = run(SAVE_AS_NOBODY, directory, tmp_path / "own").communicate(timeout=60)
+        assert "belongs to user 0 and group 0, which this process cannot keep" in said, said
+        assert theirs.read_text() == "beams = 1\n" and theirs.stat().st_uid == 0
+
+
+SAVE_AS_NOBODY = """
+import os, sys
+from cjm_worker_ext.integrations.registry_config import ConfigFile, ConfigNotSaved
+for beams in (1, 2):  # imports what a save needs, as nobody may not read our Python
+    ConfigFile(sys.argv[2], "p").save({"beams": beams})
+file = ConfigFile(sys.argv[1], "p")
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+try:
+    file.save({"beams": 2})
+except ConfigNotSaved as e:
+    print(e)
+"""
+
+
+def test_a_bind_mounted_file_names_the_remedy(tmp_path: Path) -> None:
+    (source := tmp_path / "source.toml").write_text("beams = 1\n")
+    (target := tmp_path / "p.toml").touch()
+    if sys.platform != "linux" or subprocess.run(["mount", "--bind", source, target], capture_output=True).returncode:
+        pytest.skip("bind mounts are not allowed here")
+    try:
+        with pytest.raises(ConfigNotSaved, match="is mounted by itself .* mount its folder instead"):
+            ConfigFile(tmp_path, "p").save({"beams": 2})
+        assert source.read_text() == "beams = 1\n"
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "p.toml", "source.toml"]
+    finally:
+        subprocess.run(["umount", target], check=True)
+
+
+def test_a_planted_lock_is_not_followed(tmp_path: Path) -> None:
+    file = ConfigFile(directory := tmp_path / "configs", "p")
+    file.save({"beams": 8})
     (directory / ".lock").unlink()
     (directory / ".lock").symlink_to(tmp_path / "made")
     with pytest.raises(ConfigNotSaved):
@@ -247,6 +328,51 @@ def test_a_directory_that_is_a_file(tmp_path: Path) -> None:
     assert ConfigFile(tmp_path / "configs", "p").load() == {}
     with pytest.raises(ConfigNotSaved, match="File exists"):
         ConfigFile(tmp_path / "configs", "p").save({})
+
+
+# --- two people, one form --------------------------------------------------------------------------------------------
+
+
+def test_of_two_forms_only_the_first_is_saved(tmp_path: Path) -> None:
+    "Whichever way the file was changed in between: by another form, by an editor, by removing it."
+    file = ConfigFile(tmp_path, "p", ConfigSchema(SCHEMA))
+    file.save({"beams": 1})
+    changes: list[Any] = [
+        lambda: file.save({"beams": 2}),
+        lambda: file.path.write_text("beams = 3\n"),
+        lambda: file.path.unlink(),
+        lambda: (tmp_path / "p.json").write_text("{}"),
+    ]
+    for change in changes:
+        version = file.version()
+        assert file.version() == version
+        change()
+        with pytest.raises(ConfigConflict, match="'p'.*: was changed meanwhile"):
+            file.save({"beams": 9}, version)
+        assert file.load()["beams"] != 9
+    file.save({"beams": 4}, file.version())
+    assert file.load() == {"beams": 4}
+
+
+# --- hostile schemas -------------------------------------------------------------------------------------------------
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 5) | st.floats() | st.sampled_from(["", "a", "#", "#/$defs/a", "http://[", "^(a|a)*$", "object", "integer", "date"]),
+    lambda v: st.lists(v, max_size=3) | st.dictionaries(st.sampled_from(WORDS), v, max_size=4),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(json_values, st.dictionaries(st.sampled_from(["a", "aaaa", "b"]), json_values, max_size=3))
+def test_whatever_a_schema_holds_it_is_refused_or_works(schema: Any, config: dict[str, Any]) -> None:
+    try:
+        checker = ConfigSchema(schema)
+    except PluginConfigError:
+        return
+    assert isinstance(checker.problems(config), list)
+    for method in (checker.masked, checker.with_defaults, checker.adapted, lambda c: checker.with_kept_secrets(c, c)):
+        with contextlib.suppress(PluginConfigError):
+            assert isinstance(method(config), dict)
 
 
 # --- schemas and values that nobody thought of -----------------------------------------------------------------------

@@ -1,10 +1,9 @@
-"""The command `cjm-worker-plugins`, started as the script that pip makes of it."""
+"""The command `cjm-worker-plugins`, started as its console script."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 from fake_distributions import install, install_speech_plugin
 
 SCRIPT = """import sys
-from cjm_worker_ext.commands.plugins import plugins
+from cjm_worker_ext.commands.terminal import plugins
 if __name__ == "__main__":
     sys.exit(plugins())
 """
@@ -40,7 +39,7 @@ def command(site: Path, *arguments: str, **variables: str) -> subprocess.Complet
     return subprocess.run(script, capture_output=True, text=True, env=env, timeout=60)
 
 
-def test_all_is_well(site: Path) -> None:
+def test_all_plugins_are_ready(site: Path) -> None:
     done = command(site, "--config", str(site.parent / "configs"), "--category", "speech")
     assert (done.returncode, done.stderr) == (0, "")
     for expected in ("acme:speech:acme", "ready", 'model = "tiny"', 'api_key = "********"'):
@@ -58,7 +57,7 @@ def test_json(site: Path) -> None:
     assert (plugin["state"], plugin["target"], plugin["version"]) == ("ready", "acme:Plugin", "1.0")
 
 
-def test_one_that_cannot_be_used_is_status_one(site: Path) -> None:
+def test_a_plugin_that_cannot_be_used_is_status_one(site: Path) -> None:
     install_speech_plugin(site, "tomorrow", protocol="9.0")
     install(site, "evil", "[cjm_worker_ext.plugins.speech]\n[red]e\x1b[2Jvil = x\n")
     done = command(site, "--category", "speech")
@@ -78,13 +77,13 @@ def test_one_that_cannot_be_used_is_status_one(site: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--config", "/no/such/directory"], "is not a directory"),
-        (["--plugin", "nobody"], "plugin 'nobody' is not installed"),
+        (["--config", "/no/such/directory"], "not a folder"),
+        (["--plugin", "nobody"], "plugin 'nobody': not installed"),
         (["--plugin", "twice"], "plugin 'twice' could be 'one:speech:twice' and 'two:speech:twice'"),
         (["--no-such-option"], "unrecognized arguments"),
     ],
 )
-def test_what_it_cannot_look_at_is_status_two(site: Path, arguments: list[str], complaint: str) -> None:
+def test_what_cannot_be_listed_is_status_two(site: Path, arguments: list[str], complaint: str) -> None:
     for name in ("one", "two"):
         install(site, name, "[cjm_worker_ext.plugins.speech]\ntwice = m:A\n")
     done = command(site, *arguments)
@@ -92,13 +91,15 @@ def test_what_it_cannot_look_at_is_status_two(site: Path, arguments: list[str], 
     assert complaint in done.stderr.splitlines()[-1]
 
 
-def test_with_an_output_that_has_no_unicode(site: Path) -> None:
+def test_an_output_without_unicode(site: Path) -> None:
     done = command(site, "--category", "speech", PYTHONIOENCODING="ascii", LC_ALL="C")
     assert done.returncode == 1 and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("missing", ["rich", "fastcore", "jsonschema"])
-def test_without_an_extra_it_says_which(missing: str) -> None:
-    code = f"import sys; sys.modules[{missing!r}] = None; import cjm_worker_ext.commands.plugins"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert re.search(f"needs? {missing}", done.stderr) and "pip install 'cjm-worker-ext[" in done.stderr, done.stderr
+@pytest.mark.parametrize("missing", ["rich", "jsonschema", "tomlkit"])
+def test_a_missing_extra_is_one_line_and_status_two(missing: str) -> None:
+    code = f"import sys; sys.modules[{missing!r}] = None; from cjm_worker_ext.commands.terminal import plugins; "
+    done = subprocess.run([sys.executable, "-c", code + "sys.exit(plugins())"], capture_output=True, text=True)
+    install = "pip install 'cjm-worker-ext[demo,registry]'"
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"the command cjm-worker-plugins needs {missing}: {install}\n"

@@ -1,4 +1,4 @@
-"""What is installed is found without importing it, whatever state it is in."""
+"""Installed plugins are found without importing them, in whatever state they are."""
 
 from __future__ import annotations
 
@@ -162,6 +162,20 @@ def test_ids_that_differ_in_case_alone_have_different_files(tmp_path: Path) -> N
     ]
 
 
+@pytest.mark.parametrize(
+    "schema", [{"$schema": 5}, {"$schema": ["x"]}, {"$id": "http://["}, {"$id": 5}, 5, {"type": 5}]
+)
+def test_a_broken_schema_never_takes_the_list_down(tmp_path: Path, schema: object) -> None:
+    install_speech_plugin(tmp_path, "good")
+    registry = EntryPointPluginRegistry(path=[str(tmp_path)])
+    registry.register("bad", len, category="speech", config_schema=schema)  # type: ignore[arg-type]
+    states = {plugin.name: (plugin.state, bool(plugin.reason)) for plugin in registry.get_plugins()}
+    assert states == {"bad": (PluginState.BROKEN, True), "good": (PluginState.NOT_CONFIGURED, True)}
+    for ask in (registry.load_plugin_config, registry.masked_plugin_config, registry.config_version):
+        with pytest.raises(PluginRefused, match="'speech:bad' cannot be used"):
+            ask("bad")
+
+
 def test_no_secret_shows(tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
     caplog.set_level(logging.DEBUG)
     install_speech_plugin(tmp_path, "acme")
@@ -184,7 +198,7 @@ def test_no_secret_shows(tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd
         {"api_key": "hunter2", "model": "huge"},
         {"api_key": ["hunter2"]},
         {"api_key": "hunter2", "extra": object()},
-        {"api_key": "hunter2", "extra": None},
+        {"api_key": "hunter2", "extra": [None]},
         {"api_key": "hunter2\ud800"},
     ):
         fail(config)
@@ -201,10 +215,10 @@ def test_no_secret_shows(tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd
 
 
 @pytest.mark.parametrize("missing", ["jsonschema", "tomlkit"])
-@pytest.mark.parametrize("module", ["registry", "config_schema", "plugin_config"])
+@pytest.mark.parametrize("module", ["registry", "registry_schema", "registry_config"])
 def test_without_the_extra_the_import_says_which(module: str, missing: str) -> None:
-    if (module, missing) == ("config_schema", "tomlkit"):
-        pytest.skip("config_schema does not need tomlkit")
+    if (module, missing) == ("registry_schema", "tomlkit"):
+        pytest.skip("registry_schema does not need tomlkit")
     code = f"import sys; sys.modules[{missing!r}] = None; import cjm_worker_ext.integrations.{module}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert f"needs {missing}: pip install 'cjm-worker-ext[registry]'" in done.stderr, done.stderr

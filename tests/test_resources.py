@@ -160,7 +160,7 @@ def test_a_pid_given_again_is_not_the_worker(start):
     pytest.skip("the pid was never given again")
 
 
-@pytest.mark.parametrize("module", ["processes", "resources", "admission"])
+@pytest.mark.parametrize("module", ["resources_processes", "resources", "resources_admission"])
 def test_without_psutil_the_extra_is_named(module):
     code = f"import sys; sys.modules['psutil'] = None\nimport cjm_worker_ext.integrations.{module}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -170,7 +170,7 @@ def test_without_psutil_the_extra_is_named(module):
 
 def test_limits_and_gpu_need_no_package():
     code = "import sys; sys.modules['psutil'] = sys.modules['pynvml'] = None\n"
-    code += "from cjm_worker_ext.integrations import gpu, limits\nprint(gpu.GpuReader().read())"
+    code += "from cjm_worker_ext.integrations import resources_gpu, resources_limits\nprint(resources_gpu.GpuReader().read())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "None\n"
 
@@ -217,3 +217,39 @@ def test_two_who_ask_at_once_share_one_look():
     for asker in askers:
         asker.join(30)
     assert len(resources.history()) == 1
+
+
+@pytest.fixture
+def hidden_proc(monkeypatch, tmp_path):
+    "A `/proc` with processes and nothing else, as a systemd service with `ProcSubset=pid` sees it."
+
+    def show(*pids):
+        for pid in ("self", *pids):
+            (tmp_path / str(pid)).symlink_to(f"/proc/{pid}")
+        monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path), raising=False)
+
+    return show
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc")
+def test_without_the_kernels_figures_they_are_unknown_and_nothing_fails(start, hidden_proc):
+    worker, alone = start(1), start()
+    children = psutil.Process(worker.pid).children()
+    hidden_proc(os.getpid(), worker.pid, alone.pid, *(child.pid for child in children))
+    with pytest.raises(FileNotFoundError):
+        psutil.virtual_memory()
+    resources = ProcessResourceManager()
+    for pid in (worker.pid, alone.pid, os.getpid()):  # this test is a worker that leads no session
+        resources.register_worker(pid, "test")
+    resources.update_worker_state(worker.pid, status="idle")
+    snapshot = resources.snapshot(uss=True)
+    assert [row.alive for row in snapshot.workers] == [True] * 3
+    assert (snapshot.workers[0].processes, snapshot.workers[0].started_at) == (2, None)
+    assert snapshot.workers[0].rss_bytes and snapshot.workers[0].status == "idle"
+    room = resources.memory_available()
+    assert room.limit_source == "unknown" or room.limit_source.startswith("cgroup")
+    with resources.sampling():
+        assert resources.snapshot().memory == room or snapshot.memory.available_bytes is not None
+    resources.close()
+    for pid in (worker.pid, alone.pid):
+        resources.unregister_worker(pid)

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -311,6 +312,22 @@ def test_a_client_that_fell_behind_gets_one_gap_and_every_end(serve):
     assert {item["job_id"] for item in snapshot["items"]} == {"p", *(f"e{n}" for n in range(6))}
 
 
+@pytest.mark.parametrize("options", [[], ["--loop", "uvloop", "--http", "httptools"]], ids=["h11", "httptools"])
+def test_a_client_that_reads_at_once_survives_a_burst(serve, options):
+    """10,000 broadcasts without a pause: it gets every one, or is told how many it has missed."""
+    server = serve(*options)
+    client = server.connect()
+    head = read_until(client, b"event: snapshot")
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read_until, client, b'"n":9999')
+        server.post("/publish", [["job:completed", {"job_id": "a", "burst": True}, 10_000, 0]])
+        read = read_events(unchunked(head + reading.result()))
+    seen = [data["n"] for _, kind, data in read if kind == "job:completed"]
+    missed = sum(data["missed"] for _, kind, data in read if kind == "gap")
+    assert seen == sorted(set(seen)) and len(seen) + missed == 10_000
+    client.close()
+
+
 def unchunked(response: bytes) -> str:
     body, text = response.partition(b"\r\n\r\n")[2], b""
     while body:
@@ -327,7 +344,7 @@ def test_heartbeats_and_headers(serve):
         head = data.partition(b"\r\n\r\n")[0].decode().lower().splitlines()
         for line in (
             "content-type: text/event-stream; charset=utf-8",
-            "cache-control: no-store",
+            "cache-control: no-store, no-transform",
             "x-accel-buffering: no",
         ):
             assert line in head, head

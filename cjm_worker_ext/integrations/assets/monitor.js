@@ -1,4 +1,4 @@
-// Keeps the monitor page up to date. Described in nbs/integrations/monitor_page.ipynb.
+// Keeps the monitor page up to date. Described in nbs/11_integrations/12_monitor_page.ipynb.
 "use strict";
 
 const TEXT_LIMIT = 4000; // characters of streamed text on a card
@@ -9,11 +9,11 @@ const keyOf = (row) => JSON.stringify([row.worker_type, row.job_id]);
 
 const jobs = new Map(); // key -> {row, card, touched}
 const workers = new Map(); // pid -> card
-let touches = 0; // counts changes of jobs, to tell an older state from a newer event
+let touches = 0; // counts changes of jobs: an older state must not undo a newer event
 let clockOffset = 0; // the server's clock minus ours, in ms
 let more = 0;
 
-// ---- small things
+// ---- helpers
 function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
@@ -40,13 +40,13 @@ function when(row) {
 
 const asText = (chunk) => (typeof chunk === "string" ? chunk : JSON.stringify(chunk) + "\n");
 
-// ---- what is spoken by screen readers: a line every two seconds at most
+// ---- announcements for screen readers, at most one every two seconds
 let toSay = [];
 function announce(sentence) {
   toSay.push(sentence);
   if (toSay.length === 1) {
     setTimeout(() => {
-      byId("announcer").textContent = toSay.length > 3 ? `${toSay.length} jobs have ended` : toSay.join(". ");
+      byId("announcements").textContent = toSay.length > 3 ? `${toSay.length} jobs have ended` : toSay.join(". ");
       toSay = [];
     }, 2000);
   }
@@ -99,8 +99,8 @@ function change(row) {
   job.touched = ++touches;
   const before = job.row;
   const older = row.status === "pending" ? before.status !== "pending" : RANK[before.status] === 2;
-  if (row.status && older && row.status !== before.status) return job; // said before what we know already
-  const lacking = row.text === null && row.next > before.next; // it has ended, and we have not seen all
+  if (row.status && older && row.status !== before.status) return job; // older than what the page shows
+  const lacking = row.text === null && row.next > before.next; // it has ended, and chunks are missing here
   if (row.text === null || (row.next !== undefined && row.next < before.next)) {
     row = { ...row, text: before.text, next: before.next };
   }
@@ -118,7 +118,7 @@ function addChunks(data) {
   const job = jobs.get(keyOf(data));
   if (!job) return;
   const skip = job.row.next - data.index;
-  if (skip < 0) return refresh(); // something is missing in between
+  if (skip < 0) return refresh(); // chunks are missing in between
   const fresh = data.chunks.slice(skip);
   const text = ((job.row.text || "") + fresh.map(asText).join("")).slice(-TEXT_LIMIT);
   change({ worker_type: data.worker_type, job_id: data.job_id, text, next: job.row.next + fresh.length });
@@ -196,7 +196,7 @@ function drawWorkers(rows) {
   byId("no-workers").hidden = rows.length > 0;
 }
 
-// ---- what is unfolded
+// ---- details
 async function loadDetails(job, always = false) {
   const { row, card } = job;
   if (!connected || !(always || card.querySelector("details").open)) return;
@@ -214,10 +214,10 @@ async function loadDetails(job, always = false) {
   card.querySelector('[data-part="nothing"]').hidden = Object.values(parts).some(Boolean);
   const facts = field(card, "facts");
   const clock = (at) => (at ? new Date(at).toLocaleTimeString() : "–");
-  const said = [["Job", row.job_id], ["Type", row.worker_type], ["Queued", clock(row.created_at)]];
-  said.push(["Started", clock(row.started_at)], ["Ended", clock(row.completed_at)]);
+  const pairs = [["Job", row.job_id], ["Type", row.worker_type], ["Queued", clock(row.created_at)]];
+  pairs.push(["Started", clock(row.started_at)], ["Ended", clock(row.completed_at)]);
   facts.replaceChildren(
-    ...said.map(([name, value]) => {
+    ...pairs.map(([name, value]) => {
       const pair = document.createElement("div");
       pair.append(document.createElement("dt"), document.createElement("dd"));
       pair.firstChild.textContent = name;
@@ -227,21 +227,21 @@ async function loadDetails(job, always = false) {
   );
 }
 
-// ---- the state: how the server sees it
+// ---- the state, as the server has it
 let fetching = false;
-let due = null; // a timer
+let fetchTimer = null;
 let jobsDue = false; // fetch jobs too, not only workers
 let lastFetch = 0;
 
 function refresh(withJobs = true) {
   jobsDue = jobsDue || withJobs;
-  if (due === null && connected) due = setTimeout(fetchState, Math.max(100, lastFetch + 1000 - Date.now()));
+  if (fetchTimer === null && connected) fetchTimer = setTimeout(fetchState, Math.max(100, lastFetch + 1000 - Date.now()));
 }
 
 async function fetchState() {
-  clearTimeout(due);
-  due = null;
-  if (document.hidden) return; // it is done when somebody looks
+  clearTimeout(fetchTimer);
+  fetchTimer = null;
+  if (document.hidden) return; // fetched when the tab becomes visible
   if (fetching) return refresh(false);
   fetching = true;
   lastFetch = Date.now();
@@ -278,25 +278,26 @@ function applyState(state, started) {
   arrange();
 }
 
-// Those in the template too: a new card has to be valid at once.
+// Also those in the template: a new card must have the right token.
 const tokenInputs = () =>
   [document, byId("job-template").content].flatMap((root) => [...root.querySelectorAll('input[name="token"]')]);
 
 // ---- the stream of events
 let source = null;
 let connected = false;
-let patience = 1000; // ms until the next try
-let retry = null; // a timer
+let retryDelay = 1000; // ms until the next try
+let retryTimer = null;
 
 function connect() {
-  retry = null;
-  source = new EventSource("events");
+  retryTimer = null;
+  if (document.hidden) return; // see `pause`
+  const opened = (source = new EventSource("events"));
   source.onopen = async () => {
     connected = true;
     jobsDue = true;
     await fetchState();
-    if (!connected) return;
-    patience = 1000;
+    if (!connected || source !== opened) return;
+    retryDelay = 1000;
     setStale(false);
   };
   source.onerror = disconnected;
@@ -326,16 +327,26 @@ function setStale(stale) {
   setText(byId("connection"), stale ? "Disconnected, trying again …" : "Live");
 }
 
-function disconnected() {
+// Browsers open six connections to a server of HTTP/1.1, and each stream takes one. So a hidden tab has none.
+function pause() {
   connected = false;
-  setStale(true);
-  source.close(); // a browser gives up on some errors; this page does not
-  if (retry !== null) return;
-  retry = setTimeout(connect, patience * (0.8 + 0.4 * Math.random()));
-  patience = Math.min(patience * 1.5, 15000);
+  if (source) source.close();
+  source = null;
+  clearTimeout(retryTimer);
+  retryTimer = null;
 }
 
-// ---- what people do
+function disconnected() {
+  connected = false;
+  if (!source) return; // paused
+  setStale(true);
+  source.close(); // after some errors a browser does not reconnect, so the page does it
+  if (retryTimer !== null) return;
+  retryTimer = setTimeout(connect, retryDelay * (0.8 + 0.4 * Math.random()));
+  retryDelay = Math.min(retryDelay * 1.5, 15000);
+}
+
+// ---- user actions
 document.addEventListener("submit", async (event) => {
   const form = event.target;
   if (!form.dataset.action) return;
@@ -360,7 +371,10 @@ document.addEventListener(
   true,
 );
 
-document.addEventListener("visibilitychange", () => document.hidden || refresh());
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) pause();
+  else if (!source) connect();
+});
 setInterval(() => {
   for (const { row, card } of jobs.values()) if (row.status === "running") show(field(card, "when"), when(row));
 }, 500);
