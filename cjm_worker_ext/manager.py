@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from types import EllipsisType, TracebackType
@@ -122,7 +122,7 @@ _override: BackendFactory | None = (
 @contextmanager
 def override_backend(
     backend: BackendFactory,  # Makes the backend of each manager
-) -> Iterator[None]:
+) -> Generator[None, None, None]:
     """Give another backend to every manager that makes its first call inside the block, whatever its own one is.
 
     For tests; see `testing.use_in_process_backend`. It holds in every thread of the process. Blocks may be nested.
