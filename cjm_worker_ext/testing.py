@@ -191,7 +191,7 @@ class ThreadJob:
 # %% ../nbs/10_testing.ipynb #7ff7280a
 _pids = itertools.count(1 << 30)  # above any real process id: whoever signals one of these hits nobody
 
-# %% ../nbs/10_testing.ipynb #457b2afd
+# %% ../nbs/10_testing.ipynb #a08b5a5a
 class InProcessWorker:
     "A worker that is a thread. Its methods are called on the event loop that made it."
 
@@ -234,7 +234,6 @@ class InProcessWorker:
         "Ask it to end an order."
         if self.job is not None and self.job.task_number == task_number:
             self.job.interrupt()
-            self.pause(False)  # it may wait for us to listen
 
     def pause(self, paused: bool) -> None:
         "Stop listening to it, or go on."
