@@ -32,6 +32,7 @@ setup(
     package_data={"cjm_worker_ext": ["py.typed", "**/assets/*"]},
     entry_points={
         "console_scripts": settings["console_scripts"].split(),
+        "pytest11": settings["pytest11"].split(),
         "nbdev": [f"{settings['lib_module']}={settings['lib_module']}._modidx:d"],
     },
     classifiers=[

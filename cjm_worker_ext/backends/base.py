@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from cjm_worker_ext.config import WorkerConfig
+from cjm_worker_ext.errors import describe_exit
 
 # %% auto #0
 __all__ = ['Answer', 'PluginEntry', 'WorkerSetup', 'JobOrder', 'Returned', 'RemoteError', 'Raised', 'Interrupted', 'Lost',
@@ -25,7 +25,7 @@ class PluginEntry(NamedTuple):
     target: Any  # `"module:attribute"`, a function, class or object; None if the app's own plugin manager knows it
     config: dict[str, Any]  # Handed to the plugin; never changed
     version: int  # Rises when target or config differ from before
-    shown_config: Mapping[str, Any] = MappingProxyType({})  # The config with its secrets masked
+    shown_config: Mapping[str, Any] = {}  # The config with its secrets masked; never changed
 
 
 class WorkerSetup(NamedTuple):
@@ -104,6 +104,13 @@ class WorkerExit(NamedTuple):
     exitcode: int | None = None  # As `subprocess` counts; None if that is not known
     out_of_memory: bool = False  # Whether the kernel's out-of-memory killer was at work
     output: tuple[str, ...] = ()  # The last lines of its output, or why it could not be started
+
+    @property
+    def words(self) -> str:  # For example `was killed by SIGKILL`
+        "Say how it ended."
+        if self.reason is ExitReason.REFUSED:
+            return "could not be started"
+        return "was lost" if self.reason is ExitReason.LOST else describe_exit(self.exitcode)
 
 # %% ../../nbs/05_backends/00_base.ipynb #8e674c8c
 class BackendHost(Protocol):

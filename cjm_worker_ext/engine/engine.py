@@ -46,7 +46,7 @@ from cjm_worker_ext.engine.scheduler import (
     Task,
     TaskKind,
 )
-from cjm_worker_ext.errors import PluginError, PluginLoadError, WorkerCrashed, WorkersExhausted, describe_exit
+from cjm_worker_ext.errors import PluginError, PluginLoadError, WorkerCrashed, WorkersExhausted
 from cjm_worker_ext.events.failure_log import FailureLog
 from cjm_worker_ext.events.job_events import JobEvents
 from cjm_worker_ext.hooks import Hooks
@@ -468,8 +468,7 @@ class Engine:
         self.backend.forget(worker)
         state = self.scheduler.workers.all.get(worker)
         expected = state is not None and state.end_is_expected
-        words = "could not be started" if end.reason is ExitReason.REFUSED else describe_exit(end.exitcode)
-        self.endings.last_exit = "; ".join((words, *end.output[-3:]))
+        self.endings.last_exit = "; ".join((end.words, *end.output[-3:]))
         if (record := self._job_on(worker)) is not None and record.answer is None:
             record.answer = Lost(WorkerCrashed(end.pid, end.exitcode, end.out_of_memory, end.output))
         self.job_events.worker_ended(end, expected)

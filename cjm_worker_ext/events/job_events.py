@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cjm_worker_ext.backends.base import Place, PluginEntry, WorkerExit
-from cjm_worker_ext.errors import describe_exit
 from cjm_worker_ext.events.delivery import EventQueue, ResourceQueue
 from cjm_worker_ext.events.failure_log import FailureLog
 from cjm_worker_ext.jobs import BaseJob, chunks_to_jsonable, to_jsonable
@@ -87,7 +86,7 @@ class JobEvents:
             return
         self.resource_queue.unregister(end.pid)
         kind = "worker:stopped" if expected else "worker:crashed"
-        self.event_queue.event(kind, pid=end.pid, exitcode=end.exitcode, reason=describe_exit(end.exitcode))
+        self.event_queue.event(kind, pid=end.pid, exitcode=end.exitcode, reason=end.words)
 
     def job_queued(self, job: BaseJob) -> None:
         "A job was accepted."
