@@ -1,11 +1,6 @@
 #!/usr/bin/env python3
-<<<<<<< HEAD
-"""Check the wheel's [all] with the newest FastHTML, which needs fastcore 2: everything imports, a job runs, and the
-FastHTML example works."""
-=======
-"""In an environment with the wheel's [all] and the newest FastHTML, which wants fastcore 2: everything imports, a job runs,
-the FastHTML example and the page about guards hold."""
->>>>>>> integ
+"""Check the wheel's [all] with the newest FastHTML, which needs fastcore 2: everything imports, a job runs, the FastHTML
+example works, and the page about guards holds."""
 
 import asyncio
 import importlib

@@ -120,11 +120,11 @@ _override: BackendFactory | None = (
     None  # A module's variable: the app's event loop may run in another thread than the test
 )
 
-# %% ../nbs/08_manager.ipynb #13dfa865
+# %% ../nbs/08_manager.ipynb #ad3b76c1
 @contextmanager
 def override_backend(
     backend: BackendFactory,  # Makes the backend of each manager
-) -> Generator[None]:
+) -> Generator[None, None, None]:
     """Give another backend to every manager that makes its first call inside the block, whatever its own one is.
 
     For tests; see `testing.use_in_process_backend`. It holds in every thread of the process. Blocks may be nested.

@@ -113,7 +113,8 @@ def test_another_loop_and_no_loop():
     async def first():
         unchanged(manager)
 
-    run(first())
+    loop = asyncio.new_event_loop()  # not closed: a manager whose loop is gone may be used on another one
+    loop.run_until_complete(first())
     with pytest.raises(WrongLoop, match="one manager for each loop"):
         asyncio.run(manager.start_job("echo"))
     with pytest.raises(WrongLoop, match="asyncio.run_coroutine_threadsafe in other threads"):
@@ -122,6 +123,8 @@ def test_another_loop_and_no_loop():
         manager.blocking()
     with pytest.raises(WrongLoop, match="no event loop runs; call it in an async function, or use manager.blocking"):
         make().get_all_jobs()
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()
 
 
 def test_a_job_where_its_id_belongs():

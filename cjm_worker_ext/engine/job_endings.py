@@ -45,7 +45,7 @@ def explain(
     policy = f"restart_policy={config.restart_policy}, max_restart_attempts={config.max_restart_attempts}"
     return WorkersExhausted(f"job {job_id}: no worker is left ({policy}); the last one {last_exit or 'never started'}")
 
-# %% ../../nbs/07_engine/05_job_endings.ipynb #3e177173
+# %% ../../nbs/07_engine/05_job_endings.ipynb #52b76aaf
 class JobEndings:
     "Ends jobs; lives on one event loop."
 
@@ -124,6 +124,8 @@ class JobEndings:
     def _call_hook(self, job: BaseJob) -> None:
         try:
             result = self.hooks.on_job_ended(job)
+        except ReferenceError:  # the app has dropped its manager, and its hooks with it
+            return
         except Exception:  # noqa: BLE001  - the app's hook
             self._failures.failed("on_job_ended", job.id)
             return
