@@ -44,7 +44,7 @@ from cjm_worker_ext.plugins import JobContext, context_of_thread
 __all__ = ['Crossing', 'CodecCrossing', 'ReferenceCrossing', 'SimulateCrash', 'ThreadJob', 'InProcessWorker', 'InProcessBackend',
            'InProcess', 'use_in_process_backend']
 
-# %% ../nbs/10_testing.ipynb #d9f60de8
+# %% ../nbs/10_testing.ipynb #e717f69c
 class Crossing(Protocol):
     "How values get from the app to a job's thread, and back."
 
@@ -191,7 +191,7 @@ class ThreadJob:
 # %% ../nbs/10_testing.ipynb #7ff7280a
 _pids = itertools.count(1 << 30)  # above any real process id: whoever signals one of these hits nobody
 
-# %% ../nbs/10_testing.ipynb #a08b5a5a
+# %% ../nbs/10_testing.ipynb #32c73fb0
 class InProcessWorker:
     "A worker that is a thread. Its methods are called on the event loop that made it."
 
@@ -213,7 +213,7 @@ class InProcessWorker:
         self._room: SimpleQueue[None] = SimpleQueue()  # One item for each event that may still be added
         for _ in range(self.LIMIT):
             self._room.put(None)
-        self._is_paused = self._is_woken = False
+        self._is_paused = self._is_woken = self._is_told = False
         self._orders.put(lambda: self._tell("on_ready"))
         self.thread = threading.Thread(target=self._serve, name=f"in-process worker {number}", daemon=True)
         self.thread.start()
@@ -384,7 +384,10 @@ class InProcessWorker:
             self.loop.call_soon(self._tell_end, end)  # not from within an order
 
     def _tell_end(self, end: WorkerExit) -> None:
-        "Its last words, and its end."
+        "Its last words, and its end; once."
+        if self._is_told:
+            return
+        self._is_told = True
         self.host.on_dying(self.number, False)
         while self._events:
             self._tell_next()
@@ -394,7 +397,12 @@ class InProcessWorker:
         "End it at once."
         self._end(WorkerExit(ExitReason.CRASHED, self.pid, -9))
 
-# %% ../nbs/10_testing.ipynb #5b8616b7
+    def end_now(self) -> None:
+        "End it, and tell its end before this returns."
+        self.give_up()
+        self._tell_end(WorkerExit(ExitReason.CRASHED, self.pid, -9))
+
+# %% ../nbs/10_testing.ipynb #6b580ec8
 class InProcessBackend:
     """The workers of one manager, as threads of the app; implements `backends.base.Backend`.
 
@@ -472,6 +480,11 @@ class InProcessBackend:
     def forget(self, worker: int) -> None:
         "As `Backend.forget`."
         self.workers.pop(worker, None)
+
+    def abandon(self) -> None:
+        "As `Backend.abandon`."
+        for worker in list(self.workers.values()):
+            worker.end_now()
 
     async def close(self) -> None:
         "As `Backend.close`."
