@@ -127,6 +127,12 @@ class RelayBackend:
         self._order("forget", worker)
         self._last_task.pop(worker, None)
 
+    def abandon(self) -> None:
+        self.process.kill()  # its workers go with it
+        self.process.wait()
+        for worker, pid in list(self.pids.items()):
+            self.host.on_exit(worker, WorkerExit(ExitReason.LOST, pid or 0))
+
     async def close(self) -> None:
         self._order("close")
         try:
