@@ -25,13 +25,13 @@ else:
 
 # %% auto #0
 __all__ = ['MAX_DEPTH', 'LARGE_BYTES', 'LARGE_BUFFER', 'MOST_BUFFERS', 'PLAIN', 'OUTER_TUPLE', 'MARKED', 'TUPLE', 'SET',
-           'FROZENSET', 'DICT', 'ADAPTED', 'INT', 'COMPLEX', 'BYTEARRAY', 'TEXT', 'BUFFER', 'BYTES_APART',
+           'FROZENSET', 'DICT', 'ADAPTED', 'TUPLES', 'INT', 'COMPLEX', 'BYTEARRAY', 'TEXT', 'BUFFER', 'BYTES_APART',
            'BYTEARRAY_APART', 'BUFFER_APART', 'COMPLEX_PARTS', 'BUFFER_NUMBER', 'FAMILIES', 'NOTHING', 'ANYTHING',
            'SMALL_MESSAGE', 'MOST_EQUAL_HASHES', 'Unfit', 'step_of', 'attribute_step', 'describe', 'Codec', 'Adapter',
            'Buffer', 'Attributes', 'adapter_of', 'adapter_named', 'bytes_of_int', 'Encoder', 'pack', 'encode',
            'Allowed', 'resolve_codecs', 'codecs_by_type', 'Mark', 'refuse_equal_hashes', 'Decoder', 'decode']
 
-# %% ../../nbs/05_backends/06_codec_values.ipynb #e1cc1669
+# %% ../../nbs/05_backends/06_codec_values.ipynb #18a4aaeb
 MAX_DEPTH = 100  # Containers in containers; a value that is nested more deeply is not sent
 LARGE_BYTES = 1 << 20  # `bytes` from this size travel beside the message, as a buffer
 LARGE_BUFFER = 1 << 14  # Memory of arrays travels beside the message from this size
@@ -39,7 +39,8 @@ MOST_BUFFERS = 500  # Buffers of one message; the system takes 1,024 pieces at o
 
 PLAIN, OUTER_TUPLE, MARKED = b"\0", b"\1", b"\2"  # first byte: no marks; none, and the list is a tuple; with marks
 
-TUPLE, SET, FROZENSET, DICT, ADAPTED = range(1, 6)  # marks: the first item of a list says what the list is
+# Marks: the first item of a list says what the list is. `TUPLES` is a list of tuples without marks of their own.
+TUPLE, SET, FROZENSET, DICT, ADAPTED, TUPLES = range(1, 7)
 INT, COMPLEX, BYTEARRAY, TEXT, BUFFER = range(16, 21)  # scalars whose bytes stand in the message
 BYTES_APART, BYTEARRAY_APART, BUFFER_APART = range(32, 35)  # the number of a buffer
 
@@ -197,10 +198,11 @@ def adapter_named(
     found: Adapter | None = family.ADAPTERS.get(name) if family else None
     return found
 
-# %% ../../nbs/05_backends/06_codec_values.ipynb #8c039a97
+# %% ../../nbs/05_backends/06_codec_values.ipynb #f1645bf6
 _NONE = type(None)
 _ATOMS = frozenset((_NONE, bool, int, float, str))  # scalars that MessagePack tells apart
-_MARKS = {code: ExtType(code, b"") for code in (TUPLE, SET, FROZENSET, DICT, ADAPTED)}
+_MARKS = {code: ExtType(code, b"") for code in (TUPLE, SET, FROZENSET, DICT, ADAPTED, TUPLES)}
+_TREE = _ATOMS | {list, dict}
 _NEW = object()
 
 
@@ -230,11 +232,6 @@ class Encoder:
         self._seen: dict[
             int, Any
         ] = {}  # id of a container: None while it is walked, then (it, what became of it, size)
-        self._visits: dict[type, Callable[[Any, int], Any]] = {
-            list: self._once, tuple: self._once, dict: self._once, set: self._once, frozenset: self._once,
-            bytes: self._bytes, bytearray: self._bytes, complex: self._complex, Buffer: self._buffer,
-            Attributes: self._attributes,
-        }  # fmt: skip
 
     def encode(self, value: Any) -> bytes:
         "Make the message; raises `Unfit`."
@@ -256,8 +253,8 @@ class Encoder:
             if kind is str:
                 self._add(len(value))
             return self._careful_atom(value, kind) if self._careful else value
-        visit = self._visits.get(kind)
-        return visit(value, depth) if visit is not None else self._adapted(value, kind, depth)
+        visit = self._VISITS.get(kind)
+        return visit(self, value, depth) if visit is not None else self._adapted(value, kind, depth)
 
     # scalars
 
@@ -331,21 +328,30 @@ class Encoder:
         return made
 
     def _items(self, value: Any, kind: type, depth: int) -> list[Any]:
-        items = self._list(value, depth)
+        kinds = set(map(type, value))
+        items = self._flat(value, kinds, depth)
+        if items is None and kind is list and len(value) > 8 and not self._careful:
+            if kinds == {tuple} and self._are_flat_tuples(value):
+                self.marked = True
+                return [_MARKS[TUPLES], *map(list, value)]
+            if depth <= 2 and kinds <= _TREE and self._is_tree(value):
+                return value  # type: ignore[no-any-return]
+        if items is None:
+            items = self._each(value, depth)
         if kind is list:
-            return items
+            return items  # type: ignore[no-any-return]
         self.marked = True
         return [_MARKS[TUPLE if kind is tuple else SET if kind is set else FROZENSET], *items]
 
-    def _list(self, value: Any, depth: int) -> Any:
-        if not self._careful:
-            kinds = set(map(type, value))
-            if kinds <= _ATOMS:
-                if str in kinds:
-                    self._add_text(value)
-                return value
-            if len(kinds) == 1 and len(value) > 8 and (rows := self._rows(value, kinds)) is not None:
-                return rows
+    def _flat(self, value: Any, kinds: set[type], depth: int) -> Any:  # None if it is not
+        "Take a list of scalars as it is."
+        if self._careful or not kinds <= _ATOMS:
+            return None
+        if str in kinds:
+            self._add_text(value)
+        return value
+
+    def _each(self, value: Any, depth: int) -> list[Any]:
         made: list[Any] = []
         try:
             for item in value:
@@ -355,27 +361,42 @@ class Encoder:
             raise
         return made
 
-    def _rows(self, value: Any, kinds: set[type]) -> Any:  # None if it is something else
-        "Take many flat rows, lists or dicts or tuples of scalars, in one go: this is most of the time of a table."
-        kind = next(iter(kinds))
-        if kind not in (list, tuple, dict):
-            return None
+    # many containers in one go: a table of rows, for example; C code does the work
+
+    def _are_flat_tuples(self, value: list[Any]) -> bool:
         size = self._size
         self._add(sum(map(len, value)))  # before they are looked at: it may be one row a million times
-        rows: Any = [row.values() for row in value] if kind is dict else value
-        inner = set(map(type, chain.from_iterable(rows)))
-        if not inner <= _ATOMS or (kind is dict and set(map(type, chain.from_iterable(value))) - {str}):
-            self._size = size
-            return None
-        if str in inner:
-            self._add_text(chain.from_iterable(rows))
-        if kind is dict:
-            self._add_text(chain.from_iterable(value))
-        if kind is not tuple:
-            return value
-        self.marked = True
-        mark = _MARKS[TUPLE]
-        return [[mark, *row] for row in value]
+        inner = set(map(type, chain.from_iterable(value)))
+        if inner <= _ATOMS:
+            if str in inner:
+                self._add_text(chain.from_iterable(value))
+            return True
+        self._size = size
+        return False
+
+    def _is_tree(self, value: list[Any]) -> bool:
+        "Whether there are only lists, dicts with text as keys, and scalars in a list, and none of them twice."
+        size, level = self._size, value
+        for _ in range(MAX_DEPTH - 2):
+            containers = [item for item in level if type(item) not in _ATOMS]
+            if not containers:
+                return True
+            if len(set(map(id, containers))) < len(containers):
+                break
+            self._add(sum(map(len, containers)))
+            dicts = [item for item in containers if type(item) is dict]
+            lists = containers if not dicts else [item for item in containers if type(item) is list]
+            if set(map(type, chain.from_iterable(dicts))) - {str}:
+                break
+            self._add_text(chain.from_iterable(dicts))
+            level = list(chain.from_iterable(chain(lists, [item.values() for item in dicts])))
+            kinds = set(map(type, level))
+            if not kinds <= _TREE:
+                break
+            if str in kinds:
+                self._add_text(level)
+        self._size = size
+        return False
 
     def _add_text(self, items: Iterable[Any]) -> None:
         self._add(sum(len(item) for item in items if type(item) is str))
@@ -451,7 +472,12 @@ class Encoder:
         except Exception as e:  # noqa: BLE001  - the plugin boundary: an object of anybody's, with code of its own
             raise Unfit(f"is a {name} that cannot be read ({describe(e)})", "return plain data") from e
 
-# %% ../../nbs/05_backends/06_codec_values.ipynb #7e1666c1
+    _VISITS: dict[type, Callable[[Encoder, Any, int], Any]] = {
+        list: _once, tuple: _once, dict: _once, set: _once, frozenset: _once, bytes: _bytes, bytearray: _bytes,
+        complex: _complex, Buffer: _buffer, Attributes: _attributes,
+    }  # fmt: skip
+
+# %% ../../nbs/05_backends/06_codec_values.ipynb #b7b778a2
 _packers: list[Any] = []  # ready for use; one is taken out while it works, so that threads do not share it
 
 
@@ -466,7 +492,7 @@ def pack(
     return data
 
 
-def _is_simple(value: Any, depth: int = 2) -> bool:
+def _is_simple(value: Any, depth: int = 3) -> bool:
     "Whether a value is small and plain; a loop, and not `any`, because this is done for every message."
     kind = type(value)
     if kind is str:
@@ -598,7 +624,7 @@ def codecs_by_type(
     "Arrange codecs for the side that sends."
     return {codec.type: codec for codec in codecs}
 
-# %% ../../nbs/05_backends/06_codec_values.ipynb #c7a07c21
+# %% ../../nbs/05_backends/06_codec_values.ipynb #10df1baf
 SMALL_MESSAGE = 1 << 12  # Bytes up to which lists that announce too much cannot do harm
 MOST_EQUAL_HASHES = 100  # Keys of one dict or set that may share a hash; -1 and -2 do, and tuples of them
 
@@ -612,7 +638,7 @@ class Mark:
         self.code = code
 
 
-_MARKED = {code: Mark(code) for code in (TUPLE, SET, FROZENSET, DICT, ADAPTED)}
+_MARKED = {code: Mark(code) for code in (TUPLE, SET, FROZENSET, DICT, ADAPTED, TUPLES)}
 _LEAVES = frozenset((_NONE, bool, int, float, str, bytes, bytearray, complex))
 
 
@@ -622,6 +648,11 @@ def _broken(found: str) -> Unfit:
 
 def _no_extension(code: int, data: bytes) -> Any:
     raise _broken(f"has an extension {code} in a message without marks")
+
+
+def _timestamp_in(data: bytes) -> bool:
+    "Whether there may be a timestamp, a kind of MessagePack's own for which no hook is called."
+    return b"\xff" in data and (b"\xd6\xff" in data or b"\xd7\xff" in data or b"\xc7\x0c\xff" in data)
 
 
 def refuse_equal_hashes(
@@ -657,8 +688,8 @@ class Decoder:
         if data[0] == MARKED[0]:
             return self.value(unpackb(body, ext_hook=self._extension), 0)
         raw = unpackb(body, ext_hook=_no_extension)
-        if b"\xff" in data and self._timestamp_in(data):
-            raw = self.value(raw, 0)
+        if _timestamp_in(data):
+            self.value(raw, 0)
         return tuple(raw) if data[0] == OUTER_TUPLE[0] and type(raw) is list else raw
 
     @staticmethod
@@ -667,11 +698,6 @@ class Decoder:
         unpacker = Unpacker(max_buffer_size=max(len(body), 1))
         unpacker.feed(body)
         unpacker.skip()
-
-    @staticmethod
-    def _timestamp_in(data: bytes) -> bool:
-        "Whether there may be a timestamp, a kind of MessagePack's own for which no hook is called."
-        return b"\xd6\xff" in data or b"\xd7\xff" in data or b"\xc7\x0c\xff" in data
 
     def _extension(self, code: int, data: bytes) -> Any:
         if not data and code in _MARKED:
@@ -757,6 +783,10 @@ class Decoder:
         del raw[0]
         if code == DICT:
             return self._pairs(raw, depth)
+        if code == TUPLES:
+            if set(map(type, raw)) != {list} or not set(map(type, chain.from_iterable(raw))) <= _LEAVES:
+                raise _broken("is a list of tuples with something else in it")
+            return list(map(tuple, raw))
         if not set(map(type, raw)) <= _LEAVES:
             self._items(raw, depth)
         if code == TUPLE:
@@ -840,7 +870,10 @@ def decode(
     that are given; the other side may still change their numbers.
     """
     try:
-        return Decoder(buffers, allowed, copy).decode(data if type(data) is bytes else bytes(data))
+        message = data if type(data) is bytes else bytes(data)
+        if len(message) <= SMALL_MESSAGE and message[:1] == PLAIN and not _timestamp_in(message):  # the usual case
+            return unpackb(message[1:], ext_hook=_no_extension)
+        return Decoder(buffers, allowed, copy).decode(message)
     except Unfit as e:
         raise RefusedType(f"{what} was refused: {e.sentence(root)}") from e.__cause__
     except Exception as e:  # noqa: BLE001  - the worker boundary: whatever a broken message causes
