@@ -86,7 +86,7 @@ def _checked_dtype(shown: str) -> str:
         raise Unfit(f"has a dtype {shown[:40]!r}, which is none", "the worker sent something broken")
     return shown
 
-# %% ../../nbs/05_backends/10_codec_arrays.ipynb #a790368c
+# %% ../../nbs/05_backends/10_codec_arrays.ipynb #6f046006
 MOST_EMPTY = 1_000_000  # Items that the other axes of an array without items may announce
 
 
@@ -168,6 +168,8 @@ def _encode_scalar(value: Any) -> Sequence[Any]:
 
 
 def _decode_scalar(reader: Decoder, dtype: Any, content: bytes) -> Any:
+    if type(content) is not bytes:  # `bytearray(2**40)` would make as many bytes
+        raise Unfit("has no content", "the worker sent something broken")
     return _array_of(dtype, [], "C", memoryview(bytearray(content)))[()]
 
 

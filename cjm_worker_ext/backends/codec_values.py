@@ -153,7 +153,7 @@ class Attributes(dict[str, "Any"]):
 
     __slots__ = ()
 
-# %% ../../nbs/05_backends/06_codec_values.ipynb #9475ce3a
+# %% ../../nbs/05_backends/06_codec_values.ipynb #debc2dca
 _HERE = "cjm_worker_ext.backends."
 _STANDARD = (
     "array builtins collections datetime decimal fractions io _io ipaddress pathlib re types uuid zoneinfo".split()
@@ -161,7 +161,8 @@ _STANDARD = (
 FAMILIES = {  # top-level module of a type: the module that has the adapters
     **dict.fromkeys(_STANDARD, _HERE + "codec_standard"),
     **dict.fromkeys(("numpy", "torch", "PIL"), _HERE + "codec_arrays"),
-    **dict.fromkeys(("pandas", "pyarrow", "polars"), _HERE + "codec_tables"),
+    "pyarrow": _HERE + "codec_arrow",
+    **dict.fromkeys(("pandas", "polars"), _HERE + "codec_tables"),
     "class": _HERE + "codec_classes",  # objects of classes that the app named
 }
 
@@ -624,7 +625,7 @@ def codecs_by_type(
     "Arrange codecs for the side that sends."
     return {codec.type: codec for codec in codecs}
 
-# %% ../../nbs/05_backends/06_codec_values.ipynb #10df1baf
+# %% ../../nbs/05_backends/06_codec_values.ipynb #6f632f62
 SMALL_MESSAGE = 1 << 12  # Bytes up to which lists that announce too much cannot do harm
 MOST_EQUAL_HASHES = 100  # Keys of one dict or set that may share a hash; -1 and -2 do, and tuples of them
 
@@ -676,12 +677,15 @@ class Decoder:
         copy: Callable[[memoryview], bytes] = bytes,  # Makes `bytes` of a buffer
     ) -> None:
         self.allowed, self.copy = allowed, copy
+        self.arrived = 0  # bytes of the message and its buffers; bounds what takes no bytes of its own
+        self._inside = 0  # how many adapters surround the part that is being made: theirs is the memory
         self._buffers: list[Any] = list(buffers)
 
     def decode(self, data: bytes) -> Any:
         "Make the value; raises `Unfit`, or `ValueError` for what is no message."
         if not data or data[:1] not in (PLAIN, OUTER_TUPLE, MARKED):
             raise _broken("is not a message")
+        self.arrived = len(data) + sum(memoryview(buffer).nbytes for buffer in self._buffers)
         body = data[1:] if len(data) <= SMALL_MESSAGE else memoryview(data)[1:]
         if len(data) > SMALL_MESSAGE:
             self._look_through(body)
@@ -739,6 +743,8 @@ class Decoder:
         if kind is dict:
             if not set(map(type, raw.values())) <= _LEAVES:
                 self._named(raw, depth + 1, step_of)
+            return raw
+        if kind is memoryview and self._inside:
             return raw
         if kind is not list:
             raise _broken(f"has a {kind.__name__} where it does not belong")
@@ -828,11 +834,13 @@ class Decoder:
                 f"needs an adapter named {str(name)[:80]!r}, which does not exist here",
                 "use the same versions on both sides, and name codecs in WorkerConfig.codecs",
             )
+        self._inside += 1
         for i, part in enumerate(parts):
             if type(part) is dict and name.startswith("class."):
                 self._named(part, depth, attribute_step)
-            elif type(part) not in _LEAVES and type(part) is not memoryview:
+            elif type(part) not in _LEAVES:
                 parts[i] = self.value(part, depth)
+        self._inside -= 1
         if adapter is None:
             return self._made(codec.decode, parts, f"app.{codec.name}", "")  # type: ignore[union-attr]
         return self._made(adapter.decode, [self, *parts], adapter.name, adapter.library)
