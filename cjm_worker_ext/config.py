@@ -73,7 +73,7 @@ def seconds(default: T) -> T:
     "Declare a field that holds a number of seconds."
     return field(default=default, metadata={"rule": NumberRule(float, 0, default is None)})
 
-# %% ../nbs/02_config.ipynb #bc35b9f9
+# %% ../nbs/02_config.ipynb #eb20d22b
 @dataclass(frozen=True, kw_only=True)
 class WorkerConfig:
     "How many workers a manager has, and how it treats them; raises `ConfigError` that names every wrong field."
@@ -105,6 +105,8 @@ class WorkerConfig:
 
     # The border between worker and app
     allowed_types: tuple[type | str, ...] = ()  # Classes, or names of modules, whose objects a worker may send
+    codecs: tuple[str, ...] = ()  # The app's own codecs, each as `"module:name"` of a `backends.codec.Codec`
+    trust_workers: bool = False  # True: results are read as pickles, which lets a worker run code in the app
 
     # The environment of the processes
     environment: Mapping[str, str] = field(default_factory=dict[str, str])  # Set in workers over the app's own
@@ -123,6 +125,11 @@ class WorkerConfig:
         pairs = cast(Mapping[Any, Any], environment).items() if isinstance(environment, Mapping) else [(None, None)]
         if not all(isinstance(text, str) for pair in pairs for text in pair):
             problems.append(f"environment must map names to texts, got {environment!r}")
+        codecs: Any = self.codecs
+        if not (
+            isinstance(codecs, tuple) and all(isinstance(c, str) and ":" in c for c in cast(tuple[Any, ...], codecs))
+        ):
+            problems.append(f"codecs must be a tuple of texts like 'my_app.codecs:waveform', got {codecs!r}")
         if not (isinstance(python, str) and python):
             problems.append(f"python must be the path of an interpreter, got {python!r}")
         if problems:

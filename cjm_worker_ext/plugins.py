@@ -17,8 +17,8 @@ if TYPE_CHECKING:  # a worker starts faster without `typing`
     from typing import Any
 
 # %% auto #0
-__all__ = ['context_of_thread', 'JobContext', 'current_context', 'set_current_context', 'resolve_target', 'LoadedPlugin',
-           'PluginManager', 'describe_error', 'describe_load_error']
+__all__ = ['context_of_thread', 'JobContext', 'current_context', 'set_current_context', 'resolve_target', 'is_stream',
+           'LoadedPlugin', 'PluginManager', 'describe_error', 'describe_load_error']
 
 # %% ../nbs/04_plugins.ipynb #a9c381b3
 class JobContext:
@@ -86,34 +86,57 @@ def resolve_target(
             raise PluginLoadError(f"target {target!r}: module {module_name!r} has no attribute {path!r}") from e
     return found
 
-# %% ../nbs/04_plugins.ipynb #29b7107e
-CO_GENERATOR, CO_COROUTINE, CO_ASYNC_GENERATOR = 0x20, 0x80, 0x200  # as in `inspect`, which is slow to import
+# %% ../nbs/04_plugins.ipynb #3761e75e
+CO_VARKEYWORDS, CO_GENERATOR, CO_COROUTINE, CO_ASYNC_GENERATOR = (
+    0x08,
+    0x20,
+    0x80,
+    0x200,
+)  # as in `inspect`, which is slow to import
 
 
 def code_of(
     function: Any,  # A function, method, callable object or partial
 ) -> CodeType | None:  # None for what is written in C
-    "Find the code that runs when `function` is called, through decorators that use `functools.wraps`."
-    for _ in range(20):  # wrappers in wrappers; a cycle ends too
-        inner = next((i for name in ("__wrapped__", "__func__", "func") if (i := getattr(function, name, None))), None)
-        if inner is None:
-            break
-        function = inner
-    if callable(function) and not hasattr(function, "__code__"):  # an object: what runs is its class's __call__
-        function = type(function).__call__
-    return getattr(function, "__code__", None)
+    "Find the code that runs when `function` is called."
+    for _ in range(20):  # a partial of a partial of a method; a cycle ends too
+        kind: Any = type(function)
+        if kind.__name__ == "partial" and kind.__module__ == "functools":
+            function = function.func
+        elif "__code__" in dir(kind):  # a function
+            return function.__code__  # type: ignore[no-any-return]
+        elif kind.__name__ == "method" and kind.__module__ == "builtins":
+            function = function.__func__
+        else:  # an object: what runs is its class's `__call__`
+            function = kind.__call__
+            if not hasattr(function, "__code__"):  # written in C
+                return None
+    return None
 
 
 def names_parameter(function: Any, name: str) -> bool:
-    "Whether `function` has a parameter of this name, which can be passed by keyword."
+    "Whether `function` can be called with this keyword: it names it, or it passes everything on to one that does."
     code = code_of(function)
-    return code is not None and name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    if code is None:
+        return False
+    if name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]:
+        return True
+    inner = getattr(function, "__wrapped__", None)  # of `functools.wraps`
+    return bool(code.co_flags & CO_VARKEYWORDS) and inner is not None and names_parameter(inner, name)
 
 
 def has_flag(function: Any, flags: int) -> bool:
     "Whether the code of `function` has one of the flags."
     code = code_of(function)
     return code is not None and bool(code.co_flags & flags)
+
+# %% ../nbs/04_plugins.ipynb #28b94c24
+def is_stream(
+    result: Any,  # What a plugin returned
+) -> bool:  # True if its items are sent as chunks
+    "Say whether a result is to be read item by item."
+    kind: Any = type(result)  # and not the object: it may answer to any name
+    return hasattr(kind, "__next__") and not hasattr(kind, "read")
 
 # %% ../nbs/04_plugins.ipynb #81e31115
 def call_as_agreed(

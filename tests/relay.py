@@ -29,8 +29,8 @@ from cjm_worker_ext.backends.base import (
     WorkerExit,
     WorkerSetup,
 )
-from cjm_worker_ext.backends.codec import dumps
 from cjm_worker_ext.backends.local import LocalBackend, PluginTargets
+from cjm_worker_ext.backends.pickles import dumps
 from cjm_worker_ext.config import WorkerConfig
 
 

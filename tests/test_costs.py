@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-from cjm_worker_ext.backends.codec import dumps
+from cjm_worker_ext.backends.pickles import dumps
 from cjm_worker_ext.backends.wire import EXECUTE, RESULT, encode
 
 PROGRAM = textwrap.dedent("""
