@@ -37,7 +37,7 @@ from cjm_worker_ext.backends.local import PluginTargets, ResultReader, allowed_b
 from cjm_worker_ext.backends.pickles import dumps
 from cjm_worker_ext.backends.worker import ValueWriter, WorkerPlugins
 from cjm_worker_ext.config import WorkerConfig
-from cjm_worker_ext.errors import ConfigError, JobCancelled, UnknownJob
+from cjm_worker_ext.errors import ConfigError, JobCancelled
 from cjm_worker_ext.jobs import BaseJob, utc_now
 from cjm_worker_ext.manager import override_backend
 from cjm_worker_ext.plugins import JobContext, context_of_thread, is_stream
@@ -244,9 +244,9 @@ class InProcessWorker:
         "Let it unload its plugins and end."
         self._orders.put(self._leave)
 
-    def die(self, exitcode: int, out_of_memory: bool = False, output: Sequence[str] = ()) -> None:
+    def die(self, crash: SimulateCrash) -> None:
         "Let it die; may be called in any thread."
-        end = WorkerExit(ExitReason.CRASHED, self.pid, exitcode, out_of_memory, tuple(output))
+        end = WorkerExit(ExitReason.CRASHED, self.pid, crash.exitcode, crash.out_of_memory, crash.output)
         with contextlib.suppress(RuntimeError):  # the loop is closed, so nobody wants to know
             self.loop.call_soon_threadsafe(self._end, end)
 
@@ -277,10 +277,10 @@ class InProcessWorker:
         except JobCancelled:
             answer = Interrupted()
         except SimulateCrash as e:
-            self.die(e.exitcode, e.out_of_memory, e.output)
+            self.die(e)
             return
         except BaseException as e:  # noqa: BLE001  - the plugin boundary: SystemExit and KeyboardInterrupt included
-            answer = Interrupted() if job.take_interrupt() else Raised(self.crossing.error(e))
+            answer = Raised(self.crossing.error(e))
         self._tell("on_answer", job.task_number, answer)
 
     def execute(self, job: ThreadJob, content: Any) -> Answer:
@@ -314,6 +314,10 @@ class InProcessWorker:
             if close := getattr(chunks, "close", None):
                 close()
 
+    def simulate(self, job: ThreadJob, crash: SimulateCrash) -> Answer:
+        "Die instead of running a job, in the thread."
+        raise crash
+
     def load(self, job: ThreadJob, content: Any) -> Answer:
         "Load a plugin, in the thread."
         self._load(job, *self.crossing.unpack(content))
@@ -331,7 +335,7 @@ class InProcessWorker:
 
     def _leave(self) -> None:
         self.plugins.unload_all()
-        self.die(0)
+        self.die(SimulateCrash(0))
 
     def report(self, job: ThreadJob, fraction: float | None, message: str) -> None:
         "A job reports how far it has come, in its own thread or in another."
@@ -420,6 +424,7 @@ class InProcessBackend:
             raise ConfigError(f"crossing must be 'codec' or 'reference', got {crossing!r}")
         self.host = host
         self.workers: dict[int, InProcessWorker] = {}
+        self.crashes: dict[str, SimulateCrash] = {}  # By id of jobs that no worker has yet
         self._crossing: Crossing = CodecCrossing(config) if crossing == "codec" else ReferenceCrossing()
         self._factory, self._streaming = self._crossing.factory(setup.plugin_manager_factory), setup.streaming
 
@@ -439,10 +444,12 @@ class InProcessBackend:
         plugin, what = order.plugin, f"the parameters of job {order.job_id!r}"
         load = (self._crossing.target(plugin), plugin.config) if order.load else None
         content = self._crossing.pack((order.job_id, plugin.plugin_id, load, order.params), what)
-        found = self.workers.get(worker)
-        return found is not None and found.order(
-            ThreadJob(order.task_number, order.job_id, found.report), found.execute, content
-        )
+        if (found := self.workers.get(worker)) is None:
+            return False
+        found.job = job = ThreadJob(order.task_number, order.job_id, found.report)
+        # Asked after the worker has the job; `InProcess.crash` looks the other way round, so one of them sees the other.
+        crash = self.crashes.pop(order.job_id, None)
+        return found.order(job, found.execute, content) if crash is None else found.order(job, found.simulate, crash)
 
     def load(self, worker: int, task_number: int, plugin: PluginEntry) -> bool:
         "As `Backend.load`."
@@ -499,36 +506,42 @@ class InProcess:
         crossing: Literal["codec", "reference"] = "codec",  # As for `InProcessBackend`
     ) -> None:
         self.crossing: Literal["codec", "reference"] = crossing
-        self._backends: weakref.WeakSet[InProcessBackend] = weakref.WeakSet()
+        self._backends: list[weakref.ref[InProcessBackend]] = []  # a list: other threads may look while one is added
+        self._crashes: dict[str, SimulateCrash] = {}
 
     def __call__(self, config: WorkerConfig, host: BackendHost, setup: WorkerSetup) -> InProcessBackend:
         backend = InProcessBackend(config, host, setup, crossing=self.crossing)
-        self._backends.add(backend)
+        backend.crashes = self._crashes
+        self._backends.append(weakref.ref(backend))
         return backend
 
     def _workers(self) -> list[InProcessWorker]:
-        return [worker for backend in list(self._backends) for worker in list(backend.workers.values())]
+        backends = [backend for ref in list(self._backends) if (backend := ref()) is not None]
+        return [worker for backend in backends for worker in list(backend.workers.values())]
 
     def crash(
         self,
-        job: BaseJob | str,  # A running job, or its id
+        job: BaseJob | str,  # A job, or its id
         exitcode: int = -9,  # As `subprocess` counts: negative is a signal's number
         *,
         out_of_memory: bool = False,  # Whether the kernel's out-of-memory killer seems to have struck
         output: Sequence[str] = (),  # The last lines that the worker seems to have written
     ) -> None:
-        "Let the worker of a job die; returns at once. Raises `UnknownJob` if no worker runs the job."
+        """Let the worker of a job die; returns at once.
+
+        If the job is still pending, its worker dies when it gets the job. Nothing happens to a job that has ended.
+        """
         job_id = job if isinstance(job, str) else job.id
+        self._crashes[job_id] = SimulateCrash(exitcode, out_of_memory=out_of_memory, output=output)
         for worker in self._workers():
-            if worker.job is not None and worker.job.ctx.job_id == job_id:
-                worker.die(exitcode, out_of_memory, output)
-                return
-        raise UnknownJob(f"job {job_id!r}: no worker runs it; wait until its status is 'running'")
+            has_it = (running := worker.job) is not None and running.ctx.job_id == job_id
+            if has_it and (crash := self._crashes.pop(job_id, None)):
+                worker.die(crash)
 
     def close(self) -> None:
         "End the threads of managers that were not shut down."
         for worker in self._workers():
-            worker.die(-9)
+            worker.die(SimulateCrash(-9))
             if worker.loop.is_closed():
                 worker.give_up()
 

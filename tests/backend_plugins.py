@@ -194,3 +194,31 @@ class Shelf:
 
     def unload_plugin(self, plugin_id):
         del self.loaded[plugin_id]
+
+
+def report_from_threads(ctx):
+    "Report from a thread, also after the job was cancelled; say where that was noticed."
+
+    def report(message):
+        thread = threading.Thread(target=ctx.progress, args=(0.5, message))
+        thread.start()
+        thread.join()
+
+    report("from a thread")
+    while not ctx.cancelled:
+        time.sleep(0.001)
+    report("from a second thread")
+    try:
+        ctx.progress(1.0)
+    except JobCancelled:
+        return "in the job's own thread"
+    return "nowhere"
+
+
+CHUNK = list(range(5000))
+
+
+def dear_chunks(n):
+    "Chunks that cost little to yield, and much to tell."
+    for _ in range(n):
+        yield CHUNK

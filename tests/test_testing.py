@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import configparser
+import importlib
+import queue
+import threading
+from functools import partial
+from pathlib import Path
+
 import pytest
-from backend_scenes import SCENES, maker
-from harness import run
+from backend_scenes import SCENES, Events, ended, maker, running
+from harness import run, until, until_now
 
 from cjm_worker_ext.backends.local import LocalBackend
-from cjm_worker_ext.testing import InProcessBackend
+from cjm_worker_ext.testing import InProcessBackend, use_in_process_backend
 
 BACKENDS = {"local": LocalBackend, "in process": InProcessBackend}
 
@@ -16,3 +24,103 @@ BACKENDS = {"local": LocalBackend, "in process": InProcessBackend}
 @pytest.mark.parametrize("scene", SCENES)
 def test_scene(scene, backend, tmp_path):
     run(SCENES[scene](maker(BACKENDS[backend]), tmp_path, simulated=backend == "in process"))
+
+
+# ---------------------------------------------------------------- what only this backend has
+def in_process_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("in-process")]
+
+
+def test_a_plugin_named_by_text_can_be_replaced(monkeypatch):
+    monkeypatch.setattr("backend_plugins.add", lambda a: f"a fake of {a}")
+
+    async def scene():
+        async with maker(InProcessBackend)("add") as manager:
+            return await ended(manager, "add", a="sum")
+
+    assert run(scene()).result == "a fake of sum"
+
+
+def test_threads_of_a_plugin_report_and_leave_the_cancellation_to_the_job():
+    async def scene():
+        async with maker(InProcessBackend)("report_from_threads") as manager:
+            job = await running(manager, "report_from_threads")
+            assert job.progress_message == "from a thread"
+            await manager.cancel_job(job.id)
+            assert job.result == "in the job's own thread"
+
+    run(scene())
+
+
+def test_a_plugin_that_floods_leaves_the_loop_free():
+    "The loop takes what has come, and not what comes meanwhile: else it would look up only when all is over."
+
+    async def scene():
+        backend = partial(InProcessBackend, crossing="reference")
+        async with maker(backend)("dear_chunks", event_broadcaster=Events()) as manager:
+            job = await manager.start_job("dear_chunks", n=3000)
+            await until(lambda: manager.get_job_chunks(job.id, last=1)[0] > 100, what="chunks")
+            assert (job.status, manager.get_job_chunks(job.id, last=1)[0] < 1500) == ("running", True)
+
+    run(scene())
+
+
+def test_a_crash_hits_the_job_whether_it_is_pending_or_runs():
+    async def app(manager, jobs):
+        async with manager:
+            for _ in range(100):
+                job = await manager.start_job("work")
+                jobs.put(job)
+                await manager.wait(job.id, 30)
+                assert (job.status, job.error_type) == ("failed", "WorkerCrashed")
+            jobs.put(None)
+
+    jobs: queue.SimpleQueue = queue.SimpleQueue()
+    with use_in_process_backend() as in_process:
+        thread = threading.Thread(target=lambda: run(app(maker(None)("work"), jobs)))
+        thread.start()
+        for n, job in enumerate(iter(lambda: jobs.get(timeout=30), None)):
+            if n % 2:
+                until_now(lambda job=job: job.status == "running")
+            in_process.crash(job.id)
+        thread.join(30)
+    until_now(lambda: not in_process_threads(), what="the end of the threads")
+
+
+@pytest.mark.parametrize("close", [True, False])
+def test_what_an_app_leaves_behind_ends_with_the_block(close):
+    "A manager that was not shut down, on a loop that still runs and on one that is closed."
+
+    async def app():
+        manager = maker(None)("work")
+        await running(manager, "work")
+        return manager
+
+    with use_in_process_backend():
+        runner = asyncio.Runner()
+        manager = runner.run(app())
+        if close:
+            runner.close()
+        assert len(in_process_threads()) == 1
+    if not close:
+        (job,) = runner.run(all_jobs(manager))
+        assert (job.status, job.error_type) == ("failed", "WorkerCrashed")
+        runner.run(manager.shutdown())
+        runner.close()
+    until_now(lambda: not in_process_threads(), what="the end of the threads")
+
+
+async def all_jobs(manager):
+    jobs = manager.get_all_jobs()
+    for job in jobs:
+        await manager.wait(job.id, 30)
+    return jobs
+
+
+def test_pytest_finds_the_fixture():
+    settings = configparser.ConfigParser(delimiters=["="])
+    settings.read(Path(__file__).parents[1] / "settings.ini")
+    (entry,) = settings["DEFAULT"]["pytest11"].split()
+    name, _, module = entry.partition("=")
+    assert name == module, "of the same name, so that `-p` does not load it twice"
+    assert callable(importlib.import_module(module).in_process_backend)
