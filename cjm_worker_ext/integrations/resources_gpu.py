@@ -73,7 +73,7 @@ def sees_host_pids(
     except OSError:
         return False
 
-# %% ../../nbs/11_integrations/05_resources_gpu.ipynb #01f314e6
+# %% ../../nbs/11_integrations/05_resources_gpu.ipynb #ba5457bc
 class GpuReader:
     """Reads the cards through NVML (package `nvidia-ml-py`, module `pynvml`).
 
@@ -129,12 +129,12 @@ class GpuReader:
             return None
 
     def _card(self, index: int, handle: Any) -> GpuUsage:
-        name: Any = None
+        name: str | None = None
         total = free = None
         try:
             if handle is not None:
-                name = self._nvml.nvmlDeviceGetName(handle)
-                name = name.decode(errors="replace") if isinstance(name, bytes) else name
+                found = self._nvml.nvmlDeviceGetName(handle)  # bytes in older releases
+                name = found.decode(errors="replace") if isinstance(found, bytes) else str(found)
                 memory = self._nvml.nvmlDeviceGetMemoryInfo(handle)
                 total, free = int(memory.total), int(memory.free)
         except Exception as e:  # noqa: BLE001  - boundary: the driver's library; cards that share memory have no figures
