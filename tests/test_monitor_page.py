@@ -30,11 +30,12 @@ class Serve:
         command = [sys.executable, script, "--port", str(port), "--folder", str(folder), "--workers", "2"]
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=log or subprocess.DEVNULL, text=True, start_new_session=True,
+            env={**os.environ, "CJM_WORKER_SERVE_SECRET": "s3cret"},  # a page stays open when the server restarts
             preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # under nohup it would be ignored
         )  # fmt: skip
         line = self.process.stdout.readline()
         self.port = int(re.search(r"127\.0\.0\.1:(\d+)", line)[1])
-        self.url = f"http://127.0.0.1:{self.port}/"
+        self.url = line.split()[0]  # with the secret
         deadline = time.monotonic() + 30
         while True:
             with contextlib.suppress(OSError):
