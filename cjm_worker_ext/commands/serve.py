@@ -263,7 +263,7 @@ def upload_folder(
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
 
-# %% ../../nbs/12_commands/08_serve.ipynb #caa8a74f
+# %% ../../nbs/12_commands/08_serve.ipynb #318e76a7
 # A variable and no option: other users can see the arguments of a process. It keeps pages open over a restart.
 SECRET_VARIABLE = "CJM_WORKER_SERVE_SECRET"
 
@@ -277,6 +277,7 @@ def run_server(
     with socket.socket() as sock, upload_folder(Path(tempfile.gettempdir())) as uploads:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(("127.0.0.1", port))
+        sock.listen(2048)  # so that the printed address can be opened at once; the server answers when it is ready
         port = sock.getsockname()[1]
         secret = os.environ.get(SECRET_VARIABLE) or secrets.token_urlsafe(24)
         app = ServeApp(folder, workers, uploads, secret, f"cjm-worker-serve-{port}").app
