@@ -140,7 +140,7 @@ def test_a_job_that_ends_before_the_stream_opens(address, visit, browser):
 def test_a_job_is_started_behind_a_proxy(serve, visit):
     """`cjm-worker-serve` knows of no prefix: the form's address and where it leads are relative."""
     with proxy_of(serve().port, PREFIX + "/") as behind:
-        page = visit(behind + "/")
+        page = visit(behind + "/?secret=s3cret")
         done = page.locator('#jobs > .job[data-status="completed"]').filter(has_text="count words")
         expect(done).to_have_count(1, timeout=SECONDS)
         start(page, "count words")

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import traceback
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -222,3 +223,25 @@ def test_without_the_extra_the_import_says_which(module: str, missing: str) -> N
     code = f"import sys; sys.modules[{missing!r}] = None; import cjm_worker_ext.integrations.{module}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert f"needs {missing}: pip install 'cjm-worker-ext[registry]'" in done.stderr, done.stderr
+
+
+def test_a_package_in_a_zip_names_the_zip(tmp_path: Path) -> None:
+    "Its plugins are listed, and its manifest cannot be read: the reason is not that the file is missing."
+    install_speech_plugin(tmp_path / "site", "zipped")
+    archive = tmp_path / "plugins.zip"
+    with zipfile.ZipFile(archive, "w") as zip_file:
+        for path in (tmp_path / "site").rglob("*"):
+            zip_file.write(path, path.relative_to(tmp_path / "site"))
+    registry = EntryPointPluginRegistry(path=[str(archive)])
+    (plugin,) = registry.get_plugins()
+    assert (plugin.name, plugin.state) == ("zipped", PluginState.BROKEN)
+    assert f"package 'zipped' is inside the archive {archive}; install it unpacked" in plugin.reason
+
+
+def test_what_pip_has_left_behind_is_no_package(tmp_path: Path) -> None:
+    "pip renames the folders that it is about to remove, and leaves them when it is interrupted."
+    info = install(tmp_path, "acme", "[cjm_worker_ext.plugins.speech]\nold = acme:Old\n", version="0.9")
+    info.rename(info.with_name("~cme-0.9.dist-info"))
+    assert EntryPointPluginRegistry(path=[str(tmp_path)]).get_plugins() == []
+    install(tmp_path, "acme", "[cjm_worker_ext.plugins.speech]\nnew = acme:New\n", version="1.0")
+    assert [plugin.name for plugin in EntryPointPluginRegistry(path=[str(tmp_path)]).get_plugins()] == ["new"]

