@@ -11,10 +11,11 @@ if TYPE_CHECKING:  # a worker starts faster without `typing`
     from typing import Any
 
 # %% auto #0
-__all__ = ['FAMILIES', 'NOTHING', 'ANYTHING', 'Unfit', 'step_of', 'attribute_step', 'describe', 'Codec', 'Adapter', 'Buffer',
-           'Attributes', 'adapter_of', 'adapter_named', 'Allowed', 'resolve_codecs', 'codecs_by_type']
+__all__ = ['FAMILIES', 'type_of', 'NOTHING', 'ANYTHING', 'Unfit', 'step_of', 'attribute_step', 'describe', 'Codec', 'Adapter',
+           'Buffer', 'Attributes', 'library', 'is_exactly', 'adapter_of', 'adapter_named', 'Allowed', 'resolve_codecs',
+           'codecs_by_type']
 
-# %% ../../nbs/05_backends/06_codec_adapters.ipynb #a45f1270
+# %% ../../nbs/05_backends/06_codec_adapters.ipynb #ad4301bc
 class Unfit(Exception):
     "Part of a value cannot be sent or may not be made; on its way out it collects where that part sits."
 
@@ -40,11 +41,11 @@ def step_of(
 ) -> str:  # `['frames']`, or a short name of a key that is not plain
     "Write the way to an item of a dict."
     kind = type(key)
-    if kind is str or kind is bytes:
-        text = repr(key[:40])  # type: ignore[index]
-    elif kind is int and abs(key) < 1 << 64:  # type: ignore[operator]
+    if isinstance(key, (str, bytes)):
+        text = repr(key[:40])
+    elif isinstance(key, int) and abs(key) < 1 << 64:
         text = repr(key)
-    elif kind in (bool, float, type(None)):
+    elif kind in (float, type(None)):
         text = repr(key)
     else:
         text = f"<{kind.__name__}>"
@@ -120,7 +121,7 @@ class Attributes(dict[str, "Any"]):
 
     __slots__ = ()
 
-# %% ../../nbs/05_backends/06_codec_adapters.ipynb #debc2dca
+# %% ../../nbs/05_backends/06_codec_adapters.ipynb #df03b7a2
 _HERE = "cjm_worker_ext.backends."
 _STANDARD = (
     "array builtins collections datetime decimal fractions io _io ipaddress pathlib re types uuid zoneinfo".split()
@@ -134,13 +135,29 @@ FAMILIES = {  # top-level module of a type: the module that has the adapters
 }
 
 
-def _family(root: str) -> Any:  # The module, or None
-    module = FAMILIES.get(root)
-    if module is None:
-        return None
+def library(
+    name: str,  # Of a module; stands in the code of an adapter, and never in a message
+) -> Any:  # The module
+    "Import a library when one of its objects crosses; type checkers need not know it."
     from importlib import import_module
 
-    return import_module(module)
+    return import_module(name)
+
+
+type_of: Callable[[Any], Any] = type  # the same, without a type checker's guesses
+
+
+def is_exactly(
+    value: object,  # Anything, a part from a message for example
+    kind: type,  # A class
+) -> bool:
+    "Whether something is of a class, and not of one that is derived from it."
+    return type(value) is kind
+
+
+def _family(root: str) -> Any:  # The module, or None
+    module = FAMILIES.get(root)
+    return None if module is None else library(module)
 
 
 def adapter_of(
@@ -153,7 +170,7 @@ def adapter_of(
     """
     family = _family(kind.__module__.partition(".")[0]) if type(kind.__module__) is str else None
     found: Adapter | None = family.adapter_of(kind, value) if family else None
-    return found or _family("class").adapter_of(kind, value)  # type: ignore[no-any-return]
+    return found or _family("class").adapter_of(kind, value)
 
 
 def adapter_named(
@@ -166,7 +183,7 @@ def adapter_named(
     found: Adapter | None = family.ADAPTERS.get(name) if family else None
     return found
 
-# %% ../../nbs/05_backends/06_codec_adapters.ipynb #50b7c2a1
+# %% ../../nbs/05_backends/06_codec_adapters.ipynb #3fd928c4
 class Allowed:
     "The classes and codecs of an app: what may be made of a message beside the built-in kinds."
 
@@ -205,13 +222,10 @@ class Allowed:
 
     @staticmethod
     def _in_module(module: str, name: str) -> type | None:
-        import sys
-        from importlib import import_module
-
-        found: Any = sys.modules.get(module) or import_module(module)
+        found: Any = library(module)
         for part in name.split("."):
-            # not `getattr`: a class may answer to it with code of its own
-            found = (vars(found) if hasattr(found, "__dict__") else {}).get(part)
+            names: Any = getattr(found, "__dict__", {})
+            found = names.get(part)  # not `getattr`: a class may answer to it with code of its own
         return found if isinstance(found, type) and found.__module__ == module else None
 
 
