@@ -86,7 +86,7 @@ def resolve_target(
             raise PluginLoadError(f"target {target!r}: module {module_name!r} has no attribute {path!r}") from e
     return found
 
-# %% ../nbs/04_plugins.ipynb #3761e75e
+# %% ../nbs/04_plugins.ipynb #02faf898
 CO_VARKEYWORDS, CO_GENERATOR, CO_COROUTINE, CO_ASYNC_GENERATOR = (
     0x08,
     0x20,
@@ -100,7 +100,7 @@ def code_of(
 ) -> CodeType | None:  # None for what is written in C
     "Find the code that runs when `function` is called."
     for _ in range(20):  # a partial of a partial of a method; a cycle ends too
-        kind: Any = type(function)
+        kind: Any = type(function)  # pyright: ignore[reportUnknownVariableType]
         if kind.__name__ == "partial" and kind.__module__ == "functools":
             function = function.func
         elif "__code__" in dir(kind):  # a function
@@ -130,12 +130,13 @@ def has_flag(function: Any, flags: int) -> bool:
     code = code_of(function)
     return code is not None and bool(code.co_flags & flags)
 
-# %% ../nbs/04_plugins.ipynb #28b94c24
+# %% ../nbs/04_plugins.ipynb #33196f42
 def is_stream(
     result: Any,  # What a plugin returned
 ) -> bool:  # True if its items are sent as chunks
     "Say whether a result is to be read item by item."
-    kind: Any = type(result)  # and not the object: it may answer to any name
+    # the class, and not the object: it may answer to any name
+    kind: Any = type(result)  # pyright: ignore[reportUnknownVariableType]
     return hasattr(kind, "__next__") and not hasattr(kind, "read")
 
 # %% ../nbs/04_plugins.ipynb #81e31115

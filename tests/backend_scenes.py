@@ -142,7 +142,7 @@ async def what_cannot_cross(make: Make, tmp_path, simulated):
         job = await ended(manager, "add", a=threading.Lock())
         assert (job.status, job.error_type, job.attempts) == ("failed", "NotSerializable", 0)
         assert f"the parameters of job {job.id!r} cannot be sent" in job.error
-        for name, words in [("lock", "cannot be sent"), ("array", "max_result_bytes allows 1,048,576")]:
+        for name, words in [("lock", "cannot be sent"), ("array", "1,048,576 are allowed")]:
             job = await ended(manager, name, **({"n": 300_000} if name == "array" else {}))
             assert (job.error_type, words in job.error) == ("NotSerializable", True), job.error
         job = await ended(manager, "chunks_with_lock")

@@ -308,7 +308,8 @@ def attack_by_chunk_frame(path: str) -> str:
 
     from cjm_worker_ext.backends.wire import CHUNKS
 
-    return send_frame(CHUNKS, (1).to_bytes(4, "little") + pickle.dumps(Attack(path)))
+    data = pickle.dumps([Attack(path)])
+    return send_frame(CHUNKS, len(data).to_bytes(8, "little") + data)
 
 
 def send_nonsense() -> None:

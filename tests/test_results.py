@@ -59,7 +59,7 @@ def test_objects_that_would_run_code(plugin_id, tmp_path):
             if plugin_id == "attack_by_error":
                 assert job.error_type == "AttackByError" and job.exception is None
             else:
-                assert job.error_type == "RefusedType" and "posix.system" in job.error and "allowed_types" in job.error
+                assert job.error_type == "RefusedType" and "allowed_types" in job.error
                 assert isinstance(job.exception, RefusedType) and chunks in ([], ["harmless"])
             await still_works(manager, harm)
 
@@ -162,7 +162,11 @@ def test_max_result_bytes():
             ):  # fmt: skip
                 job = await manager.wait((await manager.start_job(plugin_id, **params)).id, 20)
                 assert (job.status, job.error_type) == ("failed", "NotSerializable")
-                assert "max_result_bytes allows 1,048,576" in job.error and is_alive(job.worker_pid)
+                assert (
+                    "1,048,576 are allowed" in job.error
+                    and "max_result_bytes" in job.error
+                    and is_alive(job.worker_pid)
+                )
             assert await result_of(manager, "big_bytes", megabytes=0) == b""
 
     run(scene())
@@ -173,7 +177,7 @@ def test_max_result_bytes_holds_for_chunks_too():
         async with make(max_result_bytes=1 << 20) as manager:
             job = await manager.wait((await manager.start_job("count", n=3, pad=3 << 20)).id, 20)
             assert (job.status, job.error_type) == ("failed", "NotSerializable"), job.error
-            assert "max_result_bytes allows 1,048,576" in job.error and is_alive(job.worker_pid)
+            assert "1,048,576 are allowed" in job.error and "max_result_bytes" in job.error and is_alive(job.worker_pid)
 
     run(scene())
 
