@@ -59,8 +59,8 @@ def test_objects_that_would_run_code(plugin_id, tmp_path):
             if plugin_id == "attack_by_error":
                 assert job.error_type == "AttackByError" and job.exception is None
             else:
-                assert job.error_type == "RefusedType" and "allowed_types" in job.error
-                assert isinstance(job.exception, RefusedType) and chunks in ([], ["harmless"])
+                assert job.error_type == "NotSerializable" and "Attack" in job.error
+                assert isinstance(job.exception, NotSerializable) and chunks in ([], ["harmless"])
             await still_works(manager, harm)
 
     run(scene())

@@ -63,7 +63,7 @@ def _holds_large_bytes(value: Any, depth: int = 2) -> bool:
             return True
     return False
 
-# %% ../../nbs/05_backends/10_pickles.ipynb #f9c32b60
+# %% ../../nbs/05_backends/10_pickles.ipynb #498c9932
 def _cached_again(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
     from functools import lru_cache
 
@@ -95,12 +95,15 @@ def _has_to_be_code(obj: Any) -> bool:
     return module == "__main__" or module in _code_modules() or module not in sys.modules
 
 
+_NO_MODULES: set[str] = set()
+
+
 def _code_modules() -> set[str]:
     "Modules whose functions and classes are sent as code: those that the app has registered with cloudpickle."
     import sys
 
     cloudpickle: Any = sys.modules.get("cloudpickle")
-    return set(cloudpickle.list_registry_pickle_by_value()) if cloudpickle is not None else set()
+    return cloudpickle.list_registry_pickle_by_value() if cloudpickle is not None else _NO_MODULES
 
 
 def _register_unimportable(value: Any) -> None:
@@ -120,7 +123,10 @@ def _register_unimportable(value: Any) -> None:
 
 def _names_code(data: bytes) -> bool:
     "Whether a pickle may name something that a worker cannot import."
-    return b"__main__" in data or any(module.encode() in data for module in _code_modules())
+    if b"__main__" in data:
+        return True
+    modules = _code_modules()
+    return bool(modules) and any(module.encode() in data for module in modules)
 
 # %% ../../nbs/05_backends/10_pickles.ipynb #d86f6907
 def dumps(

@@ -237,7 +237,7 @@ class WorkerTable:
         "The workers that have a plugin loaded, or are about to load it."
         return [w for w in self.all.values() if plugin in w.loaded or (w.task and w.task.plugin == plugin)]
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #1c003d63
+# %% ../../nbs/07_engine/01_scheduler.ipynb #fb4fd63a
 class Scheduler:
     "Decides: every method returns the actions that follow, in the order in which they are to be done."
 
@@ -501,7 +501,8 @@ class Scheduler:
         return actions
 
     def _end(self, task: Task, cause: Cause) -> End:
-        self.pending.drop(task)
+        if task.queued:
+            self.pending.drop(task)
         task.ended = True
         self.tasks.pop(task.number, None)
         return End(task, cause)
