@@ -23,7 +23,9 @@ def main():
     asyncio.run(without_extras.core())
     tests = Path(__file__).parent.parent / "tests"
     subprocess.run([sys.executable, tests / "test_examples.py"], check=True)
-    subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests / "test_guards.py"], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests / "test_guards.py"], check=True
+    )
 
 
 if __name__ == "__main__":

@@ -206,7 +206,7 @@ def test_a_snapshot_while_sampling_does_not_wait_for_a_slow_look():
     with resources.sampling():
         assert cards.looking.wait(30)
         told = []
-        with resources.sampling(told.append):  # would wait for 30 seconds, and fail the look
+        with resources.sampling(told.append):  # would wait for 30 seconds, and fail the measurement
             resources.register_worker(os.getpid(), "test")
             assert resources.snapshot().workers[0].pid == os.getpid()
             assert len(told) == 1

@@ -417,7 +417,7 @@ async def identify(
         return None, PlainTextResponse("Forbidden", 403)
     return principal, None
 
-# %% ../../nbs/11_integrations/10_sse.ipynb #984ae511
+# %% ../../nbs/11_integrations/10_sse.ipynb #b56ae18c
 class StreamEndpoint:
     """The ASGI app that serves a broadcaster's events; `SSEBroadcaster` has one as its `endpoint`.
 
@@ -486,7 +486,7 @@ def _check_positive(**settings: float) -> None:
     if problems:
         raise ConfigError("; ".join(problems))
 
-# %% ../../nbs/11_integrations/10_sse.ipynb #8241b4ba
+# %% ../../nbs/11_integrations/10_sse.ipynb #6c639da9
 class SSEBroadcaster:
     """Serves a manager's events as server-sent events at its `endpoint`; several managers may share one.
 
@@ -551,10 +551,15 @@ class SSEBroadcaster:
         # the log keeps a copy: the caller may change its own. Only the chunks are encoded again, so they need a deep one
         kept = json.loads(encoded) if event_type == "job:chunk" else dict(data)
         self._hub.publish(event_type, kept, encode_frame(event_type, encoded))
+        if not self._since_turn:
+            asyncio.get_running_loop().call_soon(self._note_turn)
         self._since_turn += len(encoded) + 256  # so that many small events count too
         if self._since_turn >= self.BURST_BYTES:
             self._since_turn = 0
             await asyncio.sleep(0)  # one turn of the loop, however slow the clients are
+
+    def _note_turn(self) -> None:
+        self._since_turn = 0
 
     def close(self) -> None:
         """End all streams for good; later clients get an empty one.
