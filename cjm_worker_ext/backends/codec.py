@@ -41,7 +41,8 @@ else:
 __all__ = ['MAX_DEPTH', 'LARGE_BYTES', 'LARGE_BUFFER', 'MOST_BUFFERS', 'PLAIN', 'OUTER_TUPLE', 'MARKED', 'TUPLE', 'SET',
            'FROZENSET', 'DICT', 'ADAPTED', 'TUPLES', 'INT', 'COMPLEX', 'BYTEARRAY', 'TEXT', 'BUFFER', 'BYTES_APART',
            'BYTEARRAY_APART', 'BUFFER_APART', 'COMPLEX_PARTS', 'BUFFER_NUMBER', 'SMALL_MESSAGE', 'MOST_EQUAL_HASHES',
-           'bytes_of_int', 'Encoder', 'pack', 'encode', 'Mark', 'refuse_equal_hashes', 'Decoder', 'decode']
+           'QUICK_PLAIN', 'QUICK_MARKED', 'bytes_of_int', 'Encoder', 'pack', 'encode', 'Mark', 'refuse_equal_hashes',
+           'Decoder', 'decode', 'reads_quickly']
 
 # %% ../../nbs/05_backends/03_codec.ipynb #18a4aaeb
 MAX_DEPTH = 100  # Containers in containers; a value that is nested more deeply is not sent
@@ -671,3 +672,20 @@ def decode(
         raise RefusedType(f"{what} was refused: {e.sentence(root)}") from e.__cause__
     except Exception as e:  # noqa: BLE001  - the worker boundary: whatever a broken message causes
         raise RefusedType(f"{what} was refused: it cannot be read ({describe(e)})") from e
+
+# %% ../../nbs/05_backends/03_codec.ipynb #2047d3c4
+QUICK_PLAIN, QUICK_MARKED = 1 << 17, 1 << 13  # Bytes of messages that a loop can read: some milliseconds at most
+_SLOW = (b"pandas.", b"pyarrow.", b"polars.", b"torch.", b"PIL.", b"re.Pattern", b"class.pydantic", b"app.")
+
+
+def reads_quickly(
+    data: bytes,  # A message, from whomever
+) -> bool:  # False: read it in a thread
+    "Whether a message is small, and makes nothing that takes long or imports a large library."
+    if data[:1] != MARKED:
+        return len(data) <= QUICK_PLAIN
+    if len(data) > QUICK_MARKED or any(name in data for name in _SLOW):
+        return False
+    import sys
+
+    return "numpy" in sys.modules or b"numpy." not in data

@@ -15,7 +15,7 @@ __all__ = ['FAMILIES', 'type_of', 'NOTHING', 'ANYTHING', 'Unfit', 'step_of', 'at
            'Buffer', 'Attributes', 'library', 'is_exactly', 'adapter_of', 'adapter_named', 'Allowed', 'resolve_codecs',
            'codecs_by_type']
 
-# %% ../../nbs/05_backends/02_codec_adapters.ipynb #ad4301bc
+# %% ../../nbs/05_backends/02_codec_adapters.ipynb #0bf6621b
 class Unfit(Exception):
     "Part of a value cannot be sent or may not be made; on its way out it collects where that part sits."
 
@@ -33,7 +33,10 @@ class Unfit(Exception):
         root: str,  # What the whole value is called, for example `result`
     ) -> str:  # `result['frames'][3].mask is a generator; return a list`
         "Say where the part sits, what is wrong and what to do."
-        return f"{root}{''.join(reversed(self.steps))} {self.found}; {self.remedy}"
+        steps = self.steps[::-1]
+        if len(steps) > 12:
+            steps[6:-3] = ["…"]
+        return f"{root}{''.join(steps)} {self.found}; {self.remedy}"
 
 
 def step_of(

@@ -296,7 +296,7 @@ def _decode_series(reader: Decoder, index: Any, name: Any, column: Any, attrs: A
     made.name = name
     return _with_attrs(made, attrs)
 
-# %% ../../nbs/05_backends/09_codec_tables.ipynb #e6026621
+# %% ../../nbs/05_backends/09_codec_tables.ipynb #c3bcef38
 def _encode_timestamp(value: Any) -> Sequence[Any]:
     return (value.to_datetime64(), None if value.tz is None else _zone(value.tz))
 
@@ -333,7 +333,11 @@ def _decode_interval(reader: Decoder, left: Any, right: Any, closed: str) -> Any
 
 
 def _decode_array(reader: Decoder, column: Any) -> Any:
-    return decode_column(column)
+    pd, np = library("pandas"), library("numpy")
+    array = decode_column(column)
+    if not isinstance(array, np.ndarray):
+        return array
+    return pd.array(array) if array.dtype.kind in "mM" else pd.arrays.NumpyExtensionArray(array)
 
 
 def _decode_missing(reader: Decoder, name: str) -> Any:

@@ -206,7 +206,7 @@ def too_large(what: str, size: int, limit: int) -> NotSerializable:
     "Say that a value has too many bytes, and which setting says so."
     return NotSerializable(f"{what} has {size:,} bytes; WorkerConfig.max_result_bytes allows {limit:,}")
 
-# %% ../../nbs/05_backends/12_worker.ipynb #a5a236b8
+# %% ../../nbs/05_backends/12_worker.ipynb #26019d8c
 class Outbox:
     "Gathers chunks and progress of the running job; a thread sends them a moment later, and sleeps when nothing waits."
 
@@ -236,7 +236,7 @@ class Outbox:
     def chunk(self, value: Any) -> None:
         "Take one chunk, as it is now. Raises `NotSerializable`."
         with self._lock:
-            kind = type(value)
+            kind: Any = type(value)  # pyright: ignore[reportUnknownVariableType]
             # what cannot change is encoded when it is sent, many together; anything else at once, as it is now
             if (kind is str or kind is bytes) and len(value) <= self.most_in_run:
                 self._run.append(value)
