@@ -73,7 +73,7 @@ def seconds(default: T) -> T:
     "Declare a field that holds a number of seconds."
     return field(default=default, metadata={"rule": NumberRule(float, 0, default is None)})
 
-# %% ../nbs/02_config.ipynb #eb20d22b
+# %% ../nbs/02_config.ipynb #9c8740e9
 @dataclass(frozen=True, kw_only=True)
 class WorkerConfig:
     "How many workers a manager has, and how it treats them; raises `ConfigError` that names every wrong field."
@@ -99,7 +99,9 @@ class WorkerConfig:
     # Limits
     max_pending_jobs: int | None = whole(None, least=1)  # `start_job` raises `QueueFull` beyond it; None: no limit
     max_finished_jobs: int = whole(1000)  # Ended jobs that are remembered, with their results
+    max_finished_bytes: int = whole(2**28)  # About as many bytes are kept of them; parameters go first, then the oldest
     max_buffered_chunks: int = whole(10_000, least=1)  # Chunks of one job kept for readers of its stream
+    max_buffered_bytes: int = whole(2**28, least=1)  # About as many bytes of chunks of one job are kept
     max_result_bytes: int = whole(4 * 2**30, least=1)  # Largest serialised result or batch of chunks
     output_tail_lines: int = whole(20)  # Last lines of a worker's output that are attached to a crash
 

@@ -80,3 +80,31 @@ def test_a_crash_is_noticed_beyond_descriptor_1023():
         for fd in taken:
             os.close(fd)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_uploads_and_results_are_bounded_in_bytes():
+    async def scene():
+        config = WorkerConfig(max_finished_bytes=20 << 20)
+        plugins = {"double": lambda scan: scan + scan}
+        async with BaseJobManager("growth", plugins=plugins, worker_config=config) as manager:
+            for _ in range(30):
+                job = await manager.wait((await manager.start_job("double", scan=bytes(1 << 20))).id, 30)
+                assert len(job.result) == 2 << 20, job.error
+            jobs = manager.get_all_jobs()
+            kept = sum(len(job.result) + len(job.params.get("scan", b"")) for job in jobs)
+            assert jobs[-1].id == job.id and kept <= 20 << 20 and len(jobs) >= 9
+
+    run(scene())
+
+
+def test_a_job_says_that_its_stream_lost_its_beginning():
+    def count(n):
+        yield from range(n)
+
+    async def scene():
+        config = WorkerConfig(max_buffered_chunks=100)
+        async with BaseJobManager("growth", plugins={"count": count}, worker_config=config) as manager:
+            job = await manager.wait((await manager.start_job("count", n=5000)).id, 30)
+            assert job.chunks_dropped == 5000 - len(job.result) > 0 and job.result[-1] == 4999
+
+    run(scene())

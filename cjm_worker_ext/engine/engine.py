@@ -156,7 +156,7 @@ class WorkerInfo(NamedTuple):
     plugin_ids: tuple[str, ...]  # Loaded plugins
     started_at: str  # ISO 8601, UTC
 
-# %% ../../nbs/07_engine/06_engine.ipynb #7a36e221
+# %% ../../nbs/07_engine/06_engine.ipynb #9f91afe5
 class Engine:
     "Runs jobs; lives on the event loop that made it. Implements `backends.base.BackendHost`."
 
@@ -173,7 +173,10 @@ class Engine:
         jobs: JobBook | None = None,  # The book of an earlier engine of the same manager; None: a new one
     ) -> None:
         self.hooks, self.config, self.job_events = hooks, config, job_events
-        self.scheduler, self.jobs = Scheduler(config), jobs or JobBook(config.max_finished_jobs)
+        self.scheduler, self.jobs = (
+            Scheduler(config),
+            jobs or JobBook(config.max_finished_jobs, config.max_finished_bytes),
+        )
         self.endings = JobEndings(hooks, config, self.jobs, job_events, failures)
         self.tasks: dict[int, JobRecord | PluginChange] = {}  # Those that the scheduler has, by number
         self.places: dict[int, Place] = {}  # Workers that have started, by number
@@ -255,7 +258,7 @@ class Engine:
                 if task.worker is not None and not (paused and task.ended):
                     self.backend.pause(task.worker, paused)
 
-            record.chunks = ChunkLog(self.config.max_buffered_chunks, pause)
+            record.chunks = ChunkLog(self.config.max_buffered_chunks, pause, self.config.max_buffered_bytes)
             if record.ended:
                 record.chunks.finish()
         return record.chunks

@@ -45,7 +45,7 @@ def explain(
     policy = f"restart_policy={config.restart_policy}, max_restart_attempts={config.max_restart_attempts}"
     return WorkersExhausted(f"job {job_id}: no worker is left ({policy}); the last one {last_exit or 'never started'}")
 
-# %% ../../nbs/07_engine/05_job_endings.ipynb #52b76aaf
+# %% ../../nbs/07_engine/05_job_endings.ipynb #54896df5
 class JobEndings:
     "Ends jobs; lives on one event loop."
 
@@ -98,11 +98,13 @@ class JobEndings:
             return
         if value is None and log is not None and log.end:
             value = list(log.kept)
+            record.job.chunks_dropped = log.first
             if log.first:
-                lost, limit = log.first, self.config.max_buffered_chunks
                 logger.warning(
-                    "job %s: its result lacks %d chunks; max_buffered_chunks is %d", record.job.id, lost, limit
-                )
+                    "job %s: its result lacks its first %d chunks, because nobody read them; read sooner, or raise "
+                    "max_buffered_chunks (%d) and max_buffered_bytes (%d)",
+                    record.job.id, log.first, self.config.max_buffered_chunks, self.config.max_buffered_bytes,
+                )  # fmt: skip
         try:
             value = self.hooks.extract_job_result(record.job, value)
         except Exception as e:  # noqa: BLE001  - the app's hook

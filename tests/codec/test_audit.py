@@ -9,7 +9,7 @@ from pathlib import Path
 import cjm_worker_ext.backends as backends
 
 FOLDER = Path(backends.__file__).parent
-MODULES = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in FOLDER.glob("codec_*.py")}
+MODULES = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in FOLDER.glob("codec*.py")}
 # Of these, only what they are called with matters, and that is data.
 HARMLESS = {
     "all", "any", "bool", "complex", "dict", "divmod", "enumerate", "float", "frozenset", "getattr", "hasattr", "hash", "int", "isinstance",
