@@ -311,6 +311,8 @@ def same(a: Any, b: Any) -> bool:
         return bool(a.equals(b, null_equal=True)) and getattr(a, "schema", None) == getattr(b, "schema", None)
     if root == "pyarrow":
         return same_in_arrow(a, b)
+    if isinstance(a, Plain):
+        return same(a.value, b.value)
     if isinstance(a, io.BytesIO | io.StringIO):
         return a.getvalue() == b.getvalue() and a.tell() == b.tell()
     if isinstance(a, dict):

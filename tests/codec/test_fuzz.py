@@ -21,9 +21,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgpack import ExtType, packb
 
-from cjm_worker_ext.backends.codec import MARKED, OUTER_TUPLE, PLAIN, decode, encode
 from cjm_worker_ext.backends.codec_adapters import FAMILIES, Allowed, library
 from cjm_worker_ext.backends.codec_errors import decode_exception, encode_exception
+from cjm_worker_ext.backends.codec import MARKED, OUTER_TUPLE, PLAIN, decode, encode
 from cjm_worker_ext.errors import RefusedType
 
 SECONDS = float(os.environ.get("CODEC_FUZZ_SECONDS", "3"))
@@ -142,8 +142,11 @@ def use(value: Any) -> None:
         repr(value)
         data, buffers = encode(value, max_bytes=1 << 24)
         decode(data, [bytearray(buffer) for buffer in buffers], allowed=ALLOWED)
-    except Exception:  # noqa: BLE001, S110  - a year that pandas cannot show, for example; what counts is that the process lives
-        pass
+    except BaseException as e:  # noqa: BLE001  - a year that pandas cannot show; what counts is that the process lives
+        if (
+            not isinstance(e, Exception) and type(e).__name__ != "PanicException"
+        ):  # of polars, derived from BaseException
+            raise
 
 
 MUTATOR = textwrap.dedent("""
