@@ -27,6 +27,7 @@ import sys
 import tempfile
 import tokenize
 from concurrent.futures import ThreadPoolExecutor
+from configparser import ConfigParser
 from html import escape
 from pathlib import Path
 
@@ -34,6 +35,9 @@ from layers import Tree, package, without_numbers
 
 root = Path(__file__).resolve().parent.parent
 notebooks, staged, site = root / "nbs", root / "_proc", root / "_docs"
+settings = ConfigParser()
+settings.read(root / "settings.ini", encoding="utf-8")
+hosted = "{git_url}/blob/{branch}".format_map(settings["DEFAULT"])  # where the repository's files can be read
 functions = ast.FunctionDef | ast.AsyncFunctionDef
 shelves = {"Tutorials": "tutorials", "How-to guides": "howto", "Explanation": "explanation"}  # caption: folder
 project_pages = {"CHANGELOG.md": "changelog", "CONTRIBUTING.md": "contributing", "SECURITY.md": "security"}
@@ -254,6 +258,12 @@ def relink(text: str, page: str, known: dict[str, Path], targets: set[str]) -> s
             return match[0]
         return f"({posixpath.relpath(name + known[name].suffix, folder or '.')}{fragment})"
 
+    def outside(match: re.Match) -> str:
+        "A file that is no page of the site, a test for example, is shown by the repository's host."
+        file = posixpath.normpath(posixpath.join("nbs", folder, match[1]))
+        return f"({hosted}/{file})" if not file.startswith("nbs/") and (root / file).is_file() else match[0]
+
+    text = re.sub(r"\((\.\./[^()\s#]+\.(?:py|toml|ini))\)", outside, text)
     text = re.sub(r"\(https://[\w.-]+\.github\.io/[\w-]+/([\w/]+)\.html(#[\w.]+)?\)", published, text)
     return re.sub(r"\((?!\w+:|#)([^()\s]+\.(?:ipynb|md|html))(#[\w.-]+)?\)", local, text)
 
