@@ -28,7 +28,7 @@ prompt = "$ cjm-worker-demo"
 def record(cast: Path) -> None:
     "Run the demo in a separate terminal; termtosvg records its output with the times."
     command = [sys.executable, "-m", "termtosvg", "record", cast, "-g", f"{columns}x{rows}"]
-    demo = f"{shlex.quote(sys.executable)} -c 'from cjm_worker_ext.commands.demo import demo; demo()'"
+    demo = f"{shlex.quote(sys.executable)} -c 'from cjm_worker_ext.commands.terminal import demo; demo()'"
     script = f"printf {shlex.quote(prompt)}; sleep 0.3; echo; exec {demo}"
     environment = os.environ | {"TERM": "xterm-256color", "COLORTERM": "truecolor", "COLUMNS": str(columns)}
     hold, keys = os.pipe()  # a terminal closes at the end of its input, so keep the input open

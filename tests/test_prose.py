@@ -42,3 +42,22 @@ def test_the_index_of_a_folder_links_each_of_its_pages(folder):
     linked = set(link.findall((here / "index.md").read_text(encoding="utf-8")))
     pages = {file.name for file in here.iterdir() if file.suffix in (".md", ".ipynb")} - {"index.md"}
     assert sorted(pages - linked) == []
+
+
+def test_each_promise_names_a_test_that_exists():
+    page = root / "nbs" / "explanation" / "guarantees.md"
+    promises = re.search(r"^## Guaranteed$(.*?)^## ", page.read_text(encoding="utf-8"), flags=re.M | re.S)[1]
+    rows = [
+        row
+        for row in promises.splitlines()
+        if row.startswith("| ") and row not in ("| promise | test |", "| --- | --- |")
+    ]
+    assert len(rows) > 30
+    for row in rows:
+        tests = re.findall(r"\[`(\w+)(?:\.py)?`\]\(([\w./]+)\)", row.rpartition(" | ")[2])
+        assert tests, f"no test: {row}"
+        for name, file in tests:
+            source = (page.parent / file).read_text(encoding="utf-8")
+            assert re.search(rf"\b(def|class) {name}\b", source) or file.endswith((f"{name}.py", ".ipynb")), (
+                f"{name} is not in {file}"
+            )
