@@ -21,9 +21,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgpack import ExtType, packb
 
+from cjm_worker_ext.backends.codec import MARKED, OUTER_TUPLE, PLAIN, decode, encode
 from cjm_worker_ext.backends.codec_adapters import FAMILIES, Allowed, library
 from cjm_worker_ext.backends.codec_errors import decode_exception, encode_exception
-from cjm_worker_ext.backends.codec import MARKED, OUTER_TUPLE, PLAIN, decode, encode
 from cjm_worker_ext.errors import RefusedType
 
 SECONDS = float(os.environ.get("CODEC_FUZZ_SECONDS", "3"))
