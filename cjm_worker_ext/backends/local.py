@@ -282,7 +282,7 @@ def _close_all(fds: list[int], watch: ExitWatch) -> None:
         with contextlib.suppress(OSError):
             os.close(fd)
 
-# %% ../../nbs/05_backends/13_local.ipynb #36a19ce6
+# %% ../../nbs/05_backends/13_local.ipynb #030a9e7e
 class FairShare:
     "How many bytes of one worker are read in one turn of the loop."
 
@@ -308,7 +308,7 @@ def waiting_bytes(fd: int, sent: bool = False) -> int:  # 0 also where the syste
 
     try:
         found = fcntl.ioctl(fd, termios.TIOCOUTQ if sent else termios.FIONREAD, bytes(4))
-    except OSError:
+    except (OSError, ValueError):  # it may be closed
         return 0
     return int.from_bytes(found, sys.byteorder)
 
@@ -540,7 +540,7 @@ class Strays:
         if self._count > self.AT_ONCE:
             raise RefusedType(f"{self.AT_ONCE:,} messages in a short time that belong to no order")
 
-# %% ../../nbs/05_backends/13_local.ipynb #2aa1af02
+# %% ../../nbs/05_backends/13_local.ipynb #6d71ef10
 class LocalWorker:
     "A worker process and the messages to and from it; lives on the event loop that made it."
 
@@ -559,7 +559,7 @@ class LocalWorker:
         self.number, self.process, self.host, self.reader = number, process, host, reader
         self.loop = asyncio.get_running_loop()
         most = config.max_result_bytes + (1 << 20)
-        self.frames = FrameSocket(process.socket, self.loop, most, scratch, process.kill)
+        self.frames = FrameSocket(process.socket, self.loop, most, scratch, self._give_up)
         self.lines, self._output_share = LineReader(config.output_tail_lines), FairShare(self.OUTPUT_AT_ONCE)
         self.task_number = 0  # of its order; 0 if it has none
         self._runs_job = self._loads = False
@@ -611,7 +611,12 @@ class LocalWorker:
             self._look = self.loop.call_later(self.LOOK_SECONDS, self._look_at_order)
             return
         logger.error("worker %d does not read its order, and is killed", self.process.pid)
-        self._untaken = self.task_number
+        self._give_up()
+
+    def _give_up(self) -> None:
+        "Kill a worker that is out of reach, or sends nonsense; an order that it surely has not read goes to another."
+        if self.frames.unread():
+            self._untaken = self.task_number
         self.process.kill()
 
     def interrupt(self, task_number: int) -> None:
@@ -639,7 +644,7 @@ class LocalWorker:
             self._read()
         except EOFError:
             self.loop.remove_reader(self.process.socket)
-            self.process.kill()  # whatever still runs there can no longer be reached
+            self._give_up()  # whatever still runs there can no longer be reached
 
     def _read(self) -> int:  # How many bytes there were; raises `EOFError` at the end
         if self._invalid:

@@ -16,8 +16,9 @@ ODD_PLACES = [0, 1, 2, 4097, 1 << 20, 1 << 42, 1 << 63, (1 << 64) - 1]
 class Frames:
     "An endless source of frames, repeated by its seed."
 
-    def __init__(self, seed: int, number: int, tame: bool = False) -> None:
+    def __init__(self, seed: int, number: int, tame: bool = False, ahead: int = 1) -> None:
         self.random, self.number = random.Random(seed), number
+        self.ahead = ahead  # How far the number of an order that is still to come lies ahead
         self.tame = tame  # Only frames that can be cut from the stream: what follows is read too
 
     def _value(self, depth: int = 0):
@@ -74,7 +75,7 @@ class Frames:
         if chance() < 0.1:
             kind = pick(256)
         if chance() < 0.15:
-            number = choice([0, 1, self.number + 1, max(0, self.number - 1), (1 << 32) - 1])
+            number = choice([0, max(0, self.number - 1), self.number + self.ahead, (1 << 32) - 1])
         places, inline = [], b""
         if chance() < 0.15:
             for _ in range(pick(1, 6)):
