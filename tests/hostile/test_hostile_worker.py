@@ -290,7 +290,7 @@ def test_fuzzed_frames_in_process(tame):
                 if not notes.order:
                     number += 1
                     notes.order = source.number = number
-                    worker.order(number, number % 5 > 0, number % 3 == 0, [b"order"])
+                    worker.order(number, number, number % 5 > 0, number % 3 == 0, [b"order"])
                 data = b"".join(source.next() for _ in range(source.random.randrange(1, 8)))
                 frames += 1
                 began = loop.time()
