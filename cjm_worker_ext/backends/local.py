@@ -313,7 +313,7 @@ def waiting_bytes(fd: int, sent: bool = False) -> int:  # 0 also where the syste
         return 0
     return int.from_bytes(found, sys.byteorder)
 
-# %% ../../nbs/05_backends/13_local.ipynb #ce83a044
+# %% ../../nbs/05_backends/13_local.ipynb #9d8dabdb
 class FrameSocket:
     "The app's end of a worker's socket: frames in, frames out; lives on one event loop."
 
@@ -326,7 +326,7 @@ class FrameSocket:
         broken: Callable[[], object] = lambda: None,  # Called when nothing can be sent any more
     ) -> None:
         self._sock, self._loop, self._broken = sock, loop, broken
-        self._reader = FrameReader(limit)
+        self.reader, self.received = FrameReader(limit), 0  # Bytes so far
         self._scratch, self._share = memoryview(scratch), FairShare(len(scratch))
         self._unsent: deque[memoryview] = deque()
         self._when_sent: Callable[[], object] | None = None
@@ -390,7 +390,7 @@ class FrameSocket:
 
         Raises `EOFError` at the end of the stream, and `ValueError` for an invalid frame.
         """
-        room, size = self._reader.room(), self._share.size
+        room, size = self.reader.room(), self._share.size
         try:
             count = self._sock.recv_into(self._scratch if room is None else room, size if room is None else 0)
         except BlockingIOError:
@@ -399,8 +399,9 @@ class FrameSocket:
             raise EOFError from e
         if not count:
             raise EOFError
+        self.received += count
         began = self._loop.time() if count == size else 0.0  # there is more, and the next turn should be a fair one
-        for frame in self._reader.feed(self._scratch[:count]) if room is None else self._reader.filled(count):
+        for frame in self.reader.feed(self._scratch[:count]) if room is None else self.reader.filled(count):
             take(frame)
         if began:
             self._share.took(self._loop.time() - began)
@@ -547,12 +548,12 @@ def order_numbers() -> Iterator[int]:  # Endless
     more = (memoryview(os.urandom(4096)).cast("I") for _ in itertools.repeat(None))
     return filter(None, itertools.chain.from_iterable(more))  # one call of C for each job
 
-# %% ../../nbs/05_backends/13_local.ipynb #33be6df6
+# %% ../../nbs/05_backends/13_local.ipynb #2707510b
 class LocalWorker:
     "A worker process and the messages to and from it; lives on the event loop that made it."
 
     OUTPUT_AT_ONCE = 1 << 16  # Bytes read in one turn of the loop, at most
-    LOOK_SECONDS = 5.0  # Time after which a worker that reads nothing of its order is looked at again, and then killed
+    LOOK_SECONDS = 5.0  # A worker that has stood still from one look to the next is killed
 
     def __init__(
         self,
@@ -575,7 +576,7 @@ class LocalWorker:
         self._readable, self._invalid, self._ready = True, False, False
         self._strays = Strays()
         self._look: asyncio.TimerHandle | None = None
-        self._looked_at = (0, 0)  # Order and unread bytes at the last look
+        self._looked_at = (0, 0, 0)  # What was seen at the last look
         self._untaken = 0  # The order that it surely has not read, so that it is killed
         self._ending: Iterator[None] | None = None  # Hears its last words, one turn of the loop after the other
         self._end_waits = False  # For the answer
@@ -599,6 +600,9 @@ class LocalWorker:
         pieces: Sequence[Bytes],  # The frame
     ) -> bool:  # False: surely not delivered
         "Send an order, and before it the places in shared memory that the app has let go."
+        if self.frames.reader.part:  # a message that did not end would swallow the answer to this order
+            self._give_up()
+            return False
         self.task_number, self._order_number, self._runs_job, self._loads = task_number, order_number, is_job, loads
         if released := self.process.released:
             offsets = b"".join(released.popleft().to_bytes(8, "little") for _ in range(len(released)))
@@ -608,18 +612,21 @@ class LocalWorker:
         return self.frames.send(pieces)
 
     def _look_at_order(self) -> None:
-        """Kill a worker that does not read its order, so that its job goes to another.
+        """Kill a worker that does not read its order, so that its job goes to another, or does not end a message.
 
         A worker that waits for an order reads it at once. This one may have answered too early, or is stopped.
         """
         self._look = None
-        if not self.task_number or self._ending is not None or not (unread := self.frames.unread()):
+        unread, part = self.frames.unread(), self.frames.reader.part if self._readable else 0
+        if not self.task_number or self._ending is not None or not (unread or part):
             return
-        if (self.task_number, unread) != self._looked_at:  # it may be reading a large order
-            self._looked_at = self.task_number, unread
+        seen = self.task_number, unread, 0 if unread else self.frames.received
+        if seen != self._looked_at:  # it may be reading a large order, or sending a large result
+            self._looked_at = seen
             self._look = self.loop.call_later(self.LOOK_SECONDS, self._look_at_order)
             return
-        logger.error("worker %d does not read its order, and is killed", self.process.pid)
+        what = "read its order" if unread else "end its message"
+        logger.error("worker %d does not %s, and is killed", self.process.pid, what)
         self._give_up()
 
     def _give_up(self) -> None:

@@ -55,7 +55,7 @@ class Frame:
     def __init__(self, kind: int, task_number: int, payload: Bytes, buffers: Sequence[tuple[int, Any]] = ()) -> None:
         self.kind, self.task_number, self.payload, self.buffers = kind, task_number, payload, buffers
 
-# %% ../../nbs/05_backends/01_wire.ipynb #0178cf5b
+# %% ../../nbs/05_backends/01_wire.ipynb #9ea9b168
 def memory_for(
     size: int,  # Bytes
 ) -> memoryview:  # Writable
@@ -78,6 +78,7 @@ class FrameReader:
         self._rest = bytearray()  # the beginning of a small frame, or of one whose size is not known yet
         self._whole: memoryview | None = None  # memory for all of a large frame
         self._filled = 0  # how much of `_whole` is filled
+        self.part = 0  # Bytes that have arrived of a frame that is not whole
 
     def room(self) -> memoryview | None:  # Where to write the next bytes of a large frame; None: anywhere
         "Return the memory that the rest of a large frame belongs in."
@@ -87,9 +88,9 @@ class FrameReader:
         "Take note that `count` bytes were written into `room()`; yields the frame, in memory of its own, once it is whole."
         whole = self._whole
         assert whole is not None
-        self._filled += count
+        self._filled = self.part = self._filled + count
         if self._filled == len(whole):
-            self._whole = None
+            self._whole, self.part = None, 0
             yield self._cut(whole, 0, own=True)[0]
 
     def feed(
@@ -112,6 +113,7 @@ class FrameReader:
         while end - start >= HEADER.size and (size := self._size(data, start)) and start + size <= end:
             frame, start = self._cut(data, start)
             yield frame
+        self.part = end - start
         if start == end:
             return
         size = self._size(data, start) if end - start >= HEADER.size else 0

@@ -244,6 +244,15 @@ def begin_a_header():
     time.sleep(60)
 
 
+def answer_and_begin_another():
+    "What follows would be taken for the rest of this message: the answer to the next job too."
+    write(frame(RESULT, value("early")) + frame(RESULT, b"", length=10_000))
+
+
+def announce_much_after_the_answer():
+    write(frame(RESULT, value("early")) + frame(RESULT, b"", length=60 << 20))
+
+
 def places_beyond_the_file():
     write(frame(RESULT, value(1), places=[(1 << 20, 1 << 50)]))
 

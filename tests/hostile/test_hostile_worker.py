@@ -103,14 +103,14 @@ ENDS = {
     "answer_early": "completed", "answer_early_and_speak": "completed", "answer_twice": "completed",
     "fail_without_words": "RefusedType", "fail_with_empty_words": "Exception", "fail_with_other_types": "RefusedType",
     "fail_with_many_words": "RefusedType", "say_cancelled": "cancelled", "say_done": "RefusedType",
-    "announce_4_gib": "WorkerCrashed", "announce_2_63": "WorkerCrashed", "announce_what_is_allowed": "JobTimeout",
-    "announce_buffers": "JobTimeout", "announce_65535_buffers": "WorkerCrashed", "begin_a_header": "JobTimeout",
+    "announce_4_gib": "WorkerCrashed", "announce_2_63": "WorkerCrashed", "announce_what_is_allowed": "WorkerCrashed",
+    "announce_buffers": "WorkerCrashed", "announce_65535_buffers": "WorkerCrashed", "begin_a_header": "WorkerCrashed",
     "places_beyond_the_file": "ValueError", "sparse_terabytes": "completed", "sparse_terabytes_with_a_result": "completed",
     "shut_write": "WorkerCrashed", "shut_read": "completed", "shut_read_and_stay": "completed", "close_socket": "WorkerCrashed",
     "close_socket_that_a_child_keeps": "JobTimeout", "stop_reading": "completed", "stop_itself": "JobTimeout",
     "stop_itself_after_the_answer": "completed", "child_answers": "completed", "child_floods": "any", "child_returns": "completed",
     "grandchild_floods_output_after_the_end": "WorkerCrashed", "grandchild_floods_socket_after_the_end": "WorkerCrashed",
-    "eat_memory_of_the_reader": "JobTimeout",
+    "answer_and_begin_another": "completed", "announce_much_after_the_answer": "completed", "eat_memory_of_the_reader": "WorkerCrashed",
 }  # fmt: skip
 
 
@@ -151,6 +151,8 @@ def test_every_attack_in_a_row_on_one_worker(monkeypatch):
         "shut_write",
         "close_socket",
         "shut_read_and_stay",
+        "answer_and_begin_another",
+        "announce_much_after_the_answer",
     ]
 
     async def scene():
