@@ -420,13 +420,14 @@ def allowed_by(
 
 Copy = Callable[[memoryview], bytes]  # Makes `bytes` of shared memory
 
-# %% ../../nbs/05_backends/13_local.ipynb #60835b3a
+# %% ../../nbs/05_backends/13_local.ipynb #ad80ebaa
 class ResultReader:
     "Reads what workers send; lives on one event loop."
 
     LARGE = 8 << 20  # Bytes in shared memory from which a thread reads them
 
     MOST_CHUNKS = 10_000  # In one frame; a worker sends about 16 KiB at once, and so far fewer
+    MOST_NAME = 200  # Characters of the name of an error's class
     MOST_WORDS = 1 << 20  # Bytes of an error or a progress report; a worker cuts longer ones
 
     def __init__(
@@ -465,7 +466,8 @@ class ResultReader:
             if not (isinstance(kind, str) and isinstance(message, str) and isinstance(traceback, str)):
                 raise RefusedType("an error is three texts")
             exception = decode_exception(error["exception"], self.allowed)
-            return RemoteError(kind or "Exception", message or "the plugin failed without a word", traceback, exception)
+            message = message or "the plugin failed without a word"
+            return RemoteError(kind[: self.MOST_NAME] or "Exception", message, traceback, exception)
         except Exception:  # noqa: BLE001  - the worker boundary: it may have sent anything
             return RemoteError("RefusedType", "the worker's error cannot be read")
 
@@ -548,7 +550,7 @@ def order_numbers() -> Iterator[int]:  # Endless
     more = (memoryview(os.urandom(4096)).cast("I") for _ in itertools.repeat(None))
     return filter(None, itertools.chain.from_iterable(more))  # one call of C for each job
 
-# %% ../../nbs/05_backends/13_local.ipynb #2707510b
+# %% ../../nbs/05_backends/13_local.ipynb #4af0d8d2
 class LocalWorker:
     "A worker process and the messages to and from it; lives on the event loop that made it."
 
@@ -571,7 +573,7 @@ class LocalWorker:
         self.lines, self._output_share = LineReader(config.output_tail_lines), FairShare(self.OUTPUT_AT_ONCE)
         self.task_number = 0  # of its order, as the host knows it; 0 if it has none
         self._order_number = 0  # of the same order, as the worker knows it
-        self._runs_job = self._loads = False
+        self._runs_job = self._loads = self._interrupted = False
         self._answers = False  # An answer is there, and will be told soon; what it says meanwhile belongs to no order
         self._readable, self._invalid, self._ready = True, False, False
         self._strays = Strays()
@@ -604,6 +606,7 @@ class LocalWorker:
             self._give_up()
             return False
         self.task_number, self._order_number, self._runs_job, self._loads = task_number, order_number, is_job, loads
+        self._interrupted = False
         if released := self.process.released:
             offsets = b"".join(released.popleft().to_bytes(8, "little") for _ in range(len(released)))
             pieces = [*encode(wire.RELEASE, 0, offsets), *pieces]
@@ -617,7 +620,8 @@ class LocalWorker:
         A worker that waits for an order reads it at once. This one may have answered too early, or is stopped.
         """
         self._look = None
-        unread, part = self.frames.unread(), self.frames.reader.part if self._readable else 0
+        unread = 0 if self._interrupted else self.frames.unread()  # a plugin in native code does not read its `CANCEL`
+        part = self.frames.reader.part if self._readable else 0
         if not self.task_number or self._ending is not None or not (unread or part):
             return
         seen = self.task_number, unread, 0 if unread else self.frames.received
@@ -639,6 +643,7 @@ class LocalWorker:
         "Ask it to end an order."
         self.pause(False)  # it may wait for us to read
         if task_number == self.task_number:
+            self._interrupted = True
             self.frames.send(encode(wire.CANCEL, self._order_number))
         self.frames.when_sent(self.process.signal_interrupt)  # the first signal may come before the frame
         self.process.signal_interrupt()

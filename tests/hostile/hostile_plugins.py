@@ -336,6 +336,13 @@ def stop_itself_after_the_answer():
 # ---------------------------------------------------------------- children
 
 
+def be_deaf(seconds: float):
+    "Not hostile: what native code does that looks at no signal."
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGURG})
+    time.sleep(seconds)
+    return "heard nothing"
+
+
 def child_answers():
     fd, data = _channel().fd, frame(RESULT, value("of a child"))
     if not os.fork():
