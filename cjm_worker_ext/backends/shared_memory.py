@@ -27,7 +27,7 @@ def create_shared_memory() -> int | None:  # A file descriptor, to be passed to 
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
     return fd
 
-# %% ../../nbs/05_backends/11_shared_memory.ipynb #559799de
+# %% ../../nbs/05_backends/11_shared_memory.ipynb #9200f0b9
 class SharedMemoryWriter:
     "Places large buffers; used by one worker, in its main thread."
 
@@ -77,7 +77,9 @@ class SharedMemoryWriter:
         self,
         offset: int,  # Returned by `put`, and no longer used by the app
     ) -> None:
-        "Take a segment back for later results."
+        "Take a segment back for later results; one that was never given, or is free already, is no error."
+        if offset not in self._sizes or offset in self._free:
+            return  # a plugin has sent messages of its own; the worker's next job is not to suffer for it
         self._free.append(offset)
         if sum(self._sizes[o] for o in self._free) > self.KEPT:
             import mmap
@@ -86,7 +88,7 @@ class SharedMemoryWriter:
                 mmap.MADV_REMOVE, offset, self._sizes[offset]
             )  # its pages go back to the system, its place stays
 
-# %% ../../nbs/05_backends/11_shared_memory.ipynb #36c1be27
+# %% ../../nbs/05_backends/11_shared_memory.ipynb #c1a44635
 class SharedMemoryReader:
     "Finds what a worker has placed; trusts nothing that the worker says about sizes."
 
@@ -102,12 +104,15 @@ class SharedMemoryReader:
         finalize(self, os.close, fd).atexit = False  # not before a thread that still copies from it is done
         self._map: mmap.mmap | None = None
         self._offsets: dict[int, int] = {}  # id of a view in use: its offset
+        self._in_use: set[int] = set()  # These offsets
 
     def view(self, offset: int, size: int) -> Any:  # A writable buffer, shared with the worker
         "Map one buffer without copying; raises `ValueError` if the file does not hold it."
         length = os.fstat(self.fd).st_size
         if offset < 0 or size <= 0 or offset + size > length:
             raise ValueError(f"the worker named {size:,} bytes at {offset:,}, which its shared memory does not have")
+        if offset in self._in_use:  # else it would be given back while somebody still holds it
+            raise ValueError(f"the worker named the place {offset:,} twice")
         if self._map is None or len(self._map) < offset + size:
             import mmap
 
@@ -117,11 +122,14 @@ class SharedMemoryReader:
 
         view = (c_char * size).from_buffer(self._map, offset)
         self._offsets[id(view)] = offset
+        self._in_use.add(offset)
         self._finalize(view, self._forget, id(view)).atexit = False
         return view
 
     def _forget(self, key: int) -> None:
-        self._released(self._offsets.pop(key))
+        offset = self._offsets.pop(key)
+        self._in_use.discard(offset)
+        self._released(offset)
 
     def copy(self, buffer: memoryview) -> bytes:  # `bytes` of its own
         "Copy a buffer; one of this file is copied without the interpreter lock, so that the event loop goes on."

@@ -16,7 +16,8 @@ Bytes = bytes | bytearray | memoryview
 
 # %% auto #0
 __all__ = ['HELLO', 'LOAD', 'EXECUTE', 'UNLOAD', 'CANCEL', 'STOP', 'RELEASE', 'READY', 'LOADED', 'CHUNKS', 'PROGRESS', 'RESULT',
-           'FAILED', 'CANCELLED', 'DONE', 'HEADER', 'PLACE', 'LARGE', 'MOST_BUFFERS', 'encode', 'Frame', 'FrameReader']
+           'FAILED', 'CANCELLED', 'DONE', 'HEADER', 'PLACE', 'LARGE', 'MOST_BUFFERS', 'encode', 'Frame', 'memory_for',
+           'FrameReader']
 
 # %% ../../nbs/05_backends/01_wire.ipynb #49c9f9fd
 # manager to worker
@@ -54,39 +55,43 @@ class Frame:
     def __init__(self, kind: int, task_number: int, payload: Bytes, buffers: Sequence[tuple[int, Any]] = ()) -> None:
         self.kind, self.task_number, self.payload, self.buffers = kind, task_number, payload, buffers
 
-# %% ../../nbs/05_backends/01_wire.ipynb #6fc6b4e6
+# %% ../../nbs/05_backends/01_wire.ipynb #9ea9b168
+def memory_for(
+    size: int,  # Bytes
+) -> memoryview:  # Writable
+    "Return fresh memory; for a large size it is taken page by page, when something is written there."
+    if size <= LARGE:
+        return memoryview(bytearray(size))
+    import mmap  # loads a library, for large frames only
+
+    return memoryview(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+
+
 class FrameReader:
     "Turns received bytes into frames; knows nothing of sockets."
 
     def __init__(
         self,
         limit: int = 1 << 62,  # Largest frame in bytes; a larger one is a broken or hostile peer
-        first_room: int = 1 << 62,  # Bytes set aside for a large frame at once; for a peer that may lie, few
     ) -> None:
-        self.limit, self.first_room = limit, first_room
-        self._rest = bytearray()  # the beginning of a frame that has not arrived whole
-        self._filled = 0  # how much of `_rest` is filled, once its size is known
-        self._total = 0  # size of the frame in `_rest`, 0 if not known yet
+        self.limit = limit
+        self._rest = bytearray()  # the beginning of a small frame, or of one whose size is not known yet
+        self._whole: memoryview | None = None  # memory for all of a large frame
+        self._filled = 0  # how much of `_whole` is filled
+        self.part = 0  # Bytes that have arrived of a frame that is not whole
 
     def room(self) -> memoryview | None:  # Where to write the next bytes of a large frame; None: anywhere
-        """Return the memory that the rest of a large frame belongs in.
-
-        It grows as bytes arrive: a frame that only announces gigabytes costs nothing.
-        """
-        if not self._total:
-            return None
-        if self._filled == len(self._rest):
-            grown = bytearray(min(self._total, max(3 * self._filled, self.first_room)))
-            grown[: self._filled] = self._rest
-            self._rest = grown  # and not resized: the caller may still hold a view of it
-        return memoryview(self._rest)[self._filled :]
+        "Return the memory that the rest of a large frame belongs in."
+        return None if self._whole is None else self._whole[self._filled :]
 
     def filled(self, count: int) -> Iterator[Frame]:
         "Take note that `count` bytes were written into `room()`; yields the frame, in memory of its own, once it is whole."
-        self._filled += count
-        if self._filled == self._total:
-            data, self._rest, self._total, self._filled = self._rest, bytearray(), 0, 0
-            yield self._cut(memoryview(data), 0, own=True)[0]
+        whole = self._whole
+        assert whole is not None
+        self._filled = self.part = self._filled + count
+        if self._filled == len(whole):
+            self._whole, self.part = None, 0
+            yield self._cut(whole, 0, own=True)[0]
 
     def feed(
         self,
@@ -108,17 +113,20 @@ class FrameReader:
         while end - start >= HEADER.size and (size := self._size(data, start)) and start + size <= end:
             frame, start = self._cut(data, start)
             yield frame
+        self.part = end - start
         if start == end:
             return
         size = self._size(data, start) if end - start >= HEADER.size else 0
         if size > 1 << 16:
-            self._rest = bytearray(data[start:])
-            self._total, self._filled = size, end - start
+            self._filled, self._whole = end - start, memory_for(size)
+            self._whole[: self._filled] = data[start:]
         else:
             self._rest = bytearray(data[start:])
 
     def _size(self, data: memoryview, start: int) -> int:  # 0: the sizes of its buffers have not arrived yet
         length, _, count, _ = HEADER.unpack_from(data, start)
+        if count > MOST_BUFFERS:
+            raise ValueError(f"a frame of {count:,} buffers; {MOST_BUFFERS:,} are allowed")
         places = start + HEADER.size
         size: int = HEADER.size + count * PLACE.size + length
         shared = 0  # counts too, though it does not come through the socket

@@ -206,12 +206,13 @@ def too_large(what: str, size: int, limit: int) -> NotSerializable:
     "Say that a value has too many bytes, and which setting says so."
     return NotSerializable(f"{what} has {size:,} bytes; WorkerConfig.max_result_bytes allows {limit:,}")
 
-# %% ../../nbs/05_backends/12_worker.ipynb #26019d8c
+# %% ../../nbs/05_backends/12_worker.ipynb #3b32cbc3
 class Outbox:
     "Gathers chunks and progress of the running job; a thread sends them a moment later, and sleeps when nothing waits."
 
     PAUSE = 0.001  # Seconds that a chunk waits for others, and progress too
     ENOUGH = 1 << 14  # Bytes that are sent without waiting for more
+    MOST_MESSAGE = 10_000  # Characters of a progress message; the app refuses very long ones
     SMALL = frozenset((float, bool, type(None)))  # These have one size
 
     def __init__(
@@ -262,7 +263,7 @@ class Outbox:
     def progress(self, fraction: float | None, message: str) -> None:
         "Take a progress report; may be called from any thread."
         with self._lock:
-            self._progress = (fraction, message)
+            self._progress = (fraction, message[: self.MOST_MESSAGE])
             self._send_or_wait()
 
     def reply(self, pieces: Sequence[Bytes]) -> None:

@@ -156,7 +156,7 @@ class WorkerInfo(NamedTuple):
     plugin_ids: tuple[str, ...]  # Loaded plugins
     started_at: str  # ISO 8601, UTC
 
-# %% ../../nbs/07_engine/06_engine.ipynb #9f91afe5
+# %% ../../nbs/07_engine/06_engine.ipynb #65a9b55c
 class Engine:
     "Runs jobs; lives on the event loop that made it. Implements `backends.base.BackendHost`."
 
@@ -464,6 +464,10 @@ class Engine:
 
     def on_dying(self, worker: int, undelivered: bool) -> None:
         "A worker's end has been noticed; its last messages follow."
+        record = self._job_on(worker)
+        if undelivered and record is not None and record.task.ending is None:  # it goes to another: this was no attempt
+            record.job.attempts -= 1
+            record.output = None  # whatever was printed, it was not this job
         self.inbox.put(self.scheduler.dying(worker, undelivered))
 
     def on_exit(self, worker: int, end: WorkerExit) -> None:
