@@ -389,7 +389,7 @@ def imports(quick: bool) -> Figures:
         "protocols": "import cjm_worker_ext.extensions.protocols",
         "asyncio": "import asyncio",
         "manager": "import cjm_worker_ext.manager",
-        "worker": "import cjm_worker_ext.backends.worker",
+        "worker": "import cjm_worker_ext.backends.worker_main",
     }
     times: dict[str, list[float]] = {name: [] for name in statements}
     for _ in range(10 if quick else 30):

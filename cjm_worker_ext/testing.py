@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Sequence
 from queue import SimpleQueue
 from typing import Any, Literal, Protocol
 
-from cjm_worker_ext.backends import pickles
+from cjm_worker_ext.backends import order_pickles
 from cjm_worker_ext.backends.base import (
     Answer,
     BackendHost,
@@ -34,8 +34,8 @@ from cjm_worker_ext.backends.base import (
 )
 from cjm_worker_ext.backends.codec_errors import decode_exception, encode_exception
 from cjm_worker_ext.backends.local import PluginTargets, ResultReader, allowed_by
-from cjm_worker_ext.backends.pickles import dumps
-from cjm_worker_ext.backends.worker import ValueWriter, WorkerPlugins
+from cjm_worker_ext.backends.order_pickles import dumps
+from cjm_worker_ext.backends.worker_main import ValueWriter, WorkerPlugins
 from cjm_worker_ext.config import WorkerConfig
 from cjm_worker_ext.errors import ConfigError, JobCancelled
 from cjm_worker_ext.jobs import BaseJob, utc_now
@@ -100,7 +100,7 @@ class CodecCrossing:
         return pickle.loads(packed)
 
     def unpack(self, packed: Any) -> Any:
-        return pickles.loads(*packed)
+        return order_pickles.loads(*packed)
 
     def bring_back(self, value: Any, what: str) -> Returned | Lost:
         data, views = self._writer.result(value, what)

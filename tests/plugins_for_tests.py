@@ -275,7 +275,7 @@ def socket_of_worker() -> int:
     "The descriptor on which this worker talks to its manager."
     import gc
 
-    from cjm_worker_ext.backends.worker import Channel
+    from cjm_worker_ext.backends.worker_main import Channel
 
     return next(o.fd for o in gc.get_objects() if isinstance(o, Channel))
 
@@ -283,14 +283,14 @@ def socket_of_worker() -> int:
 def request_of_worker() -> int:
     import gc
 
-    from cjm_worker_ext.backends.worker import Outbox
+    from cjm_worker_ext.backends.worker_main import Outbox
 
     return next(o._task_number for o in gc.get_objects() if isinstance(o, Outbox))
 
 
 def send_frame(kind: int, payload: bytes, length: int | None = None, buffers: int = 0) -> str:
     "Write a frame of one's own, with the number of the request that runs."
-    from cjm_worker_ext.backends.wire import HEADER
+    from cjm_worker_ext.backends.framing import HEADER
 
     head = HEADER.pack(len(payload) if length is None else length, request_of_worker(), buffers, kind)
     os.write(socket_of_worker(), head + payload)
@@ -306,7 +306,7 @@ def attack_by_frame(kind: int, path: str) -> str:
 def attack_by_chunk_frame(path: str) -> str:
     import pickle
 
-    from cjm_worker_ext.backends.wire import CHUNKS
+    from cjm_worker_ext.backends.framing import CHUNKS
 
     data = pickle.dumps([Attack(path)])
     return send_frame(CHUNKS, len(data).to_bytes(8, "little") + data)
@@ -321,7 +321,7 @@ def claim_shared_memory(size: int) -> str:
     "Say that the result lies in shared memory where there is none."
     import pickle
 
-    from cjm_worker_ext.backends.wire import HEADER, PLACE, RESULT
+    from cjm_worker_ext.backends.framing import HEADER, PLACE, RESULT
 
     data = pickle.dumps(None)
     os.write(

@@ -30,7 +30,7 @@ from cjm_worker_ext.backends.base import (
     WorkerSetup,
 )
 from cjm_worker_ext.backends.local import LocalBackend, PluginTargets
-from cjm_worker_ext.backends.pickles import dumps
+from cjm_worker_ext.backends.order_pickles import dumps
 from cjm_worker_ext.config import WorkerConfig
 
 

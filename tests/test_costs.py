@@ -8,8 +8,8 @@ import textwrap
 
 import pytest
 
-from cjm_worker_ext.backends.pickles import dumps
-from cjm_worker_ext.backends.wire import EXECUTE, RESULT, encode
+from cjm_worker_ext.backends.framing import EXECUTE, RESULT, encode
+from cjm_worker_ext.backends.order_pickles import dumps
 
 PROGRAM = textwrap.dedent("""
     import asyncio, gc, json, sys

@@ -32,7 +32,7 @@ def test_the_core_loads_no_dependency_of_an_extra(layer):
 
 
 def test_a_worker_imports_little():
-    brought = loaded_by("import cjm_worker_ext.backends.worker")
+    brought = loaded_by("import cjm_worker_ext.backends.worker_main")
     assert not {"asyncio", "multiprocessing", "concurrent.futures", "cloudpickle", "cjm_worker_ext.manager"} & brought
     assert not {name.partition(".")[0] for name in brought} & HEAVY
     assert len(brought) < 60, sorted(brought)

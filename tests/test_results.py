@@ -12,7 +12,7 @@ import pytest
 from harness import descriptors, is_alive, run, targets, until
 
 from cjm_worker_ext import BaseJobManager, WorkerConfig
-from cjm_worker_ext.backends import wire
+from cjm_worker_ext.backends import framing
 from cjm_worker_ext.errors import NotSerializable, RefusedType
 
 NAMES = (
@@ -109,7 +109,7 @@ def test_huge_frame_headers(length, buffers, tmp_path):
     async def scene():
         async with make() as manager:
             job = await manager.start_job(
-                "send_frame", kind=wire.RESULT, payload=b"x" * 65536, length=length, buffers=buffers
+                "send_frame", kind=framing.RESULT, payload=b"x" * 65536, length=length, buffers=buffers
             )
             if buffers != 65535:  # else it is no more than a long message that has not arrived
                 await manager.wait(job.id, 20)

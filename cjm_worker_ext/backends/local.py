@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import cjm_worker_ext
-from cjm_worker_ext.backends import pickles, wire
+from cjm_worker_ext.backends import framing, order_pickles
 from cjm_worker_ext.backends.base import (
     Answer,
     BackendHost,
@@ -42,9 +42,9 @@ from cjm_worker_ext.backends.base import (
 from cjm_worker_ext.backends.codec import decode
 from cjm_worker_ext.backends.codec_adapters import NOTHING, Allowed, resolve_codecs
 from cjm_worker_ext.backends.codec_errors import decode_exception
-from cjm_worker_ext.backends.pickles import dumps
+from cjm_worker_ext.backends.framing import Bytes, Frame, FrameReader, encode
+from cjm_worker_ext.backends.order_pickles import dumps
 from cjm_worker_ext.backends.shared_memory import SharedMemoryReader, create_shared_memory
-from cjm_worker_ext.backends.wire import Bytes, Frame, FrameReader, encode
 from cjm_worker_ext.config import WorkerConfig
 from cjm_worker_ext.errors import ConfigError, PlatformError, RefusedType
 from cjm_worker_ext.jobs import utc_now
@@ -130,7 +130,7 @@ class ExitWatch:
             os.close(self.fd)
 
 # %% ../../nbs/05_backends/13_local.ipynb #638503fe
-BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from cjm_worker_ext.backends.worker import main; main()"
+BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from cjm_worker_ext.backends.worker_main import main; main()"
 
 _running: weakref.WeakSet[ChildProcess] = weakref.WeakSet()
 
@@ -440,7 +440,7 @@ class ResultReader:
     def value(self, payload: Bytes, what: str, buffers: Sequence[Any] = (), copy: Copy = bytes) -> Any:
         "Read one value; raises `RefusedType`, or anything for a pickle."
         if self.trusted:
-            return pickles.loads(payload, buffers, copy)
+            return order_pickles.loads(payload, buffers, copy)
         return decode(payload, buffers, allowed=self.allowed, copy=copy, what=what, root="result")
 
     def chunks(self, frame: Frame) -> list[Any]:
@@ -583,9 +583,9 @@ class LocalWorker:
         self._ending: Iterator[None] | None = None  # Hears its last words, one turn of the loop after the other
         self._end_waits = False  # For the answer
         self._on_kind: dict[int, Callable[[Frame], None]] = {
-            wire.LOADED: self._on_loaded, wire.CHUNKS: self._on_chunks, wire.PROGRESS: self._on_progress,
-            wire.RESULT: self._on_result, wire.FAILED: self._on_failed, wire.CANCELLED: self._on_cancelled,
-            wire.DONE: self._on_done,
+            framing.LOADED: self._on_loaded, framing.CHUNKS: self._on_chunks, framing.PROGRESS: self._on_progress,
+            framing.RESULT: self._on_result, framing.FAILED: self._on_failed, framing.CANCELLED: self._on_cancelled,
+            framing.DONE: self._on_done,
         }  # fmt: skip
         self.loop.add_reader(process.socket, self._on_readable)
         self.loop.add_reader(process.output, self._on_output)
@@ -609,7 +609,7 @@ class LocalWorker:
         self._interrupted = False
         if released := self.process.released:
             offsets = b"".join(released.popleft().to_bytes(8, "little") for _ in range(len(released)))
-            pieces = [*encode(wire.RELEASE, 0, offsets), *pieces]
+            pieces = [*encode(framing.RELEASE, 0, offsets), *pieces]
         if self._look is None:  # one timer for many orders: a timer for each would cost every job some microseconds
             self._look = self.loop.call_later(self.LOOK_SECONDS, self._look_at_order)
         return self.frames.send(pieces)
@@ -644,7 +644,7 @@ class LocalWorker:
         self.pause(False)  # it may wait for us to read
         if task_number == self.task_number:
             self._interrupted = True
-            self.frames.send(encode(wire.CANCEL, self._order_number))
+            self.frames.send(encode(framing.CANCEL, self._order_number))
         self.frames.when_sent(self.process.signal_interrupt)  # the first signal may come before the frame
         self.process.signal_interrupt()
 
@@ -685,7 +685,7 @@ class LocalWorker:
             if on_kind := self._on_kind.get(frame.kind):
                 on_kind(frame)
                 return
-        elif frame.kind == wire.READY and not self._ready:
+        elif frame.kind == framing.READY and not self._ready:
             self._ready = True
             self.host.on_ready(self.number)
             return
@@ -885,7 +885,7 @@ class LocalBackend:
             "codecs": config.codecs,
             "trusted": config.trust_workers,
         }
-        self._hello = encode(wire.HELLO, 0, dumps(hello)[0])
+        self._hello = encode(framing.HELLO, 0, dumps(hello)[0])
         self._reader = ResultReader(allowed_by(config), config.trust_workers)
         self._scratch = bytearray(1 << 18)
         self._targets, self._numbers = PluginTargets(), order_numbers()
@@ -918,7 +918,7 @@ class LocalBackend:
         content: Any = (order.job_id, plugin.plugin_id, load, order.params)
         data, buffers = dumps(content, f"the parameters of job {order.job_id!r}", by_value=True)
         number = next(self._numbers)
-        pieces = encode(wire.EXECUTE, number, data, [(0, b.raw()) for b in buffers] if buffers else ())
+        pieces = encode(framing.EXECUTE, number, data, [(0, b.raw()) for b in buffers] if buffers else ())
         found = self.workers.get(worker)
         return found is not None and found.order(order.task_number, number, True, order.load, pieces)
 
@@ -926,16 +926,16 @@ class LocalBackend:
         "As `Backend.load`."
         what = f"the configuration of plugin {plugin.plugin_id!r}"
         content = dumps((plugin.plugin_id, self._targets.bytes_of(plugin), plugin.config), what, by_value=True)[0]
-        return self._change(worker, task_number, wire.LOAD, content)
+        return self._change(worker, task_number, framing.LOAD, content)
 
     def unload(self, worker: int, task_number: int, plugin: PluginEntry) -> bool:
         "As `Backend.unload`."
-        return self._change(worker, task_number, wire.UNLOAD, dumps(plugin.plugin_id)[0])
+        return self._change(worker, task_number, framing.UNLOAD, dumps(plugin.plugin_id)[0])
 
     def _change(self, worker: int, task_number: int, kind: int, content: Bytes) -> bool:
         found, number = self.workers.get(worker), next(self._numbers)
         pieces = encode(kind, number, content)
-        return found is not None and found.order(task_number, number, False, kind == wire.LOAD, pieces)
+        return found is not None and found.order(task_number, number, False, kind == framing.LOAD, pieces)
 
     def interrupt(self, worker: int, task_number: int) -> None:
         "Ask a worker to end what it does."
@@ -950,7 +950,7 @@ class LocalBackend:
     def stop(self, worker: int) -> None:
         "Let a worker unload its plugins and end."
         if found := self.workers.get(worker):
-            found.frames.send(encode(wire.STOP, 0))
+            found.frames.send(encode(framing.STOP, 0))
 
     def kill(self, worker: int) -> None:
         "Kill a worker and everything that it started."

@@ -5,10 +5,19 @@ from __future__ import annotations
 import random
 import struct
 
-from cjm_worker_ext.backends import wire
+from cjm_worker_ext.backends import framing
 from cjm_worker_ext.backends.codec import encode as encode_value
 
-KINDS = [wire.READY, wire.LOADED, wire.CHUNKS, wire.PROGRESS, wire.RESULT, wire.FAILED, wire.CANCELLED, wire.DONE]
+KINDS = [
+    framing.READY,
+    framing.LOADED,
+    framing.CHUNKS,
+    framing.PROGRESS,
+    framing.RESULT,
+    framing.FAILED,
+    framing.CANCELLED,
+    framing.DONE,
+]
 ODD_SIZES = [0, 1, 7, 15, 16, 255, 65535, 65536, 1 << 20, 1 << 31, (1 << 32) - 1, 1 << 32, 1 << 62, (1 << 64) - 1]
 ODD_PLACES = [0, 1, 2, 4097, 1 << 20, 1 << 42, 1 << 63, (1 << 64) - 1]
 
@@ -34,20 +43,20 @@ class Frames:
         encode = lambda value: bytes(encode_value(value)[0])  # noqa: E731
         if self.random.random() < 0.15:
             kind = self.random.choice(KINDS)
-        if kind == wire.CHUNKS:
+        if kind == framing.CHUNKS:
             parts = [
                 encode([self._value() for _ in range(self.random.randrange(4))])
                 for _ in range(self.random.randrange(4))
             ]
             return b"".join(struct.pack("<Q", len(p)) + p for p in parts)
-        if kind == wire.PROGRESS:
+        if kind == framing.PROGRESS:
             return encode((self.random.choice([None, 0.5, -1, 2, float("nan"), "1", 10**30]), self._value()))
-        if kind == wire.FAILED:
+        if kind == framing.FAILED:
             names = self.random.sample(["type", "message", "traceback", "exception"], self.random.randrange(5))
             return encode({name: self.random.choice(["text", "", None, b"x", self._value()]) for name in names})
-        if kind == wire.LOADED:
+        if kind == framing.LOADED:
             return self.random.choice([b"\0", b"\1", b"", b"\2\3"])
-        return encode(self._value()) if kind == wire.RESULT else b""
+        return encode(self._value()) if kind == framing.RESULT else b""
 
     def _changed(self, content: bytes) -> bytes:
         pick, data = self.random.randrange, bytearray(content)
@@ -68,7 +77,7 @@ class Frames:
         "Make the next frame."
         chance, pick, choice = self.random.random, self.random.randrange, self.random.choice
         kind = choice(KINDS)
-        number = 0 if kind == wire.READY else self.number
+        number = 0 if kind == framing.READY else self.number
         content = self._content(kind)
         if chance() < 0.3:
             content = self._changed(content)
@@ -87,6 +96,6 @@ class Frames:
         length, count = len(content), len(places)
         if not self.tame and chance() < 0.003:
             length, count = choice(ODD_SIZES), choice([count, pick(65536)])
-        head = wire.HEADER.pack(length, number, count, kind)
-        data = head + b"".join(wire.PLACE.pack(*place) for place in places) + content + inline
+        head = framing.HEADER.pack(length, number, count, kind)
+        data = head + b"".join(framing.PLACE.pack(*place) for place in places) + content + inline
         return data if self.tame or chance() > 0.002 else data[: pick(len(data))]

@@ -13,7 +13,18 @@ import threading
 import time
 
 from cjm_worker_ext.backends.codec import encode as encode_value
-from cjm_worker_ext.backends.wire import CANCELLED, CHUNKS, DONE, FAILED, HEADER, LOADED, PLACE, PROGRESS, READY, RESULT
+from cjm_worker_ext.backends.framing import (
+    CANCELLED,
+    CHUNKS,
+    DONE,
+    FAILED,
+    HEADER,
+    LOADED,
+    PLACE,
+    PROGRESS,
+    READY,
+    RESULT,
+)
 
 NUMBER = struct.Struct("<Q")
 
@@ -23,13 +34,13 @@ def square(n: int) -> int:
 
 
 def _channel():
-    from cjm_worker_ext.backends.worker import Channel
+    from cjm_worker_ext.backends.worker_main import Channel
 
     return next(o for o in gc.get_objects() if isinstance(o, Channel))
 
 
 def _number() -> int:
-    from cjm_worker_ext.backends.worker import Outbox
+    from cjm_worker_ext.backends.worker_main import Outbox
 
     return next(o._task_number for o in gc.get_objects() if isinstance(o, Outbox))
 
@@ -258,7 +269,7 @@ def places_beyond_the_file():
 
 
 def sparse_terabytes():
-    from cjm_worker_ext.backends.worker import Worker
+    from cjm_worker_ext.backends.worker_main import Worker
 
     fd = next(o.shared.fd for o in gc.get_objects() if isinstance(o, Worker))
     os.ftruncate(fd, 1 << 42)
@@ -279,7 +290,7 @@ def big_array(n: int):
 def sparse_terabytes_with_a_result():
     import numpy as np
 
-    from cjm_worker_ext.backends.worker import Worker
+    from cjm_worker_ext.backends.worker_main import Worker
 
     shared = next(o.shared for o in gc.get_objects() if isinstance(o, Worker))
     os.ftruncate(shared.fd, 1 << 42)
