@@ -169,7 +169,7 @@ def _end_soon(loop: asyncio.AbstractEventLoop, guard: AsyncGenerator[None]) -> N
     else:
         loop.call_soon_threadsafe(lambda: _step(guard.aclose()))
 
-# %% ../nbs/08_manager.ipynb #386879b5
+# %% ../nbs/08_manager.ipynb #6fe3a988
 class BaseJobManager:
     """Runs jobs of plugins in worker processes.
 
@@ -294,13 +294,14 @@ class BaseJobManager:
             SECONDS_OR_NONE.check("timeout", timeout)
         entry = await self._resolver.find(plugin_id)
         if self._closed:  # in the meantime
-            self._check_open()
+            raise self._was_shut_down()
         engine.prepare(entry)
         limit = self.worker_config.max_pending_jobs
         if limit is not None and engine.scheduler.pending.count + len(self._admissions.tasks) >= limit:
             raise QueueFull(f"{limit} jobs are pending, as many as max_pending_jobs allows; try again later")
         job = self.create_job(plugin_id, dict(params or {}))
-        job.metadata.update(metadata or {})
+        if metadata:
+            job.metadata.update(metadata)
         task = Task(engine.next_number(), entry.plugin_id, entry.version, timeout)
         record = JobRecord(job, task, entry, self.worker_config.output_tail_lines)
         engine.jobs.add(record)
@@ -540,12 +541,12 @@ class BaseJobManager:
     def _open(self) -> Engine:
         "As `_enter`, for calls that want something new; raises `ManagerClosed` after `shutdown`."
         engine = self._enter()
-        self._check_open()
+        if self._closed:
+            raise self._was_shut_down()
         return engine
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ManagerClosed(f"manager {self.worker_type!r} was shut down; make a new one")
+    def _was_shut_down(self) -> ManagerClosed:
+        return ManagerClosed(f"manager {self.worker_type!r} was shut down; make a new one")
 
     def _wrong_loop(self) -> WrongLoop | ForkedManager:
         if self.in_forked_child:

@@ -237,12 +237,13 @@ class WorkerTable:
         "The workers that have a plugin loaded, or are about to load it."
         return [w for w in self.all.values() if plugin in w.loaded or (w.task and w.task.plugin == plugin)]
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #fb4fd63a
+# %% ../../nbs/07_engine/01_scheduler.ipynb #29fc32d3
 class Scheduler:
     "Decides: every method returns the actions that follow, in the order in which they are to be done."
 
     def __init__(self, config: WorkerConfig) -> None:
         self.config, self.restarts = config, Restarts(config)
+        self._enough = config.max_workers + config.standby_workers  # Workers there are at most
         self.pending, self.workers = PendingTasks(), WorkerTable()
         self.tasks: dict[int, Task] = {}  # All that have not ended, by number
         self.closing = False
@@ -256,7 +257,8 @@ class Scheduler:
         self.tasks[task.number] = task
         workers = self.workers
         if workers.idle and not self.pending.count and workers.busy < self.config.max_workers:  # the usual case
-            return self._give(workers.choose(task.plugin), task) + self._start_missing()
+            actions = self._give(workers.choose(task.plugin), task)
+            return actions if len(workers.all) >= self._enough else actions + self._start_missing()
         self.pending.append(task)
         return self._go_on()
 
@@ -417,8 +419,8 @@ class Scheduler:
     def _go_on(self) -> list[Action]:
         "Give out what waits, start what is missing, and give up what nobody can do."
         actions: list[Action] = []
-        if not self.pending.count and not self.closing and len(self.workers.all) >= self._most():
-            return actions  # the usual case
+        if not self.pending.count and not self.closing and len(self.workers.all) >= self._enough:
+            return actions  # the usual case of a busy app
         while self.pending.count and self.workers.idle and self.workers.busy < self.config.max_workers:
             task = self.pending.take()
             actions += self._give(self.workers.choose(task.plugin), task)
@@ -467,10 +469,7 @@ class Scheduler:
         return needed + spares
 
     def _start_missing(self) -> list[Action]:
-        there = len(self.workers.all)
-        if there >= self.config.max_workers + self.config.standby_workers:  # the usual case of a busy app
-            return []
-        most = self._most()
+        there, most = len(self.workers.all), self._most()
         if there >= most or self.restarts.waiting or self.restarts.gave_up:
             return []
         needed = self._needed()
