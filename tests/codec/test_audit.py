@@ -216,15 +216,21 @@ EXPECTED = {
     "codec_tables: series.to_physical",
     "codec: Counter",
     "codec: Decoder",
+    "codec: Pieces",
+    "codec: Pieces(body).unpacker",
     "codec: Unpacker",
     "codec: e.sentence",
-    "codec: kind",
+    "codec: dict.fromkeys",
+    "codec: islice",
+    "codec: looked.unpacker",
+    "codec: looked.unpacker().skip",
     "codec: make",
     "codec: step",
     "codec: type_of",
     "codec: unpackb",
     "codec: unpacker.feed",
     "codec: unpacker.skip",
+    "codec: unpacker.tell",
 }
 
 
