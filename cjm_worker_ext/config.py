@@ -73,7 +73,7 @@ def seconds(default: T) -> T:
     "Declare a field that holds a number of seconds."
     return field(default=default, metadata={"rule": NumberRule(float, 0, default is None)})
 
-# %% ../nbs/02_config.ipynb #9c8740e9
+# %% ../nbs/02_config.ipynb #617d4a98
 @dataclass(frozen=True, kw_only=True)
 class WorkerConfig:
     "How many workers a manager has, and how it treats them; raises `ConfigError` that names every wrong field."
@@ -103,6 +103,7 @@ class WorkerConfig:
     max_buffered_chunks: int = whole(10_000, least=1)  # Chunks of one job kept for readers of its stream
     max_buffered_bytes: int = whole(2**28, least=1)  # About as many bytes of chunks of one job are kept
     max_result_bytes: int = whole(4 * 2**30, least=1)  # Largest serialised result or batch of chunks
+    max_result_items: int = whole(6_000_000, least=1)  # Most items of a result or chunk; a list or dict counts as three
     output_tail_lines: int = whole(20)  # Last lines of a worker's output that are attached to a crash
 
     # The border between worker and app
