@@ -63,17 +63,17 @@ class NumberRule:
 WHOLE = NumberRule(int)
 SECONDS_OR_NONE = NumberRule(float, optional=True)
 
-# %% ../nbs/02_config.ipynb #7394c1b2
+# %% ../nbs/02_config.ipynb #45f833db
 def whole(default: T, least: int = 0) -> T:
     "Declare a field that holds a whole number."
     return field(default=default, metadata={"rule": NumberRule(int, least, default is None)})
 
 
-def seconds(default: T) -> T:
-    "Declare a field that holds a number of seconds."
-    return field(default=default, metadata={"rule": NumberRule(float, 0, default is None)})
+def seconds(default: T, optional: bool = False) -> T:
+    "Declare a field that holds a number of seconds; None is allowed if it is the default, or `optional`."
+    return field(default=default, metadata={"rule": NumberRule(float, 0, optional or default is None)})
 
-# %% ../nbs/02_config.ipynb #617d4a98
+# %% ../nbs/02_config.ipynb #37a54ae7
 @dataclass(frozen=True, kw_only=True)
 class WorkerConfig:
     "How many workers a manager has, and how it treats them; raises `ConfigError` that names every wrong field."
@@ -94,6 +94,7 @@ class WorkerConfig:
     unload_timeout_seconds: float = seconds(30.0)  # Time for unloading a plugin, before its worker is killed
     start_timeout_seconds: float = seconds(60.0)  # Time for a process to start, before it is killed
     cancel_grace_seconds: float = seconds(2.0)  # Time for an interrupted job to end, before its process is killed
+    reader_timeout_seconds: float | None = seconds(60.0, optional=True)  # For a reader to ask again; None: no limit
     shutdown_timeout_seconds: float = seconds(10.0)  # Time for a whole shutdown
 
     # Limits
