@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -132,6 +133,8 @@ class JobLife:
         tasks = [asyncio.create_task(reader.run()) for reader in readers]
         if self.plan.cancel_after is not None:
             tasks.append(asyncio.create_task(self._cancel(self.plan.cancel_after)))
+        if self.plan.waits is not None:
+            tasks.append(asyncio.create_task(self._give_up_waiting(self.plan.waits)))
         try:
             await self.round.manager.wait(self.job.id, PATIENCE)
         except TimeoutError:
@@ -170,6 +173,10 @@ class JobLife:
             return
         if answer and self.job.status != "cancelled":
             self.problem("cancel_job said True")
+
+    async def _give_up_waiting(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError, UnknownJob):
+            await self.round.manager.wait(self.job.id, seconds)
 
     def _note_end(self) -> None:
         job = self.job

@@ -34,6 +34,9 @@ class JobPlan:
     params: dict[str, Any] = field(default_factory=dict)
     timeout: float = JOB_SECONDS
     cancel_after: float | None = None  # Seconds after its submission; None: never
+    waits: float | None = (
+        None  # Seconds that a second caller waits for it before it gives up; None: there is no second one
+    )
     readers: tuple[ReaderPlan, ...] = ()
     trip: str | None = None  # Hook that raises for this job
     fault: str | None = None  # Kind of fault, None for a plain job
@@ -123,6 +126,10 @@ def tight(dice: Random) -> dict[str, Any]:
     return plain(dice) | {"timeout": dice.choice([0.0, 0.001, 0.005, 0.02, 0.1])}
 
 
+def impatient(dice: Random) -> dict[str, Any]:
+    return plain(dice) | {"waits": dice.choice([0.0, 0.001, 0.01])}
+
+
 def tripping(hook: str) -> Callable[[Random], dict[str, Any]]:
     return lambda dice: small(dice) | {"trip": hook}
 
@@ -163,6 +170,7 @@ JOB_FAULTS: dict[str, tuple[int, Callable[[Random], dict[str, Any]]]] = {
     "cancel": (8, cancelled),
     "cancel of a stream": (6, stream_cancelled),
     "tight timeout": (5, tight),
+    "caller gives up waiting": (3, impatient),
     "prepare_execute_request raises": (1, tripping("prepare")),
     "extract_job_result raises": (1, tripping("extract")),
     "on_job_ended raises": (1, tripping("ended")),
@@ -232,7 +240,7 @@ class Planner:
 
     def _config(self, dice: Random) -> dict[str, Any]:
         return {
-            "max_workers": dice.choice([1, 2, 3, 3, 4]),
+            "max_workers": dice.choice([1, 2, 2, 3, 3, 4]),
             "standby_workers": dice.choice([0, 0, 1]),
             "restart_policy": dice.choice(["always", "backoff"]),
             "restart_backoff_seconds": 0.05,
