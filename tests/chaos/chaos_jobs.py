@@ -90,6 +90,7 @@ class Reader:
         self.finished = True
 
     def _compare(self, chunk: object) -> None:
+        self.life.first_chunk.set()
         expected = self.life.chunks
         if self.count >= len(expected) or expected[self.count] != chunk:
             self.life.problem(f"a reader ({self.plan.kind}) got {chunk!r:.60} as chunk {self.count}")
@@ -113,7 +114,7 @@ class JobLife:
         self.job: BaseJob | None = None  # None until it was accepted
         self.cancel_asked = False
         self.end = ""  # `completed`, `cancelled`, or the type of the error
-        self.ended = asyncio.Event()
+        self.ended, self.first_chunk = asyncio.Event(), asyncio.Event()
         self.generations = (0, 0)  # Of the configuration, before and after the submission
         self.registry_was_well = True
 
@@ -141,7 +142,7 @@ class JobLife:
             self.problem(f"it has no end after {PATIENCE:g} s; workers: {self.round.manager.workers()}")
             return
         self._note_end()
-        self.ended.set()
+        self.ended.set(), self.first_chunk.set()
         for done in await asyncio.gather(*(asyncio.wait_for(task, PATIENCE) for task in tasks), return_exceptions=True):
             if isinstance(done, BaseException):
                 self.problem(f"a reader or a cancel raised {done!r}")
@@ -165,6 +166,8 @@ class JobLife:
         self.round.lives[self.job.id] = self
 
     async def _cancel(self, seconds: float) -> None:
+        if self.plan.readers:
+            await self.first_chunk.wait()
         await asyncio.sleep(seconds)
         self.cancel_asked = True
         try:

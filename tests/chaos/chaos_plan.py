@@ -33,7 +33,7 @@ class JobPlan:
     work: str  # Plugin id
     params: dict[str, Any] = field(default_factory=dict)
     timeout: float = JOB_SECONDS
-    cancel_after: float | None = None  # Seconds after its submission; None: never
+    cancel_after: float | None = None  # Seconds after its submission, or its first chunk if it has readers; None: never
     waits: float | None = (
         None  # Seconds that a second caller waits for it before it gives up; None: there is no second one
     )
@@ -119,7 +119,7 @@ def cancelled(dice: Random) -> dict[str, Any]:
 
 def stream_cancelled(dice: Random) -> dict[str, Any]:
     params = {"seed": dice.randrange(1000), "count": 2000}
-    return {"work": "verses", "params": params, "cancel_after": dice.random() * 0.02, "readers": (ReaderPlan("fast"),)}
+    return {"work": "verses", "params": params, "cancel_after": dice.random() * 0.004, "readers": (ReaderPlan("fast"),)}
 
 
 def tight(dice: Random) -> dict[str, Any]:
@@ -168,7 +168,7 @@ JOB_FAULTS: dict[str, tuple[int, Callable[[Random], dict[str, Any]]]] = {
     "stream raises": (2, lambda dice: bad("count_then_fail", n=dice.choice([1, 50, 500]))(dice)),
     "stream crashes": (2, bad("count_then_crash", n=50)),
     "cancel": (8, cancelled),
-    "cancel of a stream": (6, stream_cancelled),
+    "cancel of a stream": (10, stream_cancelled),
     "tight timeout": (5, tight),
     "caller gives up waiting": (3, impatient),
     "prepare_execute_request raises": (1, tripping("prepare")),
