@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import gc
 import logging
 import os
+import sys
 import threading
 from collections import Counter
 from pathlib import Path
@@ -167,8 +170,33 @@ def processes_with(mark: str) -> list[int]:
     return found
 
 
-def resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+class Memory:
+    "What the process takes when nothing is under way."
+
+    GROWTH = 60 << 20  # Bytes; what is free in between does not always go back to the system
+    MORE_BLOCKS = (
+        3000  # Blocks of Python's own memory: a job that is kept has 20 at least, and a round has a hundred jobs
+    )
+
+    def __init__(self):
+        self.resident: list[int] = []  # Bytes after each round
+        self.blocks: list[int] = []
+
+    def measure(self) -> None:
+        gc.collect()
+        with contextlib.suppress(AttributeError):  # a C library without it
+            ctypes.CDLL(None).malloc_trim(0)
+        self.resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+        self.blocks.append(sys.getallocatedblocks())
+
+    def problems(self) -> list[str]:
+        "The first rounds may still fill caches."
+        found = []
+        if len(self.blocks) > 2 and min(self.blocks[-2:]) > self.blocks[0] + self.MORE_BLOCKS:
+            found.append(f"memory has grown, in blocks of Python after each round: {self.blocks}")
+        if len(self.resident) > 3 and min(self.resident[-2:]) > max(self.resident[1:3]) + self.GROWTH:
+            found.append(f"memory has grown, in MiB after each round: {[size >> 20 for size in self.resident]}")
+        return found
 
 
 class LogCheck(logging.Handler):

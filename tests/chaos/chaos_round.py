@@ -48,8 +48,6 @@ class Report:
         self.ends: Counter[str] = Counter()
         self.problems: list[str] = []
         self.gap = self.busy = 0.0  # Longest time that the loop stood still: by the clock, and of the processor
-        self.rounds: list[str] = []
-        self.memory: list[int] = []  # Resident bytes after each round
 
     def job(self, end: str) -> None:
         self.ends[end] += 1

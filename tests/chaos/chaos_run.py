@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import sys
 import threading
 import time
 from collections.abc import Callable
 
-from chaos_checks import Holdings, LogCheck, resident
+from chaos_checks import Holdings, LogCheck, Memory
 from chaos_plan import JobPlan, Planner, RoundPlan, Step, fingerprint
 from chaos_round import Report, Round, left_behind
 
 GAP = 3.0  # Seconds that the loop may stand still: on a machine that has other work too
 BUSY = 0.5  # Seconds of processor time that one turn of the loop may take
-GROWTH = 60 << 20  # Bytes by which the process may grow from the third round on
 
 
 class Run:
@@ -31,7 +29,7 @@ class Run:
     ):
         self.command = f"python -m tests.chaos --seed {seed} --seconds {seconds:g} --faults {faults}"
         self.rounds = Planner(seed, seconds, faults).plan()
-        self.report, self._say = Report(), say
+        self.report, self.memory, self._say = Report(), Memory(), say
 
     async def run(self) -> Report:
         problems = self.report.problems
@@ -72,22 +70,20 @@ class Run:
         await round.run()
         jobs, mark, shutdown = len(round.lives), round.mark, round.shutdown_seconds
         del round  # and with it every job, result and event
-        gc.collect()
         for problem in await left_behind(before, mark):
             self.report.problems.append(f"round {plan.number} ({plan.end}): {problem}")
-        self.report.memory.append(resident())
+        self.memory.measure()
         self._say(
             f"round {plan.number + 1:3} of {len(self.rounds)}: {jobs:5} jobs, {sum(self.report.faults.values()):6} faults "
             f"so far, {time.monotonic() - began:5.1f} s, shutdown ({plan.end}) {shutdown:4.1f} s, "
-            f"{self.report.memory[-1] >> 20} MiB, {len(self.report.problems)} problems"
+            f"{self.memory.resident[-1] >> 20} MiB, {len(self.report.problems)} problems"
         )
 
     def _check(self) -> None:
         report = self.report
         if report.gap > GAP or report.busy > BUSY:
             report.problems.append(f"the loop stood still for {report.gap:.2f} s, and was busy for {report.busy:.2f} s")
-        if len(report.memory) > 3 and (grown := min(report.memory[-2:]) - max(report.memory[1:3])) > GROWTH:
-            report.problems.append(f"memory has grown by {grown >> 20} MiB: {[m >> 20 for m in report.memory]}")
+        report.problems += self.memory.problems()
 
     def summary(self) -> str:
         "The tables, the problems and the command that repeats the run."
