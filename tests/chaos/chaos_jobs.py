@@ -8,7 +8,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import chaos_plugins
-from chaos_plan import JobPlan, ReaderPlan
+from chaos_plan import READ_SECONDS, JobPlan, ReaderPlan, needs_no_timeout
 
 from cjm_worker_ext import BaseJob
 from cjm_worker_ext.errors import ManagerClosed, QueueFull, StreamGap, UnknownJob
@@ -27,7 +27,7 @@ NATURAL_ENDS = {
     "raise_speechless": {"Speechless"}, "system_exit": {"SystemExit"}, "keyboard_interrupt": {"KeyboardInterrupt"},
     "unpicklable_result": {"NotSerializable"}, "LoadFails": {"PluginLoadError"},
     "sleep": {"JobTimeout"}, "spin": {"JobTimeout"}, "hold_lock": {"JobTimeout"}, "ignore_sigterm": {"JobTimeout"},
-    "hang_with_child": {"JobTimeout"}, "finish_although_cancelled": {"completed", "JobTimeout"},
+    "hang_with_child": {"JobTimeout"}, "finish_although_cancelled": {"completed", "cancelled", "JobTimeout"},
     "leave_children": {"completed"}, "print_without_end": {"completed"},
 }  # fmt: skip
 TRIPS = {"prepare": {"Harm"}, "extract": {"Harm"}, "lock": {"NotSerializable"}, "ended": {"completed"}}
@@ -147,6 +147,10 @@ class JobLife:
             if isinstance(done, BaseException):
                 self.problem(f"a reader or a cancel raised {done!r}")
         self.check()
+        if self.end == "JobTimeout" and needs_no_timeout(self.plan) and self.job.worker_pid not in self.round.struck:
+            self.round.report.late += 1
+            if self.plan.timeout == READ_SECONDS:
+                self.problem("its readers held it")
         for reader in readers:
             reader.check()
 

@@ -13,6 +13,7 @@ from random import Random
 from typing import Any
 
 JOB_SECONDS = 4.0  # Timeout of a job that should not need it: a stopped worker holds its job as long
+READ_SECONDS = 12.0  # The same for a job with readers, which must never hold it as long
 HANG_SECONDS = 0.25  # Timeout of a job that hangs
 ROUND_SECONDS = 9.0
 
@@ -108,7 +109,7 @@ def plain(dice: Random) -> dict[str, Any]:
     job = dice.choice([*kinds, *[None] * 4])
     found = job(dice) if job else dice.choice(other)
     if job is stream and dice.randrange(2):
-        found = found | {"readers": (ReaderPlan("fast"),)}
+        found = found | {"timeout": READ_SECONDS, "readers": (ReaderPlan("fast"),)}
     return found
 
 
@@ -119,7 +120,13 @@ def cancelled(dice: Random) -> dict[str, Any]:
 
 def stream_cancelled(dice: Random) -> dict[str, Any]:
     params = {"seed": dice.randrange(1000), "count": 2000}
-    return {"work": "verses", "params": params, "cancel_after": dice.random() * 0.004, "readers": (ReaderPlan("fast"),)}
+    return {
+        "work": "verses",
+        "params": params,
+        "timeout": READ_SECONDS,
+        "cancel_after": dice.random() * 0.004,
+        "readers": (ReaderPlan("fast"),),
+    }
 
 
 def tight(dice: Random) -> dict[str, Any]:
@@ -137,7 +144,10 @@ def tripping(hook: str) -> Callable[[Random], dict[str, Any]]:
 def read_by(kind: str) -> Callable[[Random], dict[str, Any]]:
     def make(dice: Random) -> dict[str, Any]:
         reader = ReaderPlan(kind, dice.choice([0, 1, 10, 100]), dice.choice([0.01, 0.1, 0.5]))
-        return stream(dice) | {"readers": (reader, ReaderPlan("fast")) if dice.randrange(2) else (reader,)}
+        return stream(dice) | {
+            "timeout": READ_SECONDS,
+            "readers": (reader, ReaderPlan("fast")) if dice.randrange(2) else (reader,),
+        }
 
     return make
 
@@ -159,6 +169,10 @@ JOB_FAULTS: dict[str, tuple[int, Callable[[Random], dict[str, Any]]]] = {
     "plugin holds the interpreter lock": (1, hanging("hold_lock")),
     "plugin ignores signals": (1, hanging("ignore_sigterm")),
     "plugin finishes although interrupted": (1, hanging("finish_although_cancelled", started="/dev/null")),
+    "plugin finishes although cancelled": (
+        1,
+        lambda dice: bad("finish_although_cancelled", started="/dev/null")(dice) | {"cancel_after": 0.3},
+    ),
     "plugin leaves children": (2, bad("leave_children", count=2)),
     "plugin hangs with a child": (1, hanging("hang_with_child")),
     "plugin prints a lot": (1, bad("print_without_end", megabytes=2)),
@@ -256,6 +270,11 @@ class Planner:
             "max_buffered_chunks": dice.choice([100, 1000, 10_000]),
             "output_tail_lines": 20,
         }
+
+
+def needs_no_timeout(plan: JobPlan) -> bool:
+    "Whether a job ends by itself long before its timeout."
+    return plan.timeout >= JOB_SECONDS
 
 
 def fingerprint(plan: list[RoundPlan]) -> str:

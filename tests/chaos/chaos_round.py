@@ -46,6 +46,7 @@ class Report:
         self.faults: Counter[str] = Counter()
         self.missed: Counter[str] = Counter()  # Faults that found nothing to strike
         self.ends: Counter[str] = Counter()
+        self.late = 0  # Jobs that ran into a timeout without a reason that the driver knows
         self.problems: list[str] = []
         self.gap = self.busy = 0.0  # Longest time that the loop stood still: by the clock, and of the processor
 

@@ -83,6 +83,8 @@ class Run:
         report = self.report
         if report.gap > GAP or report.busy > BUSY:
             report.problems.append(f"the loop stood still for {report.gap:.2f} s, and was busy for {report.busy:.2f} s")
+        if report.late > max(3, sum(report.ends.values()) // 100):
+            report.problems.append(f"{report.late} jobs ran into their timeout without a reason")
         report.problems += self.memory.problems()
 
     def summary(self) -> str:
@@ -92,7 +94,8 @@ class Run:
         lines += [f"{count:7,}  {kind}" + self._missed(kind) for kind, count in report.faults.most_common()]
         lines += ["", f"{sum(report.ends.values()):,} jobs", ""]
         lines += [f"{count:7,}  {end}" for end, count in report.ends.most_common()]
-        lines += ["", f"longest gap of the loop {report.gap:.2f} s, of which busy at most {report.busy:.2f} s"]
+        lines += ["", f"{report.late} jobs ran into their timeout without a reason"]
+        lines += [f"longest gap of the loop {report.gap:.2f} s, of which busy at most {report.busy:.2f} s"]
         lines += [f"plan {fingerprint(self.rounds)}; to repeat it: {self.command}"]
         lines += ["", *report.problems[:20]]
         if len(report.problems) > 20:
