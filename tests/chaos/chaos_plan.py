@@ -182,7 +182,7 @@ JOB_FAULTS: dict[str, tuple[int, Callable[[Random], dict[str, Any]]]] = {
     "stream raises": (2, lambda dice: bad("count_then_fail", n=dice.choice([1, 50, 500]))(dice)),
     "stream crashes": (2, bad("count_then_crash", n=50)),
     "cancel": (8, cancelled),
-    "cancel of a stream": (10, stream_cancelled),
+    "cancel of a stream": (20, stream_cancelled),
     "tight timeout": (5, tight),
     "caller gives up waiting": (3, impatient),
     "prepare_execute_request raises": (1, tripping("prepare")),
