@@ -112,12 +112,12 @@ class Striker:
         except ProcessLookupError:
             return False
         try:
-            self.round.struck.add(pid)
-            number = signal.SIGKILL if plan.fault == "SIGKILL" else signal.SIGSTOP
-            signal.pidfd_send_signal(handle, number)
-            if plan.fault == "SIGSTOP and SIGCONT":
+            signal.pidfd_send_signal(handle, signal.SIGKILL if plan.fault == "SIGKILL" else signal.SIGSTOP)
+            if plan.fault == "SIGSTOP and SIGCONT":  # a short stop costs no job
                 await asyncio.sleep(plan.seconds)
                 signal.pidfd_send_signal(handle, signal.SIGCONT)
+            else:
+                self.round.struck.add(pid)
         except ProcessLookupError:
             pass
         finally:
@@ -162,7 +162,7 @@ class Round:
         self.broadcaster = Broadcaster(self.moods, report.problems)
         self.resources, self.registry = Resources(self.moods), Registry(self.moods)
         self.lives: dict[str, JobLife] = {}  # By job id
-        self.struck: set[int] = set()  # Pids that the driver has sent a signal
+        self.struck: set[int] = set()  # Pids of workers that the driver has killed, or stopped for good
         self.tasks: set[asyncio.Task[None]] = set()
         self.live = 0  # Jobs that are under way
         self.closing = False
