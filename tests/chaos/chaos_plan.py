@@ -15,7 +15,7 @@ from typing import Any
 JOB_SECONDS = 4.0  # Timeout of a job that should not need it: a stopped worker holds its job as long
 READ_SECONDS = 12.0  # The same for a job with readers, which must never hold it as long
 HANG_SECONDS = 0.25  # Timeout of a job that hangs
-ROUND_SECONDS = 9.0
+ROUND_SECONDS = 6.0
 
 
 @dataclass(frozen=True)
@@ -222,8 +222,7 @@ class Planner:
         dice = Random(f"{self.seed}/{self.seconds:g}/{self.faults}")
         rounds = max(2, round(self.seconds / ROUND_SECONDS))
         deck = self._deck(dice)
-        ends = [ENDS[n % len(ENDS)] for n in range(rounds)]
-        dice.shuffle(ends)
+        ends = dice.sample(ENDS, len(ENDS)) * rounds
         shares = [deck[n * len(deck) // rounds : (n + 1) * len(deck) // rounds] for n in range(rounds)]
         return [self._round(n, shares[n], ends[n], Random(f"{self.seed}/{n}")) for n in range(rounds)]
 
