@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import chaos_plugins
@@ -173,6 +174,7 @@ class JobLife:
         if self.plan.readers:
             await self.first_chunk.wait()
         await asyncio.sleep(seconds)
+        time.sleep(self.plan.holds_loop)  # noqa: ASYNC251  - the worker goes on meanwhile, and may have ended
         self.cancel_asked = True
         try:
             answer = await self.round.manager.cancel_job(self.job.id)

@@ -35,6 +35,7 @@ class JobPlan:
     params: dict[str, Any] = field(default_factory=dict)
     timeout: float = JOB_SECONDS
     cancel_after: float | None = None  # Seconds after its submission, or its first chunk if it has readers; None: never
+    holds_loop: float = 0.0  # Seconds for which the caller holds the event loop before it cancels, as bad apps do
     waits: float | None = (
         None  # Seconds that a second caller waits for it before it gives up; None: there is no second one
     )
@@ -125,6 +126,7 @@ def stream_cancelled(dice: Random) -> dict[str, Any]:
         "params": params,
         "timeout": READ_SECONDS,
         "cancel_after": dice.random() * 0.004,
+        "holds_loop": dice.choice([0.0, 0.01, 0.03]),
         "readers": (ReaderPlan("fast"),),
     }
 
