@@ -67,20 +67,21 @@ class Ticker:
 
     def __init__(self):
         self.gap = 0.0
+        self.busy = 0.0  # The most processor time between two wakes: other work of the machine is not in it
 
     async def __aenter__(self):
         self._task = asyncio.create_task(self._tick())
         await asyncio.sleep(0.03)
-        self.gap = 0.0
+        self.gap = self.busy = 0.0
         return self
 
     async def _tick(self):
-        last = time.monotonic()
+        last, used = time.monotonic(), time.thread_time()
         while True:
             await asyncio.sleep(0.01)
-            now = time.monotonic()
-            self.gap = max(self.gap, now - last - 0.01)
-            last = now
+            now, now_used = time.monotonic(), time.thread_time()
+            self.gap, self.busy = max(self.gap, now - last - 0.01), max(self.busy, now_used - used)
+            last, used = now, now_used
 
     async def __aexit__(self, *exc_info):
         await asyncio.sleep(0.02)
