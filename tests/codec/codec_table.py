@@ -305,12 +305,10 @@ def same(a: Any, b: Any) -> bool:
         masks = (
             np.array_equal(np.ma.getmaskarray(a), np.ma.getmaskarray(b)) if isinstance(a, np.ma.MaskedArray) else True
         )
-        return (
-            a.dtype == b.dtype
-            and np.shape(a) == np.shape(b)
-            and (a.dtype.char == "g" or a.tobytes() == b.tobytes())
-            and masks
-        )
+        content = a.tobytes() == b.tobytes()
+        if a.dtype in (np.longdouble, np.clongdouble):  # padded, and what the padding holds is chance
+            content = repr(a) == repr(b)
+        return a.dtype == b.dtype and np.shape(a) == np.shape(b) and content and masks
     if root == "pandas":
         return same_in_pandas(a, b)
     if root == "polars":
