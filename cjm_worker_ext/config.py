@@ -73,7 +73,7 @@ def seconds(default: T, optional: bool = False) -> T:
     "Declare a field that holds a number of seconds; None is allowed if it is the default, or `optional`."
     return field(default=default, metadata={"rule": NumberRule(float, 0, optional or default is None)})
 
-# %% ../nbs/02_config.ipynb #37a54ae7
+# %% ../nbs/02_config.ipynb #eecb9497
 @dataclass(frozen=True, kw_only=True)
 class WorkerConfig:
     "How many workers a manager has, and how it treats them; raises `ConfigError` that names every wrong field."
@@ -81,6 +81,7 @@ class WorkerConfig:
     # Workers
     max_workers: int = whole(1, least=1)  # Jobs that run at the same time, each in a process of its own
     standby_workers: int = whole(0)  # Processes without a plugin, started ahead; each takes over from a killed worker
+    one_plugin_per_worker: bool = False  # True: a process that has run one plugin never gets another one
 
     # Restarts
     restart_policy: RestartPolicy = RestartPolicy.BACKOFF  # What follows the end of a worker

@@ -347,6 +347,23 @@ def count_and_log(n: int, path: str, pad: int = 1000):
             yield (i, "x" * pad)
 
 
+def many_texts(n: int) -> list[str]:
+    return [f"text {i}" for i in range(n)]
+
+
+def chunks_of_all_sizes(n: int, crash: bool, ctx):
+    for i in range(3):
+        yield f"small {i}"
+        yield many_texts(n)
+        ctx.progress(i / 3, "on the way")
+    if crash:
+        kill_self()
+
+
+def raise_long_text(n: int) -> None:
+    raise ValueError(*many_texts(n))
+
+
 def count_slowly(started: str = ""):
     i = 0
     while True:

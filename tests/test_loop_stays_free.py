@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 
 import pytest
-from harness import Ticker, targets, until
+from harness import Ticker, run, targets, until
 
 from cjm_worker_ext import BaseJobManager, WorkerConfig
+from cjm_worker_ext.backends import local
+from cjm_worker_ext.backends.codec import QUICK_PLAIN
 
 LONGEST = 0.1  # Seconds
 
@@ -79,6 +82,146 @@ def test_during_parameters_of_200_mb(run_on):
             return ticker.gap
 
     run_on(scene)
+
+
+@pytest.fixture
+def done_on(monkeypatch):
+    "Notes what is read and pickled: how many bytes, and whether that was on the loop."
+    notes = {"value": [], "error": [], "dumps": []}
+
+    def note(what: str, size: int):
+        notes[what].append((size, threading.current_thread() is threading.main_thread()))
+
+    value, error, dumps = local.ResultReader.value, local.ResultReader.error, local.dumps
+
+    def read(self, payload, *args):
+        note("value", len(payload))
+        return value(self, payload, *args)
+
+    def read_error(self, frame):
+        note("error", len(frame.payload))
+        return error(self, frame)
+
+    def pickle(*args, **options):
+        made = dumps(*args, **options)
+        note("dumps", len(made[0]))
+        return made
+
+    monkeypatch.setattr(local.ResultReader, "value", read)
+    monkeypatch.setattr(local.ResultReader, "error", read_error)
+    monkeypatch.setattr(local, "dumps", pickle)
+    return notes
+
+
+MANY = 100_000  # Texts, of which a call of C code would hold the loop up
+
+
+def check(notes: list[tuple[int, bool]], limit: int) -> None:
+    "What is large was done in a thread, and what is small was not."
+    assert max(notes)[0] > limit > min(notes)[0]
+    assert {on_loop for size, on_loop in notes if size > limit} == {False}
+    assert {on_loop for size, on_loop in notes if size <= limit} == {True}
+
+
+def test_many_small_values_are_read_and_pickled_in_a_thread(done_on):
+    async def scene():
+        async with make("many_texts", "size_of") as manager:
+            texts = await manager.wait((await manager.start_job("many_texts", n=MANY)).id, 60)
+            assert len(texts.result) == MANY and texts.result[-1] == f"text {MANY - 1}"
+            size = await manager.wait((await manager.start_job("size_of", data=texts.result)).id, 60)
+            assert size.result == MANY
+
+    run(scene())
+    check(done_on["value"], QUICK_PLAIN)
+    check(done_on["dumps"], local.LocalBackend.AT_ONCE)
+
+
+def test_an_error_of_many_values_is_read_in_a_thread(done_on):
+    async def scene():
+        async with make("raise_long_text") as manager:
+            for n in (1, 3_000):
+                job = await manager.wait((await manager.start_job("raise_long_text", n=n)).id, 60)
+                assert job.error_type == "ValueError" and "text 0" in job.error
+
+    run(scene())
+    (small, on_loop), (large, also_on_loop) = done_on["error"]
+    assert small < large and on_loop and not also_on_loop
+
+
+@pytest.mark.parametrize("crash", [False, True])
+def test_chunks_that_a_thread_reads_keep_their_order(crash, done_on):
+    class Events:
+        def __init__(self):
+            self.seen = []
+
+        async def broadcast(self, event_type, data):
+            self.seen.append((event_type, data))
+
+    async def scene():
+        events = Events()
+        plugins = targets("chunks_of_all_sizes")
+        async with BaseJobManager("loop", "tests", plugins=plugins, event_broadcaster=events) as manager:
+            job = await manager.start_job("chunks_of_all_sizes", n=MANY, crash=crash)
+            chunks = [chunk async for chunk in manager.stream(job.id)]
+            assert [len(chunk) for chunk in chunks] == [7, MANY] * 3
+            assert chunks[::2] == ["small 0", "small 1", "small 2"]
+            job = await manager.wait(job.id, 60)
+            assert job.error_type == ("WorkerCrashed" if crash else None)
+        kinds = [kind for kind, _ in events.seen if kind in ("job:chunk", "job:completed", "job:failed")]
+        assert kinds[-1] == ("job:failed" if crash else "job:completed") and kinds.count("job:chunk") >= 3
+
+    run(scene())
+    check(done_on["value"], QUICK_PLAIN)
+
+
+def test_a_job_can_be_cancelled_while_a_thread_pickles_its_parameters(monkeypatch):
+    pickling, go_on, dumps = threading.Event(), threading.Event(), local.dumps
+
+    def slow(*args, **options):
+        if threading.current_thread() is not threading.main_thread():
+            pickling.set()
+            assert go_on.wait(20)
+        return dumps(*args, **options)
+
+    monkeypatch.setattr(local, "dumps", slow)
+
+    async def scene():
+        async with make("size_of") as manager:
+            job = await manager.start_job("size_of", data=list(range(MANY)))
+            await until(pickling.is_set)
+            assert await manager.cancel_job(job.id)
+            other = await manager.wait((await manager.start_job("echo", value=1)).id, 20)
+            go_on.set()
+            assert (job.status, other.result, other.worker_pid) == ("cancelled", 1, job.worker_pid)
+            last = await manager.wait((await manager.start_job("size_of", data=list(range(MANY)))).id, 20)
+            assert (last.result, last.worker_pid) == (MANY, job.worker_pid)
+
+    run(scene())
+
+
+def test_a_job_goes_to_another_worker_if_its_own_dies_before_its_parameters_are_sent(monkeypatch):
+    pickling, go_on, dumps = threading.Event(), threading.Event(), local.dumps
+
+    def slow(*args, **options):
+        if threading.current_thread() is not threading.main_thread():
+            pickling.set()
+            assert go_on.wait(20)
+        return dumps(*args, **options)
+
+    monkeypatch.setattr(local, "dumps", slow)
+
+    async def scene():
+        async with make("size_of") as manager:
+            job = await manager.start_job("size_of", data=list(range(MANY)))
+            await until(pickling.is_set)
+            pid = manager.workers()[0].pid
+            os.kill(pid, 9)
+            await until(lambda: pid not in {worker.pid for worker in manager.workers()})
+            go_on.set()
+            job = await manager.wait(job.id, 20)
+            assert (job.status, job.result, job.attempts) == ("completed", MANY, 1) and job.worker_pid != pid
+
+    run(scene())
 
 
 @pytest.mark.parametrize("plugin_id", ["ignore_sigterm", "hold_lock"])

@@ -182,6 +182,18 @@ def test_max_result_bytes_holds_for_chunks_too():
     run(scene())
 
 
+def test_max_result_items():
+    async def scene():
+        async with make(max_result_items=400_000) as manager:
+            for value in ([[]] * 200_000, list(range(500_000))):
+                job = await manager.wait((await manager.start_job("echo", value=value)).id, 20)
+                assert (job.status, job.error_type) == ("failed", "RefusedType")
+                assert "more than 400,000 items" in job.error and "WorkerConfig.max_result_items" in job.error
+            assert await result_of(manager, "echo", value=[[]] * 100_000) == [[]] * 100_000
+
+    run(scene())
+
+
 @pytest.mark.parametrize("size", [0, 1000, 20_000, 1 << 20, 5 << 20])
 def test_bytes_inside_containers(size):
     async def scene():

@@ -40,6 +40,7 @@ class Process:
         self.task: Task | None = None
         self.must_load = self.has_loaded = self.interrupted = False
         self.loaded: dict[str, int] = {}
+        self.plugins: set[str] = set()  # Whose tasks it has had
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -49,11 +50,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         policy=st.sampled_from(list(RestartPolicy)),
         attempts=st.integers(0, 3),
         load_timeout=st.sampled_from([None, 1.0]),
+        alone=st.booleans(),
     )
-    def make(self, workers, standby, policy, attempts, load_timeout):
+    def make(self, workers, standby, policy, attempts, load_timeout, alone):
         self.config = WorkerConfig(
             max_workers=workers, standby_workers=standby, restart_policy=policy, max_restart_attempts=attempts,
-            load_timeout_seconds=load_timeout, restart_backoff_seconds=1.0, restart_backoff_max_seconds=4.0,
+            load_timeout_seconds=load_timeout, one_plugin_per_worker=alone, restart_backoff_seconds=1.0, restart_backoff_max_seconds=4.0,
         )  # fmt: skip
         self.scheduler = Scheduler(self.config)
         self.processes: dict[int, Process] = {}
@@ -91,16 +93,18 @@ class SchedulerMachine(RuleBasedStateMachine):
         if task.number in self.own:
             assert self.own[task.number] == action.worker
         else:
-            assert self.waiting and self.waiting[0] == task.number, (
-                f"not the next in the queue: {self.waiting}, {action}"
-            )
-            self.waiting.pop(0)
+            alone = self.config.one_plugin_per_worker  # then the queue of each plugin has an order of its own
+            queue = [n for n in self.waiting if not alone or self.tasks[n].plugin == task.plugin]
+            assert queue and queue[0] == task.number, f"not the next in the queue: {queue}, {action}"
+            self.waiting.remove(task.number)
             free = [p for p in self.processes.values() if p.task and p.task.number not in self.own]
             assert len(free) < self.config.max_workers, "more free tasks run than max_workers"
         if task.kind is TaskKind.EXECUTE:
             assert action.load == (process.loaded.get(task.plugin) != task.version), (
                 "loads what it has, or not what it needs"
             )
+        process.plugins.add(task.plugin)
+        assert len(process.plugins) == 1 or not self.config.one_plugin_per_worker, "two plugins share a worker"
         self.sent[task.number] = self.sent.get(task.number, 0) + 1
         process.task, process.must_load = task, action.load or task.kind is TaskKind.LOAD
         process.has_loaded = process.interrupted = False

@@ -777,16 +777,17 @@ def decode(
     except Exception as e:  # noqa: BLE001  - the worker boundary: whatever a broken message causes
         raise RefusedType(f"{what} was refused: it cannot be read ({describe(e)})") from e
 
-# %% ../../nbs/05_backends/03_codec.ipynb #170e003a
+# %% ../../nbs/05_backends/03_codec.ipynb #6e677ed4
 QUICK_PLAIN, QUICK_MARKED = 1 << 17, 1 << 14  # Bytes of messages that a loop can read: some milliseconds at most
 _SLOW = (b"pandas.", b"pyarrow.", b"polars.", b"torch.", b"PIL.", b"re.Pattern", b"class.pydantic", b"app.")
 
 
 def reads_quickly(
     data: Bytes,  # A message, from whomever
+    marked: bool | None = None,  # Whether there may be marks; None: its first byte says so
 ) -> bool:  # False: read it in a thread
     "Whether a message is small, and makes nothing that takes long or imports a large library."
-    if data[:1] != MARKED:
+    if not (data[:1] == MARKED if marked is None else marked):
         return len(data) <= QUICK_PLAIN
     if len(data) > QUICK_MARKED:
         return False

@@ -422,7 +422,7 @@ def allowed_by(
 
 Copy = Callable[[memoryview], bytes]  # Makes `bytes` of shared memory
 
-# %% ../../nbs/05_backends/13_local.ipynb #90fce4a2
+# %% ../../nbs/05_backends/13_local.ipynb #4b5f46b0
 class ResultReader:
     "Reads what workers send; lives on one event loop."
 
@@ -510,8 +510,8 @@ class ResultReader:
         frame: Frame,  # A `FAILED`
         done: Callable[[Answer], None],  # Called on this loop, now or later
     ) -> None:
-        "Read an error."
-        if reads_quickly(frame.payload) or len(frame.payload) > self.MOST_WORDS:
+        "Read an error; the exception in it is a message of its own."
+        if reads_quickly(frame.payload, marked=True) or len(frame.payload) > self.MOST_WORDS:
             done(Raised(self.error(frame)))
         else:
             _read_apart(frame, lambda frame: Raised(self.error(frame)), done)

@@ -22,7 +22,7 @@ else:
 # %% auto #0
 __all__ = ['dumps', 'loads']
 
-# %% ../../nbs/05_backends/10_order_pickles.ipynb #fa1b0760
+# %% ../../nbs/05_backends/10_order_pickles.ipynb #751dcf9a
 def _persistent_id(pickler: object, obj: Any) -> Any:
     "Pickle's question about one object: large `bytes` are handed out as buffers."
     if type(obj) in (bytes, bytearray) and len(obj) >= LARGE:

@@ -157,7 +157,7 @@ class PendingTasks:
         "Return the tasks that wait."
         return [task for task in self._queue if task.queued]
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #2626c718
+# %% ../../nbs/07_engine/01_scheduler.ipynb #753419fd
 class WorkerPhase(StrEnum):
     "Where a worker stands."
 
@@ -171,7 +171,7 @@ class WorkerPhase(StrEnum):
 class WorkerState:
     "What the scheduler knows of one worker."
 
-    __slots__ = ("number", "phase", "was_ready", "task", "loaded", "own")
+    __slots__ = ("number", "phase", "was_ready", "task", "loaded", "own", "first_plugin")
 
     def __init__(self, number: int) -> None:
         self.number, self.phase = number, WorkerPhase.STARTING
@@ -179,6 +179,7 @@ class WorkerState:
         self.task: Task | None = None
         self.loaded: dict[str, int] = {}  # Plugin id: version of its configuration
         self.own: deque[Task] = deque()  # Tasks that only this worker can do
+        self.first_plugin: str | None = None  # Whose code ran there first, or tried to; None: it is untouched
 
     @property
     def status(self) -> str:  # `starting`, `idle`, `running` or `stopping`
@@ -222,9 +223,20 @@ class WorkerTable:
                 return worker
         return min(self.idle.values(), key=lambda worker: len(worker.loaded))
 
+    def choose_alone(self, plugin: str) -> WorkerState | None:  # None: all idle workers belong to other plugins
+        "Choose an idle worker that has never seen another plugin."
+        untouched = None
+        for worker in self.idle.values():
+            if worker.first_plugin == plugin:
+                return worker
+            if untouched is None and worker.first_plugin is None:
+                untouched = worker
+        return untouched
+
     def give(self, worker: WorkerState, task: Task) -> None:
         "An idle worker, or one that has just become free, gets a task."
         self.idle.pop(worker.number, None)
+        worker.first_plugin = worker.first_plugin or task.plugin
         worker.task, task.worker = task, worker.number
         self.busy += 1
 
@@ -237,7 +249,7 @@ class WorkerTable:
         "The workers that have a plugin loaded, or are about to load it."
         return [w for w in self.all.values() if plugin in w.loaded or (w.task and w.task.plugin == plugin)]
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #29fc32d3
+# %% ../../nbs/07_engine/01_scheduler.ipynb #8c2f83ef
 class Scheduler:
     "Decides: every method returns the actions that follow, in the order in which they are to be done."
 
@@ -255,6 +267,9 @@ class Scheduler:
         if self.closing:
             return [End(task, Cause.CLOSED)]
         self.tasks[task.number] = task
+        if self.config.one_plugin_per_worker:
+            self.pending.append(task)
+            return self._go_on()
         workers = self.workers
         if workers.idle and not self.pending.count and workers.busy < self.config.max_workers:  # the usual case
             actions = self._give(workers.choose(task.plugin), task)
@@ -390,6 +405,8 @@ class Scheduler:
 
     def _end_of_start(self, number: int) -> list[Action]:
         worker = self.workers.all.get(number)
+        if worker is not None and worker.phase is WorkerPhase.STOPPING:  # it does not end by itself
+            return [Kill(number)]
         if worker is None or worker.phase is not WorkerPhase.STARTING:
             return []
         worker.phase = WorkerPhase.DYING  # and not KILLED: a process that never becomes ready counts as a death
@@ -423,6 +440,10 @@ class Scheduler:
             return actions  # the usual case of a busy app
         while self.pending.count and self.workers.idle and self.workers.busy < self.config.max_workers:
             task = self.pending.take()
+            if self.config.one_plugin_per_worker:
+                self.pending.put_first(task)
+                actions += self._give_out_alone()
+                break
             actions += self._give(self.workers.choose(task.plugin), task)
         if self.closing and not self.pending.count:
             return actions + self._stop_all()
@@ -431,6 +452,29 @@ class Scheduler:
         if self.pending.count and nobody_comes:
             self.restarts.allow_one_more()
             actions += [self._end(task, Cause.EXHAUSTED) for task in self.pending.all()]
+        return actions
+
+    def _give_out_alone(self) -> list[Action]:
+        """Give out what waits, where a worker may serve one plugin only.
+
+        Idle workers that are left belong to other plugins. Where there is no room for new ones beside them, they go.
+        """
+        actions: list[Action] = []
+        for task in self.pending.all():
+            worker = self.workers.choose_alone(task.plugin)
+            if worker is not None and self.workers.busy < self.config.max_workers:
+                self.pending.drop(task)
+                actions += self._give(worker, task)
+        on_their_way = sum(w.phase is not WorkerPhase.READY for w in self.workers.all.values())
+        missing = min(self.pending.count, self.config.max_workers - self.workers.busy) - on_their_way
+        most = min(self.config.max_workers + self.config.standby_workers, self.restarts.capacity)
+        room = 0 if self.restarts.gave_up else max(0, most - len(self.workers.all))
+        for worker in list(self.workers.idle.values())[: max(0, missing - room)]:
+            worker.phase = WorkerPhase.STOPPING
+            del self.workers.idle[worker.number]
+            actions += [Stop(worker.number), SetTimer("start", worker.number, self.config.unload_timeout_seconds)]
+        if not self.restarts.waiting:
+            actions += [Start(self.workers.add().number, urgent=True) for _ in range(min(missing, room))]
         return actions
 
     def _give(self, worker: WorkerState, task: Task) -> list[Action]:

@@ -75,6 +75,22 @@ def test_what_announces_more_than_it_brings_is_refused_before_anything_is_made(n
     assert "it was made" not in str(caught.value)
 
 
+def test_a_long_message_is_read_in_pieces(monkeypatch):
+    "Each of them is a call of Python code, in which other threads get their turn."
+    read, sizes = codec.Pieces.read, []
+
+    def noted(self, size):
+        sizes.append(len(piece := read(self, size)))
+        return piece
+
+    monkeypatch.setattr(codec.Pieces, "read", noted)
+    for value in (["text"] * 200_000, [(i, "text") for i in range(50_000)], [{1: 2}] * 50_000, "x" * 1_000_000):
+        sizes.clear()
+        data = encode(value)[0]
+        assert decode(data) == value
+        assert max(sizes) <= codec.PIECE and sum(sizes) == 2 * (len(data) - 1)  # it is looked through first
+
+
 @pytest.mark.parametrize("size", [0, 1, 2, 7, 8])
 def test_buffers_that_do_not_fit(size):
     numpy = pytest.importorskip("numpy")
