@@ -160,12 +160,13 @@ def _left(mark: str, app: int) -> str:
     kinds = [
         ("child of the job", lambda line: line.startswith("sleep 120")),
         ("broker", lambda line: "redis-server" in line),
+        ("helper", lambda line: "resource_tracker" in line),
     ]
     words, rest = list[str](), lines
     for name, is_one in kinds:
         count, rest = len([line for line in rest if is_one(line)]), [line for line in rest if not is_one(line)]
         words += [f"{count} {name}"] if count else []
-    words[:0] = [f"{len(rest)} process{'es' if len(rest) > 1 else ''}"] if rest else []
+    words[:0] = [f"{len(rest)} worker{'s' if len(rest) > 1 else ''}"] if rest else []
     return ", ".join(words) or "nothing"
 
 
