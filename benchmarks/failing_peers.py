@@ -83,7 +83,10 @@ def polled(result) -> asyncio.Future:
     async def poll():
         while not result.ready():
             await asyncio.sleep(0.02)
-        return result.get()
+        try:
+            return result.get()
+        except SystemExit as e:  # it would end the event loop, and not just the job
+            raise type("SystemExit", (Exception,), {})(*e.args) from e
 
     future = asyncio.ensure_future(poll())
     future.inner = result

@@ -158,14 +158,15 @@ def _left(mark: str, app: int) -> str:
     _until(lambda: not of_the_day(mark, app).keys() - {app}, SECONDS)
     lines = [line for pid, line in of_the_day(mark, app).items() if pid != app]
     kinds = [
-        ("child of the job", lambda line: line.startswith("sleep 120")),
-        ("broker", lambda line: "redis-server" in line),
+        ("child of the job", "children of the job", lambda line: line.startswith("sleep 120")),
+        ("broker", "brokers", lambda line: "redis-server" in line),
+        ("helper", "helpers", lambda line: "resource_tracker" in line),
     ]
     words, rest = list[str](), lines
-    for name, is_one in kinds:
+    for one, several, is_one in kinds:
         count, rest = len([line for line in rest if is_one(line)]), [line for line in rest if not is_one(line)]
-        words += [f"{count} {name}"] if count else []
-    words[:0] = [f"{len(rest)} process{'es' if len(rest) > 1 else ''}"] if rest else []
+        words += [f"{count} {one if count == 1 else several}"] if count else []
+    words[:0] = [f"{len(rest)} worker{'s' if len(rest) > 1 else ''}"] if rest else []
     return ", ".join(words) or "nothing"
 
 
@@ -220,12 +221,17 @@ INTRODUCTION = """# Bad days
 
 Made by `python -m benchmarks failures` on {date}: {versions}.
 
-Each row is one run in processes of its own. The app starts two workers. A job that will go wrong and an innocent job run
-at the same time, and a second innocent job waits for a worker. Then the first job goes wrong. Afterwards the app starts a
-new job, closes the workers in the way that waits least for running jobs, and exits. Each observation
-has a limit of {seconds:g} seconds, and `hangs` means that nothing had come by then. The last column counts the processes
-that are still there {seconds:g} seconds later. Settings are the defaults of each library. Those that ask for a start method get
-`spawn`. billiard and Celery fork. Celery's worker and its broker are services, so they live longer than an app by intent.
+Each row is one run, in processes of its own. The app has two workers. A job that will go wrong and an innocent job run at
+the same time, and a second innocent job waits for a worker. Then the first job goes wrong. Afterwards the app starts a new
+job, closes the workers in the way that waits least for running jobs, and exits.
+
+- Each observation has a limit of {seconds:g} seconds. *hangs* means that nothing had come by then.
+- The last column counts the processes that are there {seconds:g} seconds later. A helper is a resource tracker, which Python
+  or loky starts beside the workers. A child is a process that the bad job has started.
+- Settings are the defaults of each library. Limits of a job's time are enabled for billiard. Libraries that let the app
+  choose use the start method `spawn`; billiard and Celery fork.
+- Celery's worker and broker are services. They outlive an app on purpose.
+- A kill by the kernel for want of memory is simulated: the job sends the same signal to its own process.
 """
 
 

@@ -40,7 +40,12 @@ settings.read(root / "settings.ini", encoding="utf-8")
 hosted = "{git_url}/blob/{branch}".format_map(settings["DEFAULT"])  # where the repository's files can be read
 functions = ast.FunctionDef | ast.AsyncFunctionDef
 shelves = {"Tutorials": "tutorials", "How-to guides": "howto", "Explanation": "explanation"}  # caption: folder
-project_pages = {"CHANGELOG.md": "changelog", "CONTRIBUTING.md": "contributing", "SECURITY.md": "security"}
+project_pages = {
+    "CHANGELOG.md": "changelog",
+    "CONTRIBUTING.md": "contributing",
+    "SECURITY.md": "security",
+    "benchmarks/failures.md": "bad_days",
+}
 
 
 # ------------------------------------------------------------------------------------------------ run the notebooks

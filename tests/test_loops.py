@@ -135,20 +135,23 @@ def test_every_shutdown_waits_until_nothing_is_left():
     run(scene())
 
 
-def test_a_shutdown_whose_caller_is_cancelled_goes_on():
+def test_a_shutdown_whose_caller_is_cancelled_goes_on(tmp_path):
+    started = tmp_path / "started"
+
     async def scene():
-        manager = make(cancel_grace_seconds=0.3)
-        job = await manager.start_job("hold_lock")
-        await until(lambda: job.status == "running")
-        impatient = asyncio.create_task(manager.shutdown())
+        manager = make(cancel_grace_seconds=60)  # so that nothing but the shutdown's own limit ends the worker
+        job = await manager.start_job("hold_lock", started=str(started))
+        await until(started.exists)
+        impatient = asyncio.create_task(manager.shutdown(timeout=0.3))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         impatient.cancel()
         with pytest.raises(asyncio.CancelledError):
             await impatient
         assert is_alive(job.worker_pid)
+        await until(lambda: not is_alive(job.worker_pid), what="the end of the shutdown that nobody waits for")
         await manager.shutdown()
-        assert not is_alive(job.worker_pid) and manager.workers() == []
+        assert manager.workers() == []
 
     run(scene())
 

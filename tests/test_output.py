@@ -199,7 +199,8 @@ def test_it_can_be_read_while_the_job_runs_and_only_the_last_lines_are_kept(log,
 
 def test_the_tail_is_attached_to_a_crash(log):
     async def scene():
-        async with make(output_tail_lines=3) as manager:
+        # without it a plugin's lines would be written at once whatever the worker does
+        async with make(output_tail_lines=3, environment={"PYTHONUNBUFFERED": ""}) as manager:
             job = await ended(manager, "print_and_crash", lines=10)
             assert job.exception.output == ("line 8", "line 9", "written by native code")
             assert job.error.endswith("its last output:\n  line 8\n  line 9\n  written by native code")

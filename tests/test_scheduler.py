@@ -32,6 +32,28 @@ from cjm_worker_ext.engine.scheduler import (
 PLUGINS = st.sampled_from(["p", "q", "r"])
 
 
+def if_any_process(condition):
+    "A rule that has nothing to do is not chosen: else most steps would do nothing, and few jobs would ever end."
+    return precondition(lambda self: any(condition(process) for process in self.processes.values()))
+
+
+def can_start(p: Process) -> bool:
+    return not p.started and not p.dying
+
+
+def can_become_ready(p: Process) -> bool:
+    return p.started and not p.said_ready and not p.dying and not p.killed
+
+
+def can_finish_loading(p: Process) -> bool:
+    return bool(p.task and p.must_load and not p.has_loaded and not p.dying)
+
+
+def can_answer(p: Process, how: str) -> bool:
+    fits = (how != "cancelled" or p.interrupted) and (how != "ok" or p.has_loaded or not p.must_load)
+    return p.task is not None and fits
+
+
 class Process:
     "What a worker process would be doing."
 
@@ -177,36 +199,37 @@ class SchedulerMachine(RuleBasedStateMachine):
         numbers = [number for number, process in self.processes.items() if condition(process)]
         return data.draw(st.sampled_from(numbers)) if numbers else None
 
+    @if_any_process(can_start)
     @rule(data=st.data())
     def start(self, data):
-        number = self.some_process(data, lambda p: not p.started and not p.dying)
+        number = self.some_process(data, can_start)
         if number is not None:
             self.processes[number].started = True
             self.do(self.scheduler.started(number))
             assert self.processes[number].killed or ("start", number) in self.timers
 
+    @if_any_process(can_become_ready)
     @rule(data=st.data())
     def become_ready(self, data):
-        number = self.some_process(data, lambda p: p.started and not p.said_ready and not p.dying and not p.killed)
+        number = self.some_process(data, can_become_ready)
         if number is not None:
             self.processes[number].said_ready = True
             self.do(self.scheduler.ready(number))
 
+    @if_any_process(can_finish_loading)
     @rule(data=st.data())
     def finish_loading(self, data):
-        number = self.some_process(data, lambda p: p.task and p.must_load and not p.has_loaded and not p.dying)
+        number = self.some_process(data, can_finish_loading)
         if number is not None:
             process = self.processes[number]
             process.has_loaded = True
             process.loaded[process.task.plugin] = process.task.version
             self.do(self.scheduler.loaded(number, process.task.number))
 
+    @if_any_process(lambda p: p.task is not None)
     @rule(data=st.data(), how=st.sampled_from(["ok", "failed", "cancelled"]))
     def answer(self, data, how):
-        def can(p):
-            return p.task and (how != "cancelled" or p.interrupted) and (how != "ok" or p.has_loaded or not p.must_load)
-
-        number = self.some_process(data, can)
+        number = self.some_process(data, lambda p: can_answer(p, how))
         if number is None:
             return
         process = self.processes[number]
@@ -221,6 +244,18 @@ class SchedulerMachine(RuleBasedStateMachine):
         elif how == "cancelled":
             assert self.ended[task.number] in (Cause.CANCELLED, Cause.TIMEOUT, Cause.CLOSED)
 
+    @if_any_process(lambda p: not p.dying)
+    @rule(data=st.data(), jobs=st.integers(0, 3))
+    def go_well(self, data, jobs):
+        "Lives without trouble: drawn step by step they would be rare, since a process may end after each step."
+        for _ in range(2):
+            self.start(data)
+            self.become_ready(data)
+        for _ in range(jobs):
+            self.finish_loading(data)
+            self.answer(data, "ok")
+
+    @if_any_process(lambda p: not p.dying)
     @rule(data=st.data(), undelivered=st.booleans())
     def notice_the_end(self, data, undelivered):
         number = self.some_process(data, lambda p: not p.dying)
@@ -236,6 +271,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.waiting.insert(0, task.number)
         self.do(self.scheduler.dying(number, undelivered))
 
+    @if_any_process(lambda p: True)
     @rule(data=st.data(), noticed=st.booleans(), lost=st.booleans())
     def die(self, data, noticed, lost):
         number = self.some_process(data, lambda p: p.dying or not noticed)
@@ -249,6 +285,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert task.number in self.ended, "the task of a dead worker hangs"
         assert ("start", number) not in self.timers, "a timer of a dead worker goes on"
 
+    @precondition(lambda self: len(self.ended) < len(self.tasks))
     @rule(data=st.data())
     def cancel(self, data):
         open_ones = [number for number in self.tasks if number not in self.ended]
@@ -258,6 +295,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.do(self.scheduler.cancel(number))
             assert not waits or self.ended[number] is Cause.CANCELLED
 
+    @precondition(lambda self: self.timers)
     @rule(data=st.data())
     def let_a_timer_fire(self, data):
         if self.timers:
@@ -281,7 +319,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             if process.task is None or process.task.number != number:
                 assert self.scheduler.answered(worker, number) == []
 
-    @precondition(lambda self: not self.closed)
+    @precondition(lambda self: not self.closed and len(self.tasks) > 5)
     @rule(drain=st.booleans(), chance=st.integers(0, 5))
     def close(self, drain, chance):
         if chance:
@@ -309,7 +347,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert set(scheduler.tasks) == set(self.tasks) - set(self.ended)
         for number in scheduler.workers.idle:
             worker = scheduler.workers.all[number]
-            assert worker.task is None and worker.phase is WorkerPhase.READY
+            after_kill_all = self.closed and worker.phase is WorkerPhase.KILLED  # nothing is given out any more
+            assert worker.task is None and (worker.phase is WorkerPhase.READY or after_kill_all)
         for kind, key in self.timers:
             assert kind not in ("timeout", "grace") or key not in self.ended, "a timer of an ended task goes on"
 

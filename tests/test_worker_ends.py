@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from harness import Ticker, is_alive, run, targets, until
 
 from cjm_worker_ext import BaseJobManager, WorkerConfig
+from cjm_worker_ext.backends import local
 from cjm_worker_ext.errors import PluginError, PluginLoadError
 
 
@@ -193,3 +195,53 @@ def test_workers_run_with_the_flags_of_the_app(flags, tmp_path):
         env=os.environ | {"PYTHONPATH": path},
     )
     assert done.stdout.startswith("True None"), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("by_us", [True, False])
+def test_a_kill_on_purpose_is_no_want_of_memory(by_us, monkeypatch):
+    "Another process of the control group may run out of memory just when a job is cancelled."
+    kills = iter(range(100))
+    monkeypatch.setattr(local, "count_oom_kills", lambda: next(kills))
+    process = local.ChildProcess(WorkerConfig())
+    if by_us:
+        process.kill()
+    else:
+        os.kill(process.pid, signal.SIGKILL)
+    assert select.select([process.watch.fd], [], [], 20)[0]
+    end = process.end()
+    process.close()
+    assert (end.exitcode, end.out_of_memory) == (-signal.SIGKILL, not by_us)
+
+
+def test_a_thread_that_an_earlier_job_left_behind_reports_nothing_for_a_later_one(tmp_path):
+    go, done = str(tmp_path / "go"), str(tmp_path / "done")
+
+    def leave_a_thread(go, done, ctx):
+        import os
+        import threading
+        import time
+
+        def report_late():
+            while not os.path.exists(go):
+                time.sleep(0.005)
+            ctx.progress(0.5, "words of the first job")
+            open(done, "w").close()
+
+        threading.Thread(target=report_late, daemon=True).start()
+
+    def wait_for_it(go, done):
+        import os
+        import time
+
+        open(go, "w").close()
+        while not os.path.exists(done):
+            time.sleep(0.005)
+
+    async def scene():
+        async with make({"leave": leave_a_thread, "wait": wait_for_it}) as manager:
+            first = await manager.wait((await manager.start_job("leave", go=go, done=done)).id, 30)
+            second = await manager.wait((await manager.start_job("wait", go=go, done=done)).id, 30)
+            assert (first.status, second.status) == ("completed", "completed") and first.worker_pid == second.worker_pid
+            assert (second.progress, second.progress_message) == (None, "")
+
+    run(scene())

@@ -19,6 +19,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import groupby
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,6 +27,21 @@ LIST = Path(__file__).with_name("mutations.toml")
 PACKAGE = "cjm_worker_ext"
 COPIED = (PACKAGE, "nbs", "tests", "examples", "settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 MARK = "CJM_WORKER_EXT_MUTATIONS"  # An environment variable: it names the processes that a run has started
+# `-P`: the folder in which pytest is started comes not before PYTHONPATH
+PYTEST = (
+    sys.executable,
+    "-P",
+    "-m",
+    "pytest",
+    "-x",
+    "-q",
+    "-p",
+    "no:cacheprovider",
+    "-p",
+    "tests.mutations.no_shrinking",
+)
+# With the first a plugin's output is never held back, and with the second each worker compiles the package anew
+HIDDEN = ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE")
 TESTS_FAILED = 1  # Exit status of pytest and of nbdev_test; others mean that the tests did not run
 
 
@@ -140,12 +156,13 @@ class Copy:
         self._log = folder / "log"
 
     def run(self, tests: Sequence[str], limit: float) -> int | None:  # An exit status; None: ran past the limit
-        "Run tests until one fails, notebooks last; `output` tells what they wrote."
-        notebooks = [test for test in tests if test.endswith(".ipynb")]
-        commands = [[str(Path(sys.executable).with_name("nbdev_test")), "--path", path] for path in notebooks]
-        if others := [test for test in tests if test not in notebooks]:
-            # `-P`: the folder in which pytest is started comes not before PYTHONPATH
-            commands.insert(0, [sys.executable, "-P", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *others])
+        "Run tests in their order until one fails; `output` tells what they wrote."
+        commands: list[list[str]] = []
+        for is_notebook, group in groupby(tests, lambda test: test.endswith(".ipynb")):
+            if is_notebook:
+                commands += [[str(Path(sys.executable).with_name("nbdev_test")), "--path", path] for path in group]
+            else:
+                commands.append([*PYTEST, *group])
         deadline = time.monotonic() + limit
         with open(self._log, "wb") as log:
             for command in commands:
@@ -159,7 +176,8 @@ class Copy:
 
     def _run(self, command: Sequence[str], log: int, limit: float) -> int | None:
         path = os.pathsep.join(filter(None, [str(self.root), os.environ.get("PYTHONPATH")]))
-        environment = {**os.environ, "PYTHONPATH": path, MARK: self._mark}
+        inherited = {name: value for name, value in os.environ.items() if name not in HIDDEN}
+        environment = {**inherited, "PYTHONPATH": path, MARK: self._mark}
         process = subprocess.Popen(
             command, cwd=self.root, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             start_new_session=True,
