@@ -16,7 +16,7 @@ from cjm_worker_ext.jobs import BaseJob, chunks_to_jsonable, to_jsonable
 # %% auto #0
 __all__ = ['job_data', 'end_data', 'JobEvents']
 
-# %% ../../nbs/06_events/02_job_events.ipynb #402408cf
+# %% ../../nbs/06_events/02_job_events.ipynb #eaf4b46d
 def job_data(job: BaseJob, pid: int | None = None) -> dict[str, Any]:
     "What each event about a job says."
     data: dict[str, Any] = {"job_id": job.id, "plugin_id": job.plugin_id}
@@ -131,6 +131,11 @@ class JobEvents:
     def plugin_unloaded(self, entry: PluginEntry, place: Place) -> None:
         "A plugin was unloaded."
         self.event_queue.event("plugin:unloaded", plugin_id=entry.plugin_id, pid=place.pid)
+
+    def manager_draining(self, running: int, pending: int, pids: list[int], seconds_left: float) -> None:
+        "The manager takes no new jobs, and waits for these jobs and these workers."
+        data = {"running": running, "pending": pending, "pids": pids, "seconds_left": round(seconds_left, 1)}
+        self.event_queue.event("manager:draining", **data)
 
     def worker_free(self, place: Place, has_plugin: bool) -> None:
         "A worker has done its task; `has_plugin`: the task's plugin is still loaded."
