@@ -200,11 +200,22 @@ class Memory:
 
 
 class LogCheck(logging.Handler):
-    "Looks for exceptions in the log that nobody raised on purpose."
+    "Looks for exceptions that nobody raised on purpose: in the log, in threads, on the loop, and where nobody can catch them."
 
     def __init__(self, problems: list[str]):
         super().__init__()
-        self.problems = problems
+        self.problems, self.logger = problems, logging.getLogger("cjm_worker_ext")
+
+    def __enter__(self):
+        gc.collect()  # what earlier tests have left is not ours
+        self.before = sys.unraisablehook, threading.excepthook, self.logger.propagate
+        self.logger.addHandler(self)
+        sys.unraisablehook, threading.excepthook, self.logger.propagate = self.unraisable, self.in_thread, False
+        asyncio.get_running_loop().set_exception_handler(self.on_loop)
+
+    def __exit__(self, *exc_info):
+        self.logger.removeHandler(self)
+        sys.unraisablehook, threading.excepthook, self.logger.propagate = self.before
 
     def emit(self, record: logging.LogRecord) -> None:
         error, text = record.exc_info[1] if record.exc_info else None, record.getMessage()
