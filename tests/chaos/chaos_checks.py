@@ -173,19 +173,24 @@ def processes_with(mark: str) -> list[int]:
 class Memory:
     "What the process takes when nothing is under way."
 
-    GROWTH = 60 << 20  # Bytes; what is free in between does not always go back to the system
+    GROWTH = 40 << 20  # Bytes; some that is free does not go back to the system
     MORE_BLOCKS = (
         3000  # Blocks of Python's own memory: a job that is kept has 20 at least, and a round has a hundred jobs
     )
+    MMAP_THRESHOLD = -3  # Of the C library's `mallopt`
 
     def __init__(self):
         self.resident: list[int] = []  # Bytes after each round
         self.blocks: list[int] = []
+        self._libc = ctypes.CDLL(None)
+        with contextlib.suppress(AttributeError):  # a C library without it
+            # else each thread's arena keeps up to 64 MiB of what is free
+            self._libc.mallopt(self.MMAP_THRESHOLD, 1 << 18)
 
     def measure(self) -> None:
         gc.collect()
-        with contextlib.suppress(AttributeError):  # a C library without it
-            ctypes.CDLL(None).malloc_trim(0)
+        with contextlib.suppress(AttributeError):
+            self._libc.malloc_trim(0)
         self.resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
         self.blocks.append(sys.getallocatedblocks())
 
@@ -200,11 +205,22 @@ class Memory:
 
 
 class LogCheck(logging.Handler):
-    "Looks for exceptions in the log that nobody raised on purpose."
+    "Looks for exceptions that nobody raised on purpose: in the log, in threads, on the loop, and where nobody can catch them."
 
     def __init__(self, problems: list[str]):
         super().__init__()
-        self.problems = problems
+        self.problems, self.logger = problems, logging.getLogger("cjm_worker_ext")
+
+    def __enter__(self):
+        gc.collect()  # what earlier tests have left is not ours
+        self.before = sys.unraisablehook, threading.excepthook, self.logger.propagate
+        self.logger.addHandler(self)
+        sys.unraisablehook, threading.excepthook, self.logger.propagate = self.unraisable, self.in_thread, False
+        asyncio.get_running_loop().set_exception_handler(self.on_loop)
+
+    def __exit__(self, *exc_info):
+        self.logger.removeHandler(self)
+        sys.unraisablehook, threading.excepthook, self.logger.propagate = self.before
 
     def emit(self, record: logging.LogRecord) -> None:
         error, text = record.exc_info[1] if record.exc_info else None, record.getMessage()

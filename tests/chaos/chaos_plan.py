@@ -146,10 +146,10 @@ def tripping(hook: str) -> Callable[[Random], dict[str, Any]]:
 def read_by(kind: str) -> Callable[[Random], dict[str, Any]]:
     def make(dice: Random) -> dict[str, Any]:
         reader = ReaderPlan(kind, dice.choice([0, 1, 10, 100]), dice.choice([0.01, 0.1, 0.5]))
-        return stream(dice) | {
-            "timeout": READ_SECONDS,
-            "readers": (reader, ReaderPlan("fast")) if dice.randrange(2) else (reader,),
-        }
+        seed = dice.randrange(1000)
+        long = {"work": "verses", "params": {"seed": seed, "count": 3000, "pad": 10}}  # more than is buffered
+        readers = (reader, ReaderPlan("fast")) if dice.randrange(2) else (reader,)
+        return dice.choice([stream(dice), long]) | {"timeout": READ_SECONDS, "readers": readers}
 
     return make
 
@@ -192,7 +192,7 @@ JOB_FAULTS: dict[str, tuple[int, Callable[[Random], dict[str, Any]]]] = {
     "on_job_ended raises": (1, tripping("ended")),
     "parameters that cannot be sent": (1, lambda dice: {"work": "mix", "trip": "lock"}),
     "reader is slow": (2, read_by("slow")),
-    "reader leaves": (2, read_by("leaves")),
+    "reader leaves": (3, read_by("leaves")),
     "reader holds": (2, read_by("holds")),
     "reader never reads": (2, read_by("never")),
     "reader comes late": (1, read_by("late")),
@@ -268,7 +268,7 @@ class Planner:
             "shutdown_timeout_seconds": 4.0,
             "max_pending_jobs": dice.choice([None, None, 30]),
             "max_finished_jobs": dice.choice([20, 1000]),
-            "max_buffered_chunks": dice.choice([100, 1000, 10_000]),
+            "max_buffered_chunks": dice.choice([100, 100, 1000, 10_000]),
             "output_tail_lines": 20,
         }
 

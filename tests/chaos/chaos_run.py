@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import sys
-import threading
 import time
 from collections.abc import Callable
 
@@ -32,24 +28,13 @@ class Run:
         self.report, self.memory, self._say = Report(), Memory(), say
 
     async def run(self) -> Report:
-        problems = self.report.problems
-        log = LogCheck(problems)
-        logger, hooks = logging.getLogger("cjm_worker_ext"), (sys.unraisablehook, threading.excepthook)
-        propagates, logger.propagate = logger.propagate, False
-        logger.addHandler(log)
-        sys.unraisablehook, threading.excepthook = log.unraisable, log.in_thread
-        asyncio.get_running_loop().set_exception_handler(log.on_loop)
-        try:
+        with LogCheck(self.report.problems):
             await self._warm_up()
             before = Holdings()
             for plan in self.rounds:
                 await self._round(plan, before)
-                if problems:
+                if self.report.problems:
                     break
-        finally:
-            logger.removeHandler(log)
-            logger.propagate = propagates
-            sys.unraisablehook, threading.excepthook = hooks
         self._check()
         return self.report
 
