@@ -19,7 +19,7 @@ from cjm_worker_ext.jobs import BaseJob, JobStatus, approximate_bytes, utc_now
 # %% auto #0
 __all__ = ['JobRecord', 'JobBook']
 
-# %% ../../nbs/07_engine/04_job_book.ipynb #a9a15a43
+# %% ../../nbs/07_engine/04_job_book.ipynb #c7ead554
 def _resolve(future: asyncio.Future[bool], result: bool) -> None:
     if not future.done():
         future.set_result(result)
@@ -94,6 +94,14 @@ class JobRecord:
         job.attempts += 1
         self._began = monotonic()
         job.started_at, job.worker_pid, job.status = utc_now(), place.pid, JobStatus.RUNNING
+
+    def wait_again(self) -> None:
+        "The job has lost its worker, and waits for another."
+        job, self.answer, self.loading = self.job, None, False
+        job.status, job.started_at, job.progress, job.progress_message = JobStatus.PENDING, None, None, ""
+        self.output = None  # what was printed belongs to the earlier attempt
+        if self.chunks is not None:
+            self.chunks.start_again()
 
     def write_end(
         self,

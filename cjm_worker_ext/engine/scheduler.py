@@ -20,7 +20,7 @@ from cjm_worker_ext.engine.policies import CrashCounter, Restarts
 __all__ = ['Action', 'Start', 'Send', 'Interrupt', 'Kill', 'Stop', 'SetTimer', 'ClearTimer', 'Again', 'End', 'Cause', 'TaskKind',
            'Task', 'PendingTasks', 'WorkerPhase', 'WorkerState', 'IdleWorkers', 'WorkerTable', 'Scheduler']
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #6a0aed3d
+# %% ../../nbs/07_engine/01_scheduler.ipynb #6deb6efd
 class Start(NamedTuple):
     "Start a worker. One that is not urgent is a spare: nobody waits for it."
 
@@ -74,6 +74,7 @@ class ClearTimer(NamedTuple):
 class Again(NamedTuple):
     "A task has failed, and is tried again after some time."
 
+    worker: int  # The one that had it
     task: Task
     cause: Cause
     seconds: float
@@ -308,7 +309,7 @@ class WorkerTable:
         "The workers that have a plugin loaded, or are about to load it."
         return [w for w in self.all.values() if plugin in w.loaded or (w.task and w.task.plugin == plugin)]
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #f5661195
+# %% ../../nbs/07_engine/01_scheduler.ipynb #576384bf
 class Scheduler:
     "Decides: every method returns the actions that follow, in the order in which they are to be done."
 
@@ -702,9 +703,9 @@ class Scheduler:
         again = retry is not None and task.attempts < retry.attempts and any(f in retry.on for f in failures)
         if retry is None or not again or self.closing or self.crashes.is_held(task.plugin):
             return self._end(task, cause)
-        task.worker = task.ending = None
+        worker, task.worker, task.ending = task.worker or 0, None, None
         seconds = retry.wait_after(task.attempts, self._roll())
-        return [Again(task, cause, seconds), self._delay(task, seconds)]
+        return [Again(worker, task, cause, seconds), self._delay(task, seconds)]
 
     def _delay(self, task: Task, seconds: float) -> SetTimer:
         task.waits = True
