@@ -16,8 +16,8 @@ from cjm_worker_ext.errors import ConfigError
 T = TypeVar("T")
 
 # %% auto #0
-__all__ = ['WHOLE', 'SECONDS_OR_NONE', 'RETRY_REASONS', 'STICKY_ERRORS', 'RestartPolicy', 'NumberRule', 'number_rules', 'Retry',
-           'Recycle', 'WorkerConfig']
+__all__ = ['WHOLE', 'SECONDS', 'SECONDS_OR_NONE', 'RETRY_REASONS', 'STICKY_ERRORS', 'RestartPolicy', 'NumberRule', 'number_rules',
+           'Retry', 'Recycle', 'WorkerConfig']
 
 # %% ../nbs/02_config.ipynb #6b49b5f4
 class RestartPolicy(StrEnum):
@@ -28,7 +28,7 @@ class RestartPolicy(StrEnum):
     ALWAYS = "always"  # Replaced at once
     BACKOFF = "backoff"  # Replaced at once the first time, then after waits that double
 
-# %% ../nbs/02_config.ipynb #196c5615
+# %% ../nbs/02_config.ipynb #03292d63
 class NumberRule:
     "What a number may be."
 
@@ -62,6 +62,7 @@ class NumberRule:
 
 
 WHOLE = NumberRule(int)
+SECONDS = NumberRule(float)
 SECONDS_OR_NONE = NumberRule(float, optional=True)
 
 # %% ../nbs/02_config.ipynb #7394c1b2

@@ -157,7 +157,7 @@ class WorkerInfo(NamedTuple):
     plugin_ids: tuple[str, ...]  # Loaded plugins
     started_at: str  # ISO 8601, UTC
 
-# %% ../../nbs/07_engine/06_engine.ipynb #bffb8630
+# %% ../../nbs/07_engine/06_engine.ipynb #9d7bce50
 class Engine:
     "Runs jobs; lives on the event loop that made it. Implements `backends.base.BackendHost`."
 
@@ -378,13 +378,13 @@ class Engine:
         self.backend.stop(action.worker)
 
     def _again(self, action: Again) -> None:
-        record = self.tasks[action.task.number]
-        assert isinstance(record, JobRecord)  # nobody asks for another attempt to load a plugin
+        record, retry = self.tasks[action.task.number], action.task.retry
+        assert isinstance(record, JobRecord) and retry is not None  # nobody asks for another attempt to load a plugin
         self._free_place(action.worker, action.task.plugin)
         reason, error = self.endings.why_again(record, action.cause)
         logger.warning(
             "job %s is tried again in %.3g s, after attempt %d of %d: %s",
-            record.job.id, action.seconds, record.job.attempts, action.task.retry.attempts, error,
+            record.job.id, action.seconds, record.job.attempts, retry.attempts, error,
         )  # fmt: skip
         record.wait_again()
         self.job_events.job_retrying(record.job, reason, error, action.seconds)
