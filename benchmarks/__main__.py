@@ -1,4 +1,4 @@
-"""`python -m benchmarks run|table|report|plot`; see `python -m benchmarks --help`."""
+"""`python -m benchmarks run|table|report|plot|failures`; see `python -m benchmarks --help`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import harness
+from benchmarks import failures, harness
 
 
 def main() -> int:
@@ -31,9 +31,15 @@ def main() -> int:
     report = commands.add_parser("report", help="write results.md from a run: the goals, and what was reached")
     report.add_argument("json", type=Path, nargs="+", help="several runs are put together; the first says the machine")
     report.add_argument("--notes", type=Path, help="Markdown to put below the goals")
+    bad_days = commands.add_parser("failures", help="live through bad days, and write failures.md if none is left out")
+    bad_days.add_argument("--peer", action="append", choices=failures.NAMES, help="default: all")
+    bad_days.add_argument("--scene", action="append", choices=failures.SCENES, help="default: all")
+    bad_days.add_argument("--at-once", type=int, default=2, help="days that run side by side; most of a day is waiting")
     options = parser.parse_args()
     if options.command == "run":
         return _run(options)
+    if options.command == "failures":
+        return _failures(options)
     if options.command == "report":
         from benchmarks.goals import report as text_of
 
@@ -70,6 +76,19 @@ def _run(options: argparse.Namespace) -> int:
         options.json.write_text(json.dumps(data, indent=1) + "\n")
     print(json.dumps(data["machine"]))
     print(harness.as_markdown(records))
+    return 0
+
+
+def _failures(options: argparse.Namespace) -> int:
+    scenes, peers = options.scene or list(failures.SCENES), options.peer or list(failures.NAMES)
+    records = {}
+    for scene, peer, found in failures.observations(scenes, peers, options.at_once):
+        records[scene, peer] = found
+        print(f"{scene:13} {peer:9} {json.dumps(found)}", file=sys.stderr, flush=True)
+    text = failures.report(records)
+    print(text)
+    if options.scene is None and options.peer is None:
+        (Path(__file__).parent / "failures.md").write_text(text)
     return 0
 
 

@@ -75,3 +75,112 @@ def crash(path, delay=0.3):
 
 def modules():
     return len(sys.modules)
+
+
+# What goes wrong on a bad day; see `benchmarks.failures`. Each makes a file when it runs, and most wait for the word to go wrong.
+
+
+def _begin(path, name):
+    with open(os.path.join(path, "writing-" + name), "w") as file:
+        file.write(str(os.getpid()))
+    os.rename(file.name, os.path.join(path, name))
+
+
+def _wait_for(path, name, seconds=90):
+    end = time.monotonic() + seconds
+    while not os.path.exists(os.path.join(path, name)) and time.monotonic() < end:
+        time.sleep(0.005)
+
+
+def quick(path):
+    return "ok"
+
+
+def innocent(path):
+    "Run beside the bad job until the app says that it may end."
+    _begin(path, "running")
+    _wait_for(path, "end")
+    return "ok"
+
+
+def patient(path):
+    "Do nothing wrong; it is killed from outside."
+    _begin(path, "bad")
+    _wait_for(path, "go")
+    time.sleep(60)
+    return "ok"
+
+
+def kill_itself(path):
+    "What the kernel does to a process when memory is short."
+    _begin(path, "bad")
+    _wait_for(path, "go")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def segfault(path):
+    import ctypes
+
+    _begin(path, "bad")
+    _wait_for(path, "go")
+    ctypes.string_at(0)
+
+
+def exit_at_once(path):
+    _begin(path, "bad")
+    _wait_for(path, "go")
+    os._exit(3)
+
+
+def system_exit(path):
+    _begin(path, "bad")
+    _wait_for(path, "go")
+    sys.exit(3)
+
+
+def hold_lock(path):
+    "Native code that keeps the interpreter lock for many minutes."
+    _begin(path, "bad")
+    return sum(range(10**12))
+
+
+def return_lock(path):
+    "A result that no serializer can send."
+    import threading
+
+    _begin(path, "bad")
+    _wait_for(path, "go")
+    return threading.Lock()
+
+
+class TwoArguments(Exception):
+    "An exception that pickle can write and not read."
+
+    def __init__(self, code, text):
+        super().__init__(f"{code}: {text}")
+
+
+def raise_unreadable(path):
+    _begin(path, "bad")
+    _wait_for(path, "go")
+    raise TwoArguments(404, "not found")
+
+
+def leave_child(path):
+    "Start a process and return without it."
+    import subprocess
+
+    _begin(path, "bad")
+    _wait_for(path, "go")
+    subprocess.Popen(["sleep", "120"])
+    return "ok"
+
+
+def die_with_child(path):
+    "Start a process and be killed."
+    import subprocess
+
+    _begin(path, "bad")
+    _wait_for(path, "go")
+    subprocess.Popen(["sleep", "120"])
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -65,15 +65,15 @@ WHOLE = NumberRule(int)
 SECONDS = NumberRule(float)
 SECONDS_OR_NONE = NumberRule(float, optional=True)
 
-# %% ../nbs/02_config.ipynb #7394c1b2
+# %% ../nbs/02_config.ipynb #45f833db
 def whole(default: T, least: int = 0) -> T:
     "Declare a field that holds a whole number."
     return field(default=default, metadata={"rule": NumberRule(int, least, default is None)})
 
 
-def seconds(default: T) -> T:
-    "Declare a field that holds a number of seconds."
-    return field(default=default, metadata={"rule": NumberRule(float, 0, default is None)})
+def seconds(default: T, optional: bool = False) -> T:
+    "Declare a field that holds a number of seconds; None is allowed if it is the default, or `optional`."
+    return field(default=default, metadata={"rule": NumberRule(float, 0, optional or default is None)})
 
 # %% ../nbs/02_config.ipynb #aeee1f41
 def number_rules(
@@ -167,7 +167,7 @@ class Recycle:
 
 _RECYCLE_RULES = number_rules(Recycle)
 
-# %% ../nbs/02_config.ipynb #f8f05e35
+# %% ../nbs/02_config.ipynb #3a97bc7e
 @dataclass(frozen=True, kw_only=True)
 class WorkerConfig:
     "How many workers a manager has, and how it treats them; raises `ConfigError` that names every wrong field."
@@ -188,6 +188,7 @@ class WorkerConfig:
     unload_timeout_seconds: float = seconds(30.0)  # Time for unloading a plugin, before its worker is killed
     start_timeout_seconds: float = seconds(60.0)  # Time for a process to start, before it is killed
     cancel_grace_seconds: float = seconds(2.0)  # Time for an interrupted job to end, before its process is killed
+    reader_timeout_seconds: float | None = seconds(60.0, optional=True)  # For a reader to ask again; None: no limit
     shutdown_timeout_seconds: float = seconds(10.0)  # Time for a whole shutdown
 
     # Limits
@@ -199,6 +200,7 @@ class WorkerConfig:
     max_buffered_chunks: int = whole(10_000, least=1)  # Chunks of one job kept for readers of its stream
     max_buffered_bytes: int = whole(2**28, least=1)  # About as many bytes of chunks of one job are kept
     max_result_bytes: int = whole(4 * 2**30, least=1)  # Largest serialised result or batch of chunks
+    max_result_items: int = whole(6_000_000, least=1)  # Most items of a result or chunk; a list or dict counts as three
     output_tail_lines: int = whole(20)  # Last lines of a worker's output that are attached to a crash
 
     # The order of jobs, and plugins that crash

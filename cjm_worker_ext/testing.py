@@ -82,7 +82,7 @@ class CodecCrossing:
         config: WorkerConfig,  # What may come back, and how large it may be
     ) -> None:
         self._targets, self._writer = PluginTargets(), ValueWriter()
-        self._reader = ResultReader(allowed_by(config), config.trust_workers)
+        self._reader = ResultReader(allowed_by(config), config.trust_workers, config.max_result_items)
         self._writer.limit, self._writer.trusted = config.max_result_bytes, config.trust_workers
         self._writer.codec_targets = config.codecs
 

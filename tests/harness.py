@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 PLUGINS = "plugins_for_tests:"
 
@@ -33,6 +35,23 @@ async def until(condition: Callable[[], object], seconds: float = 20.0, what: st
         assert time.monotonic() < deadline, f"{what} did not come about within {seconds:g} s"
         await asyncio.sleep(0.005)
     return found
+
+
+def way_out() -> Callable[[int], NoReturn]:
+    """How a child that is forked in a coroutine leaves through its loop: with `SystemExit`.
+
+    From Python 3.14 on a fork makes asyncio forget the running loop and the current task, and a task cannot end in a loop
+    that does not run: without a reminder the child would never end.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+    def leave(code: int) -> NoReturn:
+        if sys.version_info >= (3, 14):
+            asyncio._set_running_loop(loop)
+            asyncio.tasks._enter_task(loop, task)
+        raise SystemExit(code)
+
+    return leave
 
 
 def until_now(condition: Callable[[], object], seconds: float = 20.0, what: str = "the condition"):
@@ -67,20 +86,21 @@ class Ticker:
 
     def __init__(self):
         self.gap = 0.0
+        self.busy = 0.0  # The most processor time between two wakes: other work of the machine is not in it
 
     async def __aenter__(self):
         self._task = asyncio.create_task(self._tick())
         await asyncio.sleep(0.03)
-        self.gap = 0.0
+        self.gap = self.busy = 0.0
         return self
 
     async def _tick(self):
-        last = time.monotonic()
+        last, used = time.monotonic(), time.thread_time()
         while True:
             await asyncio.sleep(0.01)
-            now = time.monotonic()
-            self.gap = max(self.gap, now - last - 0.01)
-            last = now
+            now, now_used = time.monotonic(), time.thread_time()
+            self.gap, self.busy = max(self.gap, now - last - 0.01), max(self.busy, now_used - used)
+            last, used = now, now_used
 
     async def __aexit__(self, *exc_info):
         await asyncio.sleep(0.02)

@@ -18,7 +18,7 @@ from harness import holdings, is_alive, targets, until_now
 from cjm_worker_ext import BaseJobManager, WorkerConfig
 from cjm_worker_ext.blocking import BlockingManager
 from cjm_worker_ext.engine.plugin_resolver import RegistryClient
-from cjm_worker_ext.errors import ManagerClosed, UnknownJob, UnknownPlugin
+from cjm_worker_ext.errors import ManagerClosed, StreamGap, UnknownJob, UnknownPlugin
 
 pytestmark = pytest.mark.filterwarnings("error")
 TESTS = str(Path(__file__).parent)
@@ -359,3 +359,41 @@ def test_a_caller_that_waits_for_a_registry_is_told_of_the_shutdown(monkeypatch)
         finally:
             answers.set()
     until_now(lambda: not any(thread.name == "plugin-registry" for thread in threading.enumerate()))
+
+
+# streams whose reader stops
+
+
+def make_small(**config) -> BlockingManager:
+    settings = WorkerConfig(max_buffered_chunks=100, **config)
+    return BaseJobManager("blocking", plugins=targets("count_and_log"), worker_config=settings).blocking()
+
+
+@pytest.mark.parametrize("read", [0, 1])
+def test_a_wait_does_not_wait_for_a_stream_of_its_own_thread(read):
+    with make_small(reader_timeout_seconds=None) as manager:
+        job = manager.start_job("count_and_log", n=20_000, path=os.devnull)
+        stream = manager.stream(job.id)
+        for _ in range(read):
+            next(stream)
+        assert manager.wait(job.id, 20).status == "completed"
+        with pytest.raises(StreamGap):
+            list(stream)
+
+
+def test_a_reader_in_another_thread_keeps_its_chunks_or_is_gone():
+    with make_small(reader_timeout_seconds=0.3) as manager, ThreadPoolExecutor(1) as pool:
+        job = manager.start_job("count_and_log", n=20_000, path=os.devnull)
+        stopped = pool.submit(manager.stream, job.id).result()
+        pool.submit(next, stopped).result()
+        assert [n for n, _ in manager.stream(job.id)] == list(range(20_000))
+        assert manager.wait(job.id, 20).status == "completed"
+        with pytest.raises(StreamGap):
+            list(stopped)
+
+
+def test_a_stream_that_is_dropped_unread_holds_nothing_up():
+    with make_small(reader_timeout_seconds=None) as manager, ThreadPoolExecutor(1) as pool:
+        job = manager.start_job("count_and_log", n=20_000, path=os.devnull)
+        pool.submit(lambda: bool(manager.stream(job.id))).result()
+        assert manager.wait(job.id, 20).status == "completed"

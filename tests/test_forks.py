@@ -14,6 +14,7 @@ APP = """
 import asyncio, json, os, sys, time
 sys.path.insert(0, {tests!r})
 from cjm_worker_ext import BaseJobManager, WorkerConfig
+from harness import way_out
 
 plugins = {{name: "plugins_for_tests:" + name for name in ("progress_then", "echo", "count_slowly")}}
 
@@ -32,25 +33,27 @@ def play(body: str, tmp_path: Path, seconds: float = 40) -> dict:
     "Run an app, and return what it says at its end."
     script = tmp_path / "app.py"
     script.write_text(APP.format(tests=str(Path(__file__).parent), body=textwrap.dedent(body)))
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=seconds)
+    # From Python 3.12 on a fork beside other threads warns.
+    command = [sys.executable, "-W", "ignore:This process:DeprecationWarning", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
     assert done.returncode == 0 and not done.stderr, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
 CHILDREN = {
     "exits at once": "os._exit(0)",
-    "leaves through its loop": "raise SystemExit(0)",
+    "leaves through its loop": "leave(0)",
     "calls the manager": """
             from cjm_worker_ext.errors import ForkedManager
             try:
                 await manager.start_job("echo")
             except ForkedManager as e:
-                raise SystemExit(0 if "make a new manager here" in str(e) else 1)
-            raise SystemExit(2)
+                leave(0 if "make a new manager here" in str(e) else 1)
+            leave(2)
     """,
     "shuts the manager down": """
             await manager.shutdown()
-            raise SystemExit(0)
+            leave(0)
     """,
 }
 
@@ -60,7 +63,7 @@ CHILDREN = {
 def test_a_child_of_a_running_manager_changes_nothing_in_the_parent(child, loop, tmp_path):
     body = """
         async def main():
-            codes = []
+            leave, codes = way_out(), []
             async with BaseJobManager("forks", plugins=plugins, event_broadcaster=Listener()) as manager:
                 job = await manager.start_job("progress_then", n=400)
                 reader = manager.stream((await manager.start_job("echo")).id)
@@ -144,11 +147,12 @@ def test_a_child_unregisters_no_worker_of_its_parent(tmp_path):
                     file.write(f"{os.getpid()}\\n")
 
         async def main():
+            leave = way_out()
             async with BaseJobManager("forks", plugins=plugins, resource_manager=Resources()) as manager:
                 await manager.wait((await manager.start_job("echo")).id, 30)
                 pid = os.fork()
                 if not pid:
-                    raise SystemExit(0)  # runs what atexit has
+                    leave(0)  # runs what atexit has
                 code = wait_for(pid)
             print(json.dumps({"code": code, "by": open("unregistered").read().split() == [str(os.getpid())]}))
 

@@ -168,9 +168,11 @@ def test_a_forked_child_of_the_app_that_exits_leaves_the_workers_alone(tmp_path)
     body = """
         job = await manager.start_job("sleep", seconds=1.5)
         await until(lambda: job.status == "running")
+        from harness import way_out
+        leave = way_out()
         child = os.fork()
         if not child:
-            raise SystemExit(0)  # runs what atexit has
+            leave(0)  # runs what atexit has
         os.waitpid(child, 0)
         say(status=(await manager.wait(job.id)).status, error=job.error)
         await manager.shutdown()
@@ -309,8 +311,10 @@ def test_a_shutdown_leaves_nothing(tmp_path):
         await manager.shutdown(timeout=0.5)
         import gc
         gc.collect()
+        # libffi (ctypes, which numpy imports) may hold its own file open, from its first callback to the end of the process.
         left = [f"{fd} {os.readlink('/proc/self/fd/' + fd)}" for fd in os.listdir("/proc/self/fd")
                 if fd not in before and os.path.exists("/proc/self/fd/" + fd)]
+        left = [link for link in left if "/libffi.so" not in link]
         maps = [line for line in open("/proc/self/maps") if "cjm-worker" in line]
         say(pids=pids, threads=[t.name for t in threading.enumerate()], left=left, maps=maps)
     """

@@ -219,3 +219,138 @@ def test_progress_arrives_rising_and_ends_at_one():
             assert seen == sorted(seen) and len(seen) > 3 and job.progress == 1.0 and job.progress_message == "step 50"
 
     run(scene())
+
+
+# readers that stop
+
+
+def log_of(manager: BaseJobManager, job):
+    return manager._engine.jobs.find(job.id).chunks
+
+
+async def paused_by_a_reader(manager: BaseJobManager, n: int = 20_000, path: str = os.devnull):
+    "A job that waits for its reader, and the reader, which has read one chunk."
+    job = await manager.start_job("count_and_log", n=n, path=path)
+    chunks = manager.stream(job.id)
+    assert (await anext(chunks))[0] == 0
+    await until(lambda: log_of(manager, job)._paused, what="a pause")
+    return job, chunks
+
+
+def test_a_reader_that_stops_holds_the_job_up_for_a_bounded_time():
+    async def scene():
+        async with make(max_buffered_chunks=100, reader_timeout_seconds=0.2) as manager:
+            job = await manager.start_job("count_and_log", n=20_000, path=os.devnull)
+            chunks = manager.stream(job.id)  # the variable holds it, whatever the loop does
+            async for _ in chunks:
+                break
+            waiting = asyncio.create_task(manager.wait(job.id, 20))  # another task: it may wait while this one reads
+            assert (await waiting).status == "completed" and job.chunks_dropped > 0
+            got = [0]
+            with pytest.raises(StreamGap, match=r"were dropped while their reader did not ask .*reader_timeout_secon"):
+                async for n, _ in chunks:
+                    got.append(n)
+            assert got == list(range(len(got))) and len(got) <= job.chunks_dropped
+            first, kept = manager.get_job_chunks(job.id)
+            assert await collect(manager.stream(job.id, first)) == kept
+
+    run(scene())
+
+
+def test_a_stream_that_a_variable_holds_unread_holds_the_job_up_for_a_bounded_time():
+    async def scene():
+        async with make(max_buffered_chunks=100, reader_timeout_seconds=0.2) as manager:
+            job = await manager.start_job("count_and_log", n=20_000, path=os.devnull)
+            chunks = manager.stream(job.id)
+            assert (await asyncio.create_task(manager.wait(job.id, 20))).status == "completed"
+            with pytest.raises(StreamGap, match="chunks 0 to "):
+                await anext(chunks)
+
+    run(scene())
+
+
+@pytest.mark.parametrize("read", [0, 1])
+def test_a_wait_does_not_wait_for_a_stream_of_its_own_task(read):
+    async def scene():
+        async with make(max_buffered_chunks=100, reader_timeout_seconds=None) as manager:
+            job = await manager.start_job("count_and_log", n=20_000, path=os.devnull)
+            chunks = manager.stream(job.id)
+            for _ in range(read):
+                await anext(chunks)
+            assert (await manager.wait(job.id, 20)).status == "completed"
+            with pytest.raises(StreamGap):
+                await collect(chunks)
+
+    run(scene())
+
+
+def test_a_wait_in_another_task_leaves_the_reader_its_chunks():
+    async def scene():
+        async with make(max_buffered_chunks=100, reader_timeout_seconds=None) as manager:
+            job, chunks = await paused_by_a_reader(manager)
+            waiting = asyncio.create_task(manager.wait(job.id))
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(waiting), 0.5)
+            assert [n for n, _ in await collect(chunks)] == list(range(1, 20_000))
+            assert (await waiting).status == "completed"
+
+    run(scene())
+
+
+def test_a_drain_does_not_wait_for_a_stream_of_its_own_task():
+    async def scene():
+        manager = make(max_buffered_chunks=100, reader_timeout_seconds=None)
+        job, _chunks = await paused_by_a_reader(manager)
+        await manager.shutdown(20, drain=True)
+        assert job.status == "completed"
+
+    run(scene())
+
+
+def test_a_slow_reader_that_still_asks_loses_nothing():
+    async def scene():
+        async with make(max_buffered_chunks=100, reader_timeout_seconds=2) as manager:
+            job, chunks = await paused_by_a_reader(manager)
+            got = [0]
+            for _ in range(30):  # longer than the limit in all, but each chunk much shorter
+                await asyncio.sleep(0.1)
+                got.append((await anext(chunks))[0])
+            assert log_of(manager, job)._paused and job.status == "running"
+            got += [n for n, _ in await collect(chunks)]
+            assert got == list(range(20_000)) and (await manager.wait(job.id, 20)).status == "completed"
+
+    run(scene())
+
+
+def test_of_several_readers_only_the_one_that_stops_loses_chunks():
+    async def scene():
+        async with make(max_buffered_chunks=100, reader_timeout_seconds=0.3) as manager:
+            job = await manager.start_job("count_and_log", n=20_000, path=os.devnull)
+            stopped, *others = [manager.stream(job.id) for _ in range(3)]
+            await anext(stopped)
+            readers = [asyncio.create_task(collect(other)) for other in others]
+            for chunks in await asyncio.wait_for(asyncio.gather(*readers), 30):
+                assert [n for n, _ in chunks] == list(range(20_000))
+            with pytest.raises(StreamGap):
+                await collect(stopped)
+
+    run(scene())
+
+
+@pytest.mark.parametrize("end", ["cancel", "timeout"])
+def test_a_job_whose_reader_has_stopped_can_be_ended(end):
+    async def scene():
+        config = {"max_buffered_chunks": 100, "reader_timeout_seconds": None, "cancel_grace_seconds": 20}
+        async with make(**config, job_timeout_seconds=1.5 if end == "timeout" else None) as manager:
+            job, chunks = await paused_by_a_reader(manager, n=10**9)
+            if end == "cancel":
+                assert await asyncio.create_task(manager.cancel_job(job.id))
+            await asyncio.wait_for(asyncio.create_task(manager.wait(job.id)), 15)
+            assert (job.status, job.error_type) == (
+                ("cancelled", None) if end == "cancel" else ("failed", "JobTimeout")
+            )
+            assert is_alive(job.worker_pid), "its plugin listens, so its worker is not killed"
+            rest = [n for n, _ in await collect(chunks)]
+            assert rest == list(range(1, len(rest) + 1)), "what was kept is still there, without a gap"
+
+    run(scene())

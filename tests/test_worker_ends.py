@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -138,7 +139,8 @@ def test_a_child_that_floods_the_output_of_a_dead_worker_holds_nobody_up():
             finally:
                 for line in job.exception.output if job.exception else ():
                     if line.isdigit():
-                        os.kill(int(line), signal.SIGKILL)
+                        with contextlib.suppress(ProcessLookupError):  # it could write nowhere any more, and has ended
+                            os.kill(int(line), signal.SIGKILL)
 
     run(scene())
 

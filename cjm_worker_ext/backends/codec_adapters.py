@@ -72,7 +72,7 @@ def describe(
         text = "(its message cannot be read)"
     return f"{type(error).__name__}: {text[:300]}"
 
-# %% ../../nbs/05_backends/02_codec_adapters.ipynb #1c1ee16b
+# %% ../../nbs/05_backends/02_codec_adapters.ipynb #84412bad
 class Codec:
     "How objects of one class of the app's own cross."
 
@@ -91,7 +91,7 @@ class Codec:
 class Adapter:
     "How objects of one kind cross; the ones of this package."
 
-    __slots__ = ("name", "encode", "decode", "library", "crosses", "memory", "remedy")
+    __slots__ = ("name", "encode", "decode", "library", "crosses", "memory", "remedy", "title")
 
     def __init__(
         self,
@@ -102,9 +102,10 @@ class Adapter:
         memory: str = "copied",  # For people: `copied`, or what is mapped
         remedy: str = "",  # For people: what to do with those that cannot cross
         library: str = "",  # What to install where it is missing; empty: comes with Python
+        title: str = "",  # For people: what crosses; empty: the name
     ) -> None:
         self.name, self.encode, self.decode, self.library = name, encode, decode, library
-        self.crosses, self.memory, self.remedy = crosses, memory, remedy
+        self.crosses, self.memory, self.remedy, self.title = crosses, memory, remedy, title or f"`{name}`"
 
 
 class Buffer:

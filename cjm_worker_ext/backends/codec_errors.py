@@ -98,7 +98,7 @@ def encode_exception(
         "exception": data,
     }
 
-# %% ../../nbs/05_backends/06_codec_errors.ipynb #6a3243e7
+# %% ../../nbs/05_backends/06_codec_errors.ipynb #ed44718d
 def _builtin_exceptions() -> dict[str, type[BaseException]]:
     import builtins
 
@@ -164,7 +164,9 @@ def _new(kind: type[BaseException], args: Sequence[Any], members: list[BaseExcep
     return made
 
 
-def _made(parts: Sequence[Any], allowed: Allowed) -> BaseException:
+def _made(parts: Any, allowed: Allowed) -> BaseException:
+    if not is_exactly(parts, list):
+        raise Unfit("is no exception", "the worker sent something broken")
     module, name, message, args, names, values, notes, subject, suppress, cause, context, members = parts
     kind = exception_class(module, name, allowed)
     arguments = [message] if None in args else [_value(arg, allowed) for arg in args]
@@ -183,7 +185,7 @@ def _made(parts: Sequence[Any], allowed: Allowed) -> BaseException:
     return made
 
 
-def _stand_in(parts: Sequence[Any], allowed: Allowed) -> BaseException:
+def _stand_in(parts: Any, allowed: Allowed) -> BaseException:
     "Make an exception that another one refers to; in words, if its class is not known."
     try:
         return _made(parts, allowed)

@@ -27,7 +27,8 @@ if TYPE_CHECKING:  # a worker starts faster without `typing`; the modules below 
     from cjm_worker_ext.backends.codec import Decoder
 
 # %% auto #0
-__all__ = ['MOST_DIGITS', 'MOST_BITS', 'MOST_PATTERN', 'MOST_RANGES', 'FACTORIES', 'ADAPTERS', 'whole', 'text', 'adapter_of']
+__all__ = ['MOST_DIGITS', 'MOST_BITS', 'MOST_PATTERN', 'MOST_RANGES', 'FACTORIES', 'ADAPTERS', 'whole', 'text', 'zone_key',
+           'adapter_of']
 
 # %% ../../nbs/05_backends/04_codec_standard.ipynb #ee087203
 def whole(
@@ -52,7 +53,7 @@ def text(
         raise Unfit(f"has a part that is not a text of at most {most:,} characters", "send a shorter one")
     return value  # type: ignore[no-any-return]
 
-# %% ../../nbs/05_backends/04_codec_standard.ipynb #8d4fb3ca
+# %% ../../nbs/05_backends/04_codec_standard.ipynb #22a20423
 def _no_subclass_of_tzinfo(tz: datetime.tzinfo | None) -> None:
     import datetime
 
@@ -117,13 +118,19 @@ def _encode_zone(value: zoneinfo.ZoneInfo) -> Sequence[Any]:
     return (key,)
 
 
+def zone_key(
+    key: Any,  # A part from a message
+) -> str:
+    "Check the key of a time zone: the database is a folder of files, and a key must not lead out of it or to a module."
+    if not text(key, 64).replace("/", "").replace("_", "").replace("-", "").replace("+", "").isalnum():
+        raise Unfit("has a key that no time zone has", "use a key of the time zone database")
+    return key  # type: ignore[no-any-return]
+
+
 def _decode_zone(reader: Decoder, key: str) -> zoneinfo.ZoneInfo:
     import zoneinfo
 
-    # The database is a folder of files; a key must not lead out of it, or to a module.
-    if not text(key, 64).replace("/", "").replace("_", "").replace("-", "").replace("+", "").isalnum():
-        raise Unfit("has a key that no time zone has", "use a key of the time zone database")
-    return zoneinfo.ZoneInfo(key)
+    return zoneinfo.ZoneInfo(zone_key(key))
 
 
 _DATES = (
@@ -137,7 +144,7 @@ _DATES = (
             remedy="the app needs the package `tzdata` where the system has no database"),
 )  # fmt: skip
 
-# %% ../../nbs/05_backends/04_codec_standard.ipynb #c78a6550
+# %% ../../nbs/05_backends/04_codec_standard.ipynb #3761a327
 def _encode_decimal(value: decimal.Decimal) -> Sequence[Any]:
     shown = str(value)
     _check_decimal(shown, value)
@@ -204,12 +211,12 @@ _NUMBERS = (
             remedy="`str(value)`, for larger ones"),
     Adapter("fractions.Fraction", _encode_fraction, _decode_fraction, f"equal, up to {MOST_BITS:,} bits in each part"),
     Adapter("uuid.UUID", lambda v: (v.bytes,), _decode_uuid, "equal"),
-    Adapter("builtins.range", lambda v: (v.start, v.stop, v.step), _decode_range, "equal"),
-    Adapter("builtins.slice", lambda v: (v.start, v.stop, v.step), _decode_slice, "equal"),
-    Adapter("builtins.ellipsis", lambda v: (), _decode_ellipsis, "the same"),
+    Adapter("builtins.range", lambda v: (v.start, v.stop, v.step), _decode_range, "equal", title="`range`"),
+    Adapter("builtins.slice", lambda v: (v.start, v.stop, v.step), _decode_slice, "equal", title="`slice`"),
+    Adapter("builtins.ellipsis", lambda v: (), _decode_ellipsis, "the same", title="`...`"),
 )  # fmt: skip
 
-# %% ../../nbs/05_backends/04_codec_standard.ipynb #a8108fab
+# %% ../../nbs/05_backends/04_codec_standard.ipynb #5e11855d
 def _encode_path(value: pathlib.PurePath) -> Sequence[Any]:
     kinds = [base.__name__ for base in type(value).__mro__]
     for name in ("PosixPath", "WindowsPath"):
@@ -274,8 +281,10 @@ def _decode_pattern(reader: Decoder, pattern: Any, flags: int) -> re.Pattern[Any
 
 
 _NAMES = (
-    Adapter("pathlib.PurePath", _encode_path, _decode_path, "equal; concrete ones as `Path` of the app's system"),
-    Adapter("ipaddress", lambda v: (type(v).__name__, str(v)), _decode_address, "equal: addresses, interfaces, networks"),
+    Adapter("pathlib.PurePath", _encode_path, _decode_path, "equal; concrete ones as `Path` of the app's system",
+            title="`pathlib` paths"),
+    Adapter("ipaddress", lambda v: (type(v).__name__, str(v)), _decode_address, "equal: addresses, interfaces, networks",
+            title="`ipaddress` objects"),
     Adapter("re.Pattern", _encode_pattern, _decode_pattern, f"equal, up to {MOST_PATTERN:,} characters",
             remedy="`pattern.pattern`, and compile it in the app"),
 )  # fmt: skip

@@ -22,7 +22,7 @@ else:
 # %% auto #0
 __all__ = ['dumps', 'loads']
 
-# %% ../../nbs/05_backends/10_order_pickles.ipynb #b6511c6f
+# %% ../../nbs/05_backends/10_order_pickles.ipynb #fa1b0760
 def _persistent_id(pickler: object, obj: Any) -> Any:
     "Pickle's question about one object: large `bytes` are handed out as buffers."
     if type(obj) in (bytes, bytearray) and len(obj) >= LARGE:
@@ -51,18 +51,55 @@ _SMALL = frozenset((type(None), bool, int, float, str))
 _CONTAINERS = frozenset((list, tuple, dict))
 
 
-def _holds_large_bytes(value: Any, depth: int = 2) -> bool:
-    "Whether large `bytes` lie at the surface, where people put them: looking deeper would cost every small message."
+LARGE_BYTES, UNKNOWN = 1, 2  # What `_survey` finds; both may be there
+
+
+def _survey(value: Any, depth: int = 3) -> int:  # 0: small and simple
+    """Look at the surface of a value, where people put large `bytes`: looking deeper would cost every small message.
+
+    What is deep, has many items, or is no plain value is `UNKNOWN`.
+    """
     kind: object = type(value)  # pyright: ignore[reportUnknownVariableType]
     if kind is bytes or kind is bytearray:
-        return len(value) >= LARGE
+        return LARGE_BYTES if len(value) >= LARGE else 0
     if not depth or kind not in _CONTAINERS or len(value) > 64:
-        return False
+        return UNKNOWN if value or kind not in _CONTAINERS else 0
+    found = 0
     items: Iterable[Any] = value.values() if kind is dict else value
     for item in items:  # a loop, and not `any`: this is done for every message
-        if type(item) not in _SMALL and _holds_large_bytes(item, depth - 1):
-            return True
-    return False
+        if type(item) not in _SMALL:
+            found |= _survey(item, depth - 1)
+    return found
+
+
+class TakesLong(Exception):
+    "There is too much to be pickled on the event loop."
+
+
+class _Written(BytesIO):
+    "A pickle that is written piece by piece; each write is Python code, in which other threads get their turn."
+
+    def __init__(
+        self,
+        most: int | None,  # Bytes; None: no limit
+    ) -> None:
+        super().__init__()
+        self._most, self._size = most, 0
+
+    def write(self, data: Any, /) -> int:
+        "Take a piece; raises `TakesLong`."
+        self._size += len(data)
+        if self._most is not None and self._size > self._most:
+            raise TakesLong
+        return super().write(data)
+
+
+class _Read(BytesIO):
+    "A pickle that is read piece by piece."
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        "Give a piece."
+        return super().read(size)
 
 # %% ../../nbs/05_backends/10_order_pickles.ipynb #c679a364
 def _cached_again(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
@@ -124,17 +161,18 @@ def _names_code(data: bytes) -> bool:
     modules = _code_modules()
     return bool(modules) and any(module.encode() in data for module in modules)
 
-# %% ../../nbs/05_backends/10_order_pickles.ipynb #d86f6907
+# %% ../../nbs/05_backends/10_order_pickles.ipynb #af925e0d
 def dumps(
     value: Any,  # What is to be sent
     what: str = "value",  # How an error calls it, for example `the parameters of job 'j1'`
     by_value: bool = False,  # Whether functions and classes of a script may be sent as code
     remedy: str = "use plain data",  # What an error says that can be done
     apart: bool = True,  # Whether large buffers are handed out
+    most: int | None = None,  # Bytes of a pickle that does not take long; None: it may take as long as it takes
 ) -> tuple[bytes, list[pickle.PickleBuffer]]:  # The pickle, and the buffers that it leaves out
     """Serialise `value` for a worker.
 
-    Raises `NotSerializable` with the reason. With `by_value`, cloudpickle takes over where pickle ends: lambdas, local
+    Raises `NotSerializable` with the reason, and `TakesLong` beyond `most`: then a thread should do it. With `by_value`, cloudpickle takes over where pickle ends: lambdas, local
     functions, and what a notebook or script defines in its `__main__`, which a worker does not have.
     """
     buffers: list[pickle.PickleBuffer] = []
@@ -147,21 +185,33 @@ def dumps(
     try:
         if not apart:
             return pickle.dumps(value, 5), buffers
-        if type(value) in _SMALL or not _holds_large_bytes(value):
-            data = pickle.dumps(value, 5, buffer_callback=keep)
-            deep = len(data) >= 8 * LARGE and _holds_large_bytes(value, depth=8)
+        found = 0 if type(value) in _SMALL else _survey(value)
+        if not found & LARGE_BYTES:
+            if not found:  # the usual case
+                data = pickle.dumps(value, 5, buffer_callback=keep)
+            else:
+                data = _dumped(pickle.Pickler, value, keep, most)
+            deep = len(data) >= 8 * LARGE and _survey(value, depth=8) & LARGE_BYTES
             if not (deep or (by_value and _names_code(data))):
                 return data, buffers
+    except TakesLong:
+        raise
     except Exception:  # noqa: BLE001, S110  - a plugin's object; the second way below decides, and reports
         pass
     buffers.clear()
-    file = BytesIO()
     try:
-        make: Any = _code_pickler(_holds_large_bytes(value, depth=8)) if by_value else _LargePickler
-        make(file, 5, buffer_callback=keep).dump(value)
+        make: Any = _code_pickler(bool(_survey(value, depth=8) & LARGE_BYTES)) if by_value else _LargePickler
+        return _dumped(make, value, keep, most), buffers
+    except TakesLong:
+        raise
     except Exception as e:  # a plugin's object: its __reduce__ may raise anything
         raise NotSerializable(f"{what} cannot be sent: {_reason(e)}; {remedy}") from e
-    return file.getvalue(), buffers
+
+
+def _dumped(make: Any, value: Any, keep: Callable[[pickle.PickleBuffer], bool], most: int | None) -> bytes:
+    file = _Written(most)
+    make(file, 5, buffer_callback=keep).dump(value)
+    return file.getvalue()
 
 
 def _reason(error: BaseException) -> str:
@@ -185,6 +235,6 @@ def loads(
     copy: Callable[[memoryview], bytes] = bytes,  # Makes `bytes` of one of them
 ) -> Any:  # The value
     "Read one value of somebody who is trusted: it runs what the pickle says. Raises whatever a broken pickle raises."
-    unpickler = _Unpickler(BytesIO(data), buffers=buffers or None)
+    unpickler = _Unpickler((BytesIO if len(data) <= 1 << 17 else _Read)(data), buffers=buffers or None)
     unpickler.copy = copy
     return unpickler.load()

@@ -573,7 +573,12 @@ def main() -> None:
     sys.argv[1:] = []
     import faulthandler
 
-    faulthandler.enable()  # a crash in native code names the line of Python that led to it
+    # A crash in native code names the line of Python that led to it. From 3.14 on the stack of C would follow, and push that
+    # line and the reason out of the last lines, which are all that a failed job shows.
+    if sys.version_info >= (3, 14):
+        faulthandler.enable(c_stack=False)
+    else:
+        faulthandler.enable()
     if reconfigure := getattr(sys.stdout, "reconfigure", None):
         reconfigure(line_buffering=True)  # a crash does not swallow what was printed before it
     channel = Channel(socket_fd)

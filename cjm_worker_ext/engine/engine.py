@@ -157,7 +157,7 @@ class WorkerInfo(NamedTuple):
     plugin_ids: tuple[str, ...]  # Loaded plugins
     started_at: str  # ISO 8601, UTC
 
-# %% ../../nbs/07_engine/06_engine.ipynb #9d7bce50
+# %% ../../nbs/07_engine/06_engine.ipynb #672da939
 class Engine:
     "Runs jobs; lives on the event loop that made it. Implements `backends.base.BackendHost`."
 
@@ -271,7 +271,10 @@ class Engine:
                 if task.worker is not None and not (paused and task.ended):
                     self.backend.pause(task.worker, paused)
 
-            record.chunks = ChunkLog(self.config.max_buffered_chunks, pause, self.config.max_buffered_bytes)
+            config = self.config
+            record.chunks = ChunkLog(
+                config.max_buffered_chunks, pause, config.max_buffered_bytes, config.reader_timeout_seconds
+            )
             if record.ended:
                 record.chunks.finish()
         return record.chunks

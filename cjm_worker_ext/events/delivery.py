@@ -99,7 +99,7 @@ def _disown_after_fork() -> None:
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_disown_after_fork)
 
-# %% ../../nbs/06_events/01_delivery.ipynb #86107b91
+# %% ../../nbs/06_events/01_delivery.ipynb #88c397e3
 class EventQueue:
     "The queue towards an event broadcaster; lives on one event loop."
 
@@ -146,8 +146,9 @@ class EventQueue:
         if self.broadcaster is None:
             return
         self._seq += 1
-        if len(self._queue) >= self.LONG:  # the broadcaster hangs: a job's parameters and result must not wait with it
-            try:
+        # `dict`: the data is there already, and a copy would miss the chunks that are still to be combined with it
+        if len(self._queue) >= self.LONG and content is not dict:
+            try:  # the broadcaster hangs: a job's parameters and result must not wait with it
                 content, args = dict, (content(*args),)
             except Exception:  # noqa: BLE001  - what a job says of itself may fail
                 self._failures.failed(f"event {event_type}", None)

@@ -186,10 +186,12 @@ def _may_return_anything(call: Any) -> bool:
         return type(call).__module__ != "unittest.mock"
     if call.__module__ == "unittest.mock":  # the class of a mock; an async one says so
         return False
+    # the names that 3.11 to 3.15 have for it; 3.12 and 3.13 also return a constant by one instruction, without a value
+    constants = {"LOAD_CONST", "LOAD_SMALL_INT", "LOAD_COMMON_CONSTANT"}
     instructions = list(dis.get_instructions(call))
     for before, instruction in zip(instructions, instructions[1:], strict=False):
         # where a jump leads to the return, the instruction before it is not the only one that gives the value
-        if instruction.opname == "RETURN_VALUE" and (instruction.is_jump_target or before.opname != "LOAD_CONST"):
+        if instruction.opname == "RETURN_VALUE" and (instruction.is_jump_target or before.opname not in constants):
             return True
     return False
 

@@ -324,7 +324,8 @@ class MemoryAdmission:
             self._sampling = self._resources.sampling(self._on_sample)
             self._sampling.__enter__()
         else:  # the latest figures are recent enough
-            self._move()
+            # Not at once: an answer that is there before it is awaited would overtake earlier ones.
+            asyncio.get_running_loop().call_soon(self._move)
         try:
             async with asyncio.timeout(self.timeout_seconds):
                 return await waiter.answer

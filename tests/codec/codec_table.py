@@ -238,13 +238,14 @@ def pandas_with_arrow() -> dict[str, Any]:
 
 
 def pyarrow() -> dict[str, Any]:
+    import numpy as np
     import pyarrow as pa
 
     arrays = {
         "int": pa.array([1, None, 3]), "float": pa.array([0.5, math.nan]), "truth": pa.array([True, None, False] * 30), "text": pa.array(["a", None, "ä" * 9]),
         "large text": pa.array(["x", ""], pa.large_string()), "binary": pa.array([b"", b"\0"]), "fixed": pa.array([b"ab", None], pa.binary(2)), "null": pa.nulls(4),
         "list": pa.array([[1], None, [], [2, None]]), "large list": pa.array([["a"]], pa.large_list(pa.string())), "fixed list": pa.array([[1, 2], None], pa.list_(pa.int8(), 2)),
-        "struct": pa.array([{"a": 1, "b": ["x"]}, None]), "map": pa.array([[("k", 1)], None, []], pa.map_(pa.string(), pa.int64())), "half": pa.array([1, 2], pa.float16()),
+        "struct": pa.array([{"a": 1, "b": ["x"]}, None]), "map": pa.array([[("k", 1)], None, []], pa.map_(pa.string(), pa.int64())), "half": pa.array(np.array([1, 2], "f2")),
         "dictionary": pa.array(["x", None, "y", "x"]).dictionary_encode(), "decimal": pa.array([decimal.Decimal("1.10")]), "date": pa.array([dt.date(2026, 1, 1)]),
         "timestamp": pa.array([dt.datetime(2026, 1, 1, tzinfo=BERLIN)]), "time": pa.array([dt.time(1)]), "duration": pa.array([dt.timedelta(1)]),
         "lists of structs": pa.array([[{"a": [1]}], None]), "dictionary in list": pa.array([["x"], ["y"]], pa.list_(pa.dictionary(pa.int8(), pa.string()))),
@@ -304,7 +305,10 @@ def same(a: Any, b: Any) -> bool:
         masks = (
             np.array_equal(np.ma.getmaskarray(a), np.ma.getmaskarray(b)) if isinstance(a, np.ma.MaskedArray) else True
         )
-        return a.dtype == b.dtype and np.shape(a) == np.shape(b) and a.tobytes() == b.tobytes() and masks
+        content = a.tobytes() == b.tobytes()
+        if a.dtype in (np.longdouble, np.clongdouble):  # padded, and what the padding holds is chance
+            content = repr(a) == repr(b)
+        return a.dtype == b.dtype and np.shape(a) == np.shape(b) and content and masks
     if root == "pandas":
         return same_in_pandas(a, b)
     if root == "polars":

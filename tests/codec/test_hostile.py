@@ -10,6 +10,7 @@ from pathlib import Path
 import messages
 import pytest
 
+from cjm_worker_ext.backends import codec
 from cjm_worker_ext.backends.codec import decode, encode
 from cjm_worker_ext.backends.codec_adapters import Allowed
 from cjm_worker_ext.errors import RefusedType
@@ -59,6 +60,19 @@ def test_all_of_them_take_no_memory_and_import_nothing_that_they_name():
     # The time that a test has is the limit: an attack on time would take hours.
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, cwd=HERE)
     assert done.returncode == 0 and done.stdout == "done\n", done.stderr
+
+
+@pytest.mark.parametrize("name", ["list of 2^32", "dict of 2^32", "lists that announce", "100,000 lists"])
+def test_what_announces_more_than_it_brings_is_refused_before_anything_is_made(name, monkeypatch):
+    def make(*args, **options):
+        raise ValueError("it was made")
+
+    monkeypatch.setattr(codec, "unpackb", make)
+    message = messages.refused()[name]
+    message += b"\xc0" * max(0, codec.SMALL_MESSAGE - len(message) + 1)  # small ones cannot do harm
+    with pytest.raises(RefusedType) as caught:
+        decode(message)
+    assert "it was made" not in str(caught.value)
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 7, 8])
@@ -111,7 +125,15 @@ def test_attributes_reach_no_code_of_a_class():
             decode(messages.adapted(adapter, Guarded.__module__, "Guarded", {}, []), allowed=allowed)
 
 
+class WithState:
+    def __setstate__(self, state):
+        raise AssertionError("the class's own code has run")
+
+
 def test_a_class_that_is_not_only_attributes_is_refused():
+    with pytest.raises(RefusedType, match="is sent as attributes, which is not all that a WithState has"):
+        message = messages.adapted("class.object", __name__, "WithState", {"a": 1})
+        decode(message, allowed=Allowed([WithState]))
     for kind in (dict, list, int, type, Exception, subprocess.Popen, type(open(__file__))):  # noqa: SIM115
         with pytest.raises(RefusedType):
             decode(messages.adapted("class.object", kind.__module__, kind.__qualname__, 5), allowed=Allowed([kind]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from typing import Any
 
 import codec_table as table
@@ -95,7 +96,13 @@ def test_values_that_are_small_to_have_and_huge_to_send():
         [{str(i): "x" for i in range(1000)}] * 100_000,
         ["x" * 10**6] * 10**6,
     ]
-    for kind in (list, tuple, lambda pair: {"a": pair[0], "b": pair[1]}, lambda pair: {1: pair[0], 2: pair[1]}):
+    for kind in (
+        list,
+        tuple,
+        lambda pair: pair * 5,
+        lambda pair: {"a": pair[0], "b": pair[1]},
+        lambda pair: {1: pair[0], 2: pair[1]},
+    ):
         bomb: Any = "x"
         for _ in range(60):
             bomb = kind([bomb, bomb])
@@ -108,6 +115,19 @@ def test_values_that_are_small_to_have_and_huge_to_send():
             encode(bomb, max_bytes=100_000_000)
 
 
+def test_they_take_no_memory_before_they_are_refused():
+    bomb: Any = "x"
+    for _ in range(40):
+        bomb = [bomb] * 10
+    tracemalloc.start()
+    try:
+        with pytest.raises(NotSerializable, match="are allowed"):
+            encode([bomb] * 9, max_bytes=10**8)
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
+
+
 def test_values_that_contain_themselves():
     a: list[Any] = []
     a.append(a)
@@ -115,11 +135,25 @@ def test_values_that_contain_themselves():
     b["again"] = [b]
     c = table.Plain(None)
     c.value = (c,)
+    e = table.Plain(None)
+    e.value = e
     d: list[Any] = [[] for _ in range(20)]
     d[3].append(d)
-    for value in (a, b, c, d):
+    for value in (a, b, c, d, e):
         with pytest.raises(NotSerializable, match="contains itself; send it without"):
             encode(value, max_bytes=10_000_000)
+
+
+def test_what_occurs_twice_is_sent_twice():
+    numpy = pytest.importorskip("numpy")
+    large: Any = [numpy.arange(5000), b"x" * 2_000_000]
+    for value in ([large, large], {"a": large, "b": (large, large)}, [large[0]] * 3):
+        data, buffers = encode(value)
+        arrived = decode(data, through_memory(buffers))
+        assert table.same(arrived, value)
+    twice = [1, [2]]
+    first, second = decode(encode([twice, twice, *range(20)])[0])[:2]
+    assert first == second == twice and first is not second and first[1] is not second[1]
 
 
 def test_where_a_part_sits_is_said_on_both_sides():
