@@ -63,7 +63,7 @@ def _survey(value: Any, depth: int = 3) -> int:  # 0: small and simple
     if kind is bytes or kind is bytearray:
         return LARGE_BYTES if len(value) >= LARGE else 0
     if not depth or kind not in _CONTAINERS or len(value) > 64:
-        return UNKNOWN if value or kind not in _CONTAINERS else 0
+        return UNKNOWN if kind not in _CONTAINERS or value else 0
     found = 0
     items: Iterable[Any] = value.values() if kind is dict else value
     for item in items:  # a loop, and not `any`: this is done for every message
