@@ -213,7 +213,7 @@ def _end_soon(loop: asyncio.AbstractEventLoop, guard: AsyncGenerator[None]) -> N
     else:
         loop.call_soon_threadsafe(lambda: _step(guard.aclose()))
 
-# %% ../nbs/08_manager.ipynb #29ea6927
+# %% ../nbs/08_manager.ipynb #85e57086
 class BaseJobManager:
     """Runs jobs of plugins in worker processes.
 
@@ -716,7 +716,8 @@ class BaseJobManager:
             return found
 
         job_events = JobEvents(self.worker_type, *queues, resource_of, self._failures)
-        config, setup = self.worker_config, WorkerSetup(self._plugin_manager_factory, self.supports_streaming)
+        most = self._recycle.max_rss_bytes if self._recycle is not None else None
+        config, setup = self.worker_config, WorkerSetup(self._plugin_manager_factory, self.supports_streaming, most)
         make_backend = _override or self._make_backend
         return Engine(
             hooks,

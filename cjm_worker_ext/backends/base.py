@@ -16,7 +16,7 @@ from cjm_worker_ext.errors import describe_exit
 __all__ = ['Answer', 'PluginEntry', 'WorkerSetup', 'JobOrder', 'Returned', 'RemoteError', 'Raised', 'Interrupted', 'Lost',
            'Place', 'ExitReason', 'WorkerExit', 'BackendHost', 'Backend', 'BackendFactory']
 
-# %% ../../nbs/05_backends/00_base.ipynb #e8e9110c
+# %% ../../nbs/05_backends/00_base.ipynb #b2e0daa3
 class PluginEntry(NamedTuple):
     "What is known of one plugin when a job starts."
 
@@ -33,6 +33,7 @@ class WorkerSetup(NamedTuple):
 
     plugin_manager_factory: Any = None  # Makes the app's own plugin manager in the worker; None: the default one
     streaming: bool = False  # Whether that plugin manager is asked to stream
+    max_rss_bytes: int | None = None  # Resident memory after a job from which a worker wants to be replaced
 
 
 class JobOrder(NamedTuple):
@@ -113,7 +114,7 @@ class WorkerExit(NamedTuple):
             return "could not be started"
         return "was lost" if self.reason is ExitReason.LOST else describe_exit(self.exitcode)
 
-# %% ../../nbs/05_backends/00_base.ipynb #cb92cdfd
+# %% ../../nbs/05_backends/00_base.ipynb #498a82e0
 class BackendHost(Protocol):
     """Whoever uses a backend. `worker` is the number that `Backend.start` was given.
 
@@ -146,7 +147,7 @@ class BackendHost(Protocol):
         "The worker wrote a line to stdout or stderr. The lines of a job come before its answer."
 
     def on_retire(self, worker: int, reason: str) -> None:
-        "A plugin says that the worker is to be replaced after this job."
+        "The worker says during a job that it is to be replaced after it."
 
     def on_dying(self, worker: int, undelivered: bool) -> None:
         "The worker ends; its last messages follow. `undelivered`: the last order surely did not reach it."
@@ -154,7 +155,7 @@ class BackendHost(Protocol):
     def on_exit(self, worker: int, end: WorkerExit) -> None:
         "The worker is gone, and nothing of it is left."
 
-# %% ../../nbs/05_backends/00_base.ipynb #2e2cd6c6
+# %% ../../nbs/05_backends/00_base.ipynb #18e84bb7
 class Backend(Protocol):
     "Where workers run. All methods are called on one event loop, and none of them waits, except for `close`."
 
@@ -187,10 +188,6 @@ class Backend(Protocol):
 
     def kill(self, worker: int) -> None:
         "Kill a worker and everything that it started."
-
-    def memory_of(self, worker: int) -> int | None:  # Bytes; None: not known
-        "Ask how much resident memory a worker's process uses now."
-        ...
 
     def forget(self, worker: int) -> None:
         "The host knows of the end of this worker and needs nothing more of it."

@@ -157,7 +157,7 @@ class WorkerInfo(NamedTuple):
     plugin_ids: tuple[str, ...]  # Loaded plugins
     started_at: str  # ISO 8601, UTC
 
-# %% ../../nbs/07_engine/06_engine.ipynb #672da939
+# %% ../../nbs/07_engine/06_engine.ipynb #2da84662
 class Engine:
     "Runs jobs; lives on the event loop that made it. Implements `backends.base.BackendHost`."
 
@@ -494,17 +494,10 @@ class Engine:
             category = answer.error.category
             if found := self.recycle.error_that_counts(f"{answer.error.type}: {answer.error.message}"):
                 self.inbox.put(self.scheduler.retire(worker, f"after an error with {found!r} it cannot go on"))
-        elif self.recycle.max_rss_bytes is not None:
-            self._look_at_memory(worker)
         self.inbox.put(self.scheduler.answered(worker, task_number, kind is Interrupted, kind is Raised, category))
 
-    def _look_at_memory(self, worker: int) -> None:
-        most, now = self.recycle.max_rss_bytes, self.backend.memory_of(worker)
-        if most is not None and now is not None and now > most:
-            self.inbox.put(self.scheduler.retire(worker, f"it uses {now:,} bytes, over max_rss_bytes={most:,}"))
-
     def on_retire(self, worker: int, reason: str) -> None:
-        "A plugin says that its worker is to be replaced."
+        "A worker says that it is to be replaced."
         self.inbox.put(self.scheduler.retire(worker, reason))
 
     def on_output(self, worker: int, line: str) -> None:
