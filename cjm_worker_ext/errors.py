@@ -11,9 +11,9 @@ if TYPE_CHECKING:  # a worker starts faster without `typing`
 
 # %% auto #0
 __all__ = ['WorkerExtError', 'ProtocolError', 'ConfigError', 'PlatformError', 'UnknownPlugin', 'UnknownJob', 'ManagerClosed',
-           'WrongLoop', 'ForkedManager', 'QueueFull', 'StreamGap', 'PluginLoadError', 'PluginError', 'JobTimeout',
-           'NotSerializable', 'RefusedType', 'ResourcesUnavailable', 'WorkersExhausted', 'describe_exit',
-           'WorkerCrashed', 'JobCancelled']
+           'WrongLoop', 'ForkedManager', 'QueueFull', 'DuplicateJob', 'StreamGap', 'PluginLoadError', 'PluginError',
+           'JobTimeout', 'NotSerializable', 'RefusedType', 'TransientError', 'JobFailed', 'ResourcesUnavailable',
+           'PluginHeldBack', 'WorkersExhausted', 'describe_exit', 'WorkerCrashed', 'JobCancelled']
 
 # %% ../nbs/00_errors.ipynb #b502368d
 class WorkerExtError(Exception):
@@ -31,7 +31,7 @@ class ConfigError(WorkerExtError, ValueError):
 class PlatformError(WorkerExtError, OSError):
     "This operating system cannot start workers; importing and type checking still work."
 
-# %% ../nbs/00_errors.ipynb #76897660
+# %% ../nbs/00_errors.ipynb #c5bdf9e6
 class UnknownPlugin(WorkerExtError, LookupError):
     "No plugin has this id, or the plugin that has it names no target to run."
 
@@ -56,10 +56,14 @@ class QueueFull(WorkerExtError, RuntimeError):
     "As many jobs are pending as `WorkerConfig.max_pending_jobs` allows."
 
 
+class DuplicateJob(WorkerExtError, ValueError):
+    "A job with the same key is pending or running, and `on_duplicate` is `refuse`."
+
+
 class StreamGap(WorkerExtError, LookupError):
     "The chunk at which a reader wants to start is gone: more came than `WorkerConfig.max_buffered_chunks`."
 
-# %% ../nbs/00_errors.ipynb #7811533d
+# %% ../nbs/00_errors.ipynb #e117f054
 class PluginLoadError(WorkerExtError, ImportError):
     "A plugin could not be imported or its `load` raised; the remote traceback is attached as `traceback`."
 
@@ -88,8 +92,37 @@ class RefusedType(WorkerExtError, TypeError):
     "A worker sent an object of a class that the app has not allowed."
 
 
+class TransientError(WorkerExtError):
+    """Raised by a plugin for a failure that may be gone at the next attempt, for example of a network.
+
+    Any other exception says the same with an attribute `category = "transient"`; see `Retry`.
+    """
+
+    category = "transient"
+
+
+class JobFailed(WorkerExtError):
+    "Raised by `await job` if the job failed or was cancelled; the traceback in the worker is a note of it."
+
+    def __init__(
+        self,
+        message: str,  # Which job, and what it says
+        status: str = "failed",  # Or `cancelled`
+        error_type: str | None = None,  # Name of the exception's class in the worker
+        traceback: str | None = None,  # In the worker, as text
+    ) -> None:
+        super().__init__(message)
+        self.status, self.error_type, self.traceback = status, error_type, traceback
+        if traceback:
+            self.add_note(f"In the worker:\n{traceback}")
+
+
 class ResourcesUnavailable(WorkerExtError):
     "The app's `validate_resources` refused the job; the message is its reason."
+
+
+class PluginHeldBack(WorkerExtError, RuntimeError):
+    "A plugin has crashed worker after worker and gets none for a while; `release_plugin` lets it run again."
 
 
 class WorkersExhausted(WorkerExtError, RuntimeError):

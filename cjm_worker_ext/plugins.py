@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # a worker starts faster without `typing`
 __all__ = ['context_of_thread', 'JobContext', 'current_context', 'set_current_context', 'resolve_target', 'is_stream',
            'LoadedPlugin', 'PluginManager', 'describe_error', 'describe_load_error']
 
-# %% ../nbs/04_plugins.ipynb #a9c381b3
+# %% ../nbs/04_plugins.ipynb #c2fcd2cb
 class JobContext:
     "The running job, seen from inside the plugin; made by the worker, one for each job."
 
@@ -29,11 +29,20 @@ class JobContext:
         job_id: str = "",  # As in the app
         config: Mapping[str, Any] | None = None,  # What the plugin was loaded with
         report: Callable[[float | None, str], None] | None = None,  # Sends a progress; None: it is not sent
+        retire: Callable[[str], None] | None = None,  # Asks for another worker; None: nobody is asked
     ) -> None:
         self.job_id = job_id
         self.config = config or {}
         self.cancelled = False  # True once the job is to end; set before `JobCancelled` is raised
-        self._report = report
+        self._report, self._retire = report, retire
+
+    def retire_worker(
+        self,
+        reason: str,  # A sentence for people
+    ) -> None:
+        "Let another process take the place of this worker after this job, for example because its card is unusable."
+        if self._retire is not None:
+            self._retire(str(reason)[:200])
 
     def progress(
         self,

@@ -168,7 +168,7 @@ def test_on_cancellation_a_job_that_ran_out_of_time_counts_as_well(tmp_path):
 @pytest.mark.parametrize("policy", [RestartPolicy.ALWAYS, RestartPolicy.BACKOFF])
 def test_a_worker_that_ran_something_is_replaced_at_once_however_often(policy, tmp_path, waits):
     async def scene():
-        async with make(policy, max_restart_attempts=1, restart_backoff_seconds=600) as manager:
+        async with make(policy, max_restart_attempts=1, restart_backoff_seconds=600, hold_after_crashes=0) as manager:
             lost = [await crash(manager) for _ in range(4)]
             lost += [await kill_by_cancel(manager, tmp_path) for _ in range(2)]
             assert await works_in(manager) not in lost and len(set(lost)) == 6

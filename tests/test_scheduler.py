@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from cjm_worker_ext.backends.base import ExitReason
-from cjm_worker_ext.config import RestartPolicy, WorkerConfig
+from cjm_worker_ext.config import Recycle, RestartPolicy, Retry, WorkerConfig
 from cjm_worker_ext.engine.scheduler import (
+    Again,
     Cause,
     ClearTimer,
     End,
@@ -73,20 +74,27 @@ class SchedulerMachine(RuleBasedStateMachine):
         attempts=st.integers(0, 3),
         load_timeout=st.sampled_from([None, 1.0]),
         alone=st.booleans(),
+        hold_after=st.integers(0, 2),
+        recycle=st.sampled_from([Recycle(), Recycle(max_jobs=2), Recycle(max_age_seconds=9.0, idle_seconds=5.0)]),
     )
-    def make(self, workers, standby, policy, attempts, load_timeout, alone):
+    def make(self, workers, standby, policy, attempts, load_timeout, alone, hold_after, recycle):
         self.config = WorkerConfig(
             max_workers=workers, standby_workers=standby, restart_policy=policy, max_restart_attempts=attempts,
             load_timeout_seconds=load_timeout, one_plugin_per_worker=alone, restart_backoff_seconds=1.0, restart_backoff_max_seconds=4.0,
+            hold_after_crashes=hold_after, hold_seconds=60.0, priority_aging_seconds=10.0,
         )  # fmt: skip
-        self.scheduler = Scheduler(self.config)
+        self.recycle = recycle
+        self.scheduler = Scheduler(self.config, recycle, roll=lambda: 0.0)
         self.processes: dict[int, Process] = {}
         self.ever: set[int] = set()
         self.timers: dict[tuple[str, int], float] = {}
         self.tasks: dict[int, Task] = {}
         self.ended: dict[int, Cause] = {}
         self.sent: dict[int, int] = {}
-        self.waiting: list[int] = []  # free tasks that are not on a worker, in the order that is due to them
+        self.undelivered: dict[int, int] = {}
+        self.waiting: list[int] = []  # free tasks that are not on a worker, in the order of their arrival in the queue
+        self.delayed: set[int] = set()  # tasks that wait for their time
+        self.now = 0.0
         self.own: dict[int, int] = {}  # task that belongs to a worker: the worker
         self.closed = False
         self.number = 0
@@ -116,9 +124,10 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert self.own[task.number] == action.worker
         else:
             alone = self.config.one_plugin_per_worker  # then the queue of each plugin has an order of its own
-            queue = [n for n in self.waiting if not alone or self.tasks[n].plugin == task.plugin]
+            queue = [n for n in self.in_order() if not alone or self.tasks[n].plugin == task.plugin]
             assert queue and queue[0] == task.number, f"not the next in the queue: {queue}, {action}"
             self.waiting.remove(task.number)
+            assert task.attempts == self.sent.get(task.number, 0) - self.undelivered.get(task.number, 0) + 1
             free = [p for p in self.processes.values() if p.task and p.task.number not in self.own]
             assert len(free) < self.config.max_workers, "more free tasks run than max_workers"
         if task.kind is TaskKind.EXECUTE:
@@ -146,6 +155,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert not process.stopping, "stopped twice"
         process.stopping = True
 
+    def do_again(self, action: Again):
+        task = action.task
+        assert task.number in self.tasks and task.number not in self.ended and task.retry is not None
+        assert task.attempts < task.retry.attempts, "tried more often than it may be"
+        assert not self.closed and not self.scheduler.crashes.is_held(task.plugin)
+        for process in self.processes.values():
+            if process.task is task:
+                process.task = None
+        self.delayed.add(task.number)
+
     def do_settimer(self, action: SetTimer):
         assert action.seconds >= 0
         if action.kind in ("timeout", "grace"):
@@ -162,25 +181,66 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.ended[number] = action.cause
         if number in self.waiting:
             self.waiting.remove(number)
+        self.delayed.discard(number)
         for process in self.processes.values():
             if process.task is action.task:
                 process.task = None
 
     # what may happen
 
-    def new_task(self, plugin, version=0, timeout=None, kind=TaskKind.EXECUTE) -> Task:
+    def in_order(self) -> list[int]:  # The numbers of the tasks that wait, as they are due
+        def key(number):
+            task = self.tasks[number]
+            return task.arrived_at - task.priority * 10.0, self.waiting.index(number)
+
+        return sorted(self.waiting, key=key)
+
+    def new_task(self, plugin, version=0, timeout=None, kind=TaskKind.EXECUTE, **options) -> Task:
         self.number += 1
-        task = self.tasks[self.number] = Task(self.number, plugin, version, timeout, kind)
+        self.now += 1.0
+        task = Task(self.number, plugin, version, timeout, kind, arrived_at=self.now, **options)
+        self.tasks[self.number] = task
         return task
 
-    @rule(plugin=PLUGINS, version=st.integers(0, 1), timeout=st.sampled_from([None, 0.0, 5.0]), count=st.integers(1, 4))
-    def submit(self, plugin, version, timeout, count):
+    @rule(
+        plugin=PLUGINS,
+        version=st.integers(0, 1),
+        timeout=st.sampled_from([None, 0.0, 5.0]),
+        count=st.integers(1, 4),
+        priority=st.sampled_from([0, 0, 0, 1, 2, -1]),
+        retry=st.sampled_from([None, None, Retry(2), Retry(3, on=("failed", "timeout"))]),
+        delay=st.sampled_from([0, 0, 0, 7.0]),
+    )
+    def submit(self, plugin, version, timeout, count, priority, retry, delay):
         for _ in range(count):
-            task = self.new_task(plugin, version, timeout)
-            self.waiting.append(task.number)
+            task = self.new_task(plugin, version, timeout, priority=priority, retry=retry, delay=delay)
+            if delay:
+                self.delayed.add(task.number)
+            else:
+                self.waiting.append(task.number)
             self.do(self.scheduler.submit(task))
             if self.closed:
                 assert self.ended[task.number] is Cause.CLOSED
+
+    @rule(data=st.data(), priority=st.integers(-1, 2))
+    def set_priority(self, data, priority):
+        if self.tasks:
+            number = data.draw(st.sampled_from(sorted(self.tasks)))
+            self.scheduler.set_priority(number, priority)
+            if number in self.waiting:
+                self.waiting.remove(number)
+                self.waiting.append(number)
+
+    @rule(data=st.data())
+    def retire(self, data):
+        number = self.some_process(data, lambda p: True)
+        if number is not None:
+            self.do(self.scheduler.retire(number, "leaks"))
+
+    @rule(plugin=PLUGINS)
+    def release(self, plugin):
+        self.do(self.scheduler.release(plugin))
+        assert not self.scheduler.crashes.is_held(plugin)
 
     @rule(plugin=PLUGINS)
     def load(self, plugin):
@@ -234,6 +294,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         process = self.processes[number]
         task, process.task = process.task, None
+        assert task.number not in self.delayed
         if task.kind is TaskKind.UNLOAD or (how != "ok" and process.must_load and not process.has_loaded):
             process.loaded.pop(task.plugin, None)
         elif task.kind is TaskKind.LOAD and how != "ok":
@@ -241,8 +302,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.do(self.scheduler.answered(number, task.number, cancelled=how == "cancelled", failed=how == "failed"))
         if how == "ok":
             assert self.ended[task.number] is Cause.ANSWERED
-        elif how == "cancelled":
+        elif how == "cancelled" and task.number in self.ended:
             assert self.ended[task.number] in (Cause.CANCELLED, Cause.TIMEOUT, Cause.CLOSED)
+        assert task.number in self.ended or task.number in self.delayed
 
     @if_any_process(lambda p: not p.dying)
     @rule(data=st.data(), jobs=st.integers(0, 3))
@@ -268,7 +330,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         undelivered = undelivered and task is not None and not process.has_loaded
         if undelivered and task.kind is TaskKind.EXECUTE and not process.interrupted:
             process.task = None
-            self.waiting.insert(0, task.number)
+            self.waiting.append(task.number)
+            self.undelivered[task.number] = self.undelivered.get(task.number, 0) + 1
         self.do(self.scheduler.dying(number, undelivered))
 
     @if_any_process(lambda p: True)
@@ -282,8 +345,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         reason = ExitReason.LOST if lost else ExitReason.CRASHED if process.started else ExitReason.REFUSED
         self.do(self.scheduler.died(number, reason))
         if task is not None:
-            assert task.number in self.ended, "the task of a dead worker hangs"
-        assert ("start", number) not in self.timers, "a timer of a dead worker goes on"
+            assert task.number in self.ended or task.number in self.delayed, "the task of a dead worker hangs"
+        for kind in ("start", "stop", "age", "idle"):
+            assert (kind, number) not in self.timers, "a timer of a dead worker goes on"
 
     @precondition(lambda self: len(self.ended) < len(self.tasks))
     @rule(data=st.data())
@@ -299,8 +363,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def let_a_timer_fire(self, data):
         if self.timers:
-            kind, key = data.draw(st.sampled_from(sorted(self.timers)))
+            kind, key = data.draw(st.sampled_from(sorted(self.timers, key=str)))
             del self.timers[kind, key]
+            if kind == "due":
+                self.delayed.remove(key)
+                self.waiting.append(key)
             self.do(self.scheduler.timer(kind, key))
 
     @rule(kind=st.sampled_from(["timeout", "start", "grace"]), number=st.integers(0, 50))
@@ -325,6 +392,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         if chance:
             return
         self.closed = True
+        if drain:  # what is to be tried again gets its chance now
+            for number in [n for n in self.scheduler.tasks if n in self.delayed and self.tasks[n].attempts]:
+                self.delayed.remove(number)
+                self.waiting.append(number)
         self.do(self.scheduler.close(drain))
 
     @precondition(lambda self: self.closed)
@@ -342,15 +413,18 @@ class SchedulerMachine(RuleBasedStateMachine):
         for number, worker in scheduler.workers.all.items():
             assert worker.task is self.processes[number].task
         assert scheduler.workers.busy == sum(p.task is not None for p in self.processes.values())
-        assert [task.number for task in scheduler.pending.all()] == self.waiting
+        assert [task.number for task in scheduler.pending.all()] == self.in_order()
+        assert scheduler.delayed == len(self.delayed)
+        assert {key for kind, key in self.timers if kind == "due"} == self.delayed
         assert scheduler.pending.count == len(self.waiting)
         assert set(scheduler.tasks) == set(self.tasks) - set(self.ended)
-        for number in scheduler.workers.idle:
+        for number in scheduler.workers.idle.all:
             worker = scheduler.workers.all[number]
             after_kill_all = self.closed and worker.phase is WorkerPhase.KILLED  # nothing is given out any more
             assert worker.task is None and (worker.phase is WorkerPhase.READY or after_kill_all)
         for kind, key in self.timers:
-            assert kind not in ("timeout", "grace") or key not in self.ended, "a timer of an ended task goes on"
+            assert kind not in ("due", "timeout", "grace") or key not in self.ended, "a timer of an ended task goes on"
+        assert all(plugin not in scheduler.crashes.held for plugin in "pqr" if ("release", plugin) not in self.timers)
 
     @invariant()
     def nobody_waits_for_nothing(self):
@@ -378,7 +452,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 self.do(self.scheduler.died(number))
         assert not self.processes and not self.scheduler.workers.all, "after the end new workers come"
         assert not self.waiting and set(self.ended) == set(self.tasks), "tasks without an end"
-        assert not self.timers, "a timer is left"
+        assert {kind for kind, _ in self.timers} <= {"release"}, "a timer is left"
 
 
 TestScheduler = SchedulerMachine.TestCase

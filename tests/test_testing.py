@@ -15,6 +15,7 @@ from backend_scenes import SCENES, Events, ended, maker, running
 from harness import run, until, until_now
 
 from cjm_worker_ext.backends.local import LocalBackend
+from cjm_worker_ext.config import WorkerConfig
 from cjm_worker_ext.testing import InProcessBackend, use_in_process_backend
 
 BACKENDS = {"local": LocalBackend, "in process": InProcessBackend}
@@ -77,7 +78,9 @@ def test_a_crash_hits_the_job_whether_it_is_pending_or_runs():
 
     jobs: queue.SimpleQueue = queue.SimpleQueue()
     with use_in_process_backend() as in_process:
-        thread = threading.Thread(target=lambda: run(app(maker(None)("work"), jobs)))
+        thread = threading.Thread(
+            target=lambda: run(app(maker(None)("work", config=WorkerConfig(hold_after_crashes=0)), jobs))
+        )
         thread.start()
         for n, job in enumerate(iter(lambda: jobs.get(timeout=30), None)):
             if n % 2:

@@ -16,10 +16,10 @@ if TYPE_CHECKING:  # a worker starts faster without `typing`
     from typing import Any
 
 # %% auto #0
-__all__ = ['MOST_MESSAGE', 'MOST_TRACEBACK', 'MOST_EXCEPTION', 'MOST_ARGUMENT', 'MOST_CAUSES', 'BUILTIN', 'is_group',
-           'encode_exception', 'exception_class', 'refuse_arguments', 'decode_exception']
+__all__ = ['MOST_MESSAGE', 'MOST_TRACEBACK', 'MOST_EXCEPTION', 'MOST_ARGUMENT', 'MOST_CAUSES', 'CATEGORIES', 'BUILTIN',
+           'is_group', 'category_of', 'encode_exception', 'exception_class', 'refuse_arguments', 'decode_exception']
 
-# %% ../../nbs/05_backends/06_codec_errors.ipynb #909f80e3
+# %% ../../nbs/05_backends/06_codec_errors.ipynb #a90c4753
 MOST_MESSAGE, MOST_TRACEBACK = 10_000, 50_000  # characters that are kept
 MOST_EXCEPTION = 1 << 16  # Bytes of an exception with its causes; a larger one crosses as text only
 MOST_ARGUMENT = 1 << 13  # Bytes of one argument or attribute
@@ -71,6 +71,22 @@ def _described(error: BaseException, codecs: Sequence[Codec], depth: int = 0) ->
     ]  # fmt: skip
 
 
+CATEGORIES = ("transient", "resource", "input", "fatal")
+
+
+def category_of(
+    error: BaseException,  # What a plugin raised
+) -> str:  # One of `CATEGORIES`; empty if it states none
+    "Say what kind of failure an exception states with its attribute `category`; memory is a resource."
+    try:
+        found = getattr(error, "category", None)
+    except Exception:  # noqa: BLE001  - the plugin boundary: a property that raises
+        return ""
+    if type(found) is str and found in CATEGORIES:
+        return found
+    return "resource" if isinstance(error, MemoryError) else ""
+
+
 def encode_exception(
     error: BaseException,  # What was raised
     skip_frames: int = 0,  # Outermost frames of the traceback to leave out: they are the worker's own
@@ -96,6 +112,7 @@ def encode_exception(
         "message": message if len(message) <= MOST_MESSAGE else message[: MOST_MESSAGE - 1] + "…",
         "traceback": text[-MOST_TRACEBACK:],
         "exception": data,
+        "category": category_of(error),
     }
 
 # %% ../../nbs/05_backends/06_codec_errors.ipynb #ed44718d

@@ -16,14 +16,14 @@ Bytes = bytes | bytearray | memoryview
 
 # %% auto #0
 __all__ = ['HELLO', 'LOAD', 'EXECUTE', 'UNLOAD', 'CANCEL', 'STOP', 'RELEASE', 'READY', 'LOADED', 'CHUNKS', 'PROGRESS', 'RESULT',
-           'FAILED', 'CANCELLED', 'DONE', 'HEADER', 'PLACE', 'LARGE', 'MOST_BUFFERS', 'encode', 'Frame', 'memory_for',
-           'FrameReader']
+           'FAILED', 'CANCELLED', 'DONE', 'RETIRE', 'HEADER', 'PLACE', 'LARGE', 'MOST_BUFFERS', 'encode', 'Frame',
+           'memory_for', 'FrameReader']
 
 # %% ../../nbs/05_backends/01_framing.ipynb #49c9f9fd
 # manager to worker
 HELLO, LOAD, EXECUTE, UNLOAD, CANCEL, STOP, RELEASE = range(1, 8)
 # worker to manager
-READY, LOADED, CHUNKS, PROGRESS, RESULT, FAILED, CANCELLED, DONE = range(16, 24)
+READY, LOADED, CHUNKS, PROGRESS, RESULT, FAILED, CANCELLED, DONE, RETIRE = range(16, 25)
 
 HEADER = struct.Struct("<QIHBx")  # bytes of the payload, task number, number of buffers, kind
 PLACE = struct.Struct("<QQ")  # bytes of one buffer; 0 if it follows inline, else its offset in shared memory plus one

@@ -47,7 +47,7 @@ class ChunkReader:
         self.away = False  # It holds nothing up, and misses what is dropped meanwhile
         self.closed = False  # It reads no more
 
-# %% ../../nbs/07_engine/03_chunk_log.ipynb #4bcb2045
+# %% ../../nbs/07_engine/03_chunk_log.ipynb #302a4388
 class ChunkLog:
     "The chunks of one job, in order; lives on one event loop."
 
@@ -69,6 +69,7 @@ class ChunkLog:
         self._paused_at, self._reader_timeout = 0.0, reader_timeout
         self._watch: asyncio.TimerHandle | None = None  # Runs while the source is paused
         self.ignored = 0  # Chunks that came after `take_no_more`
+        self.began = 0  # Position of the first chunk of the present attempt
 
     @property
     def end(self) -> int:  # How many chunks there were so far
@@ -99,6 +100,20 @@ class ChunkLog:
         "The job is being ended: hold its worker up no longer, and ignore what it still yields."
         self._full = True
         self._set_paused(False)
+
+    def start_again(self) -> None:
+        "The job is tried again: readers read on, and its chunks follow those of the attempt that failed."
+        self._full, self.ignored, self.began = False, 0, self.end
+
+    @property
+    def whole(self) -> list[Any]:  # Those that are kept
+        "The chunks of the present attempt."
+        return list(islice(self.kept, max(0, self.began - self.first), None))
+
+    @property
+    def dropped(self) -> int:
+        "How many of the first chunks of the present attempt are gone."
+        return max(0, self.first - self.began)
 
     def finish(self) -> None:
         "No more chunks will come; the source may work for others, however slow the readers are."

@@ -14,13 +14,18 @@ from cjm_worker_ext.events.failure_log import FailureLog
 from cjm_worker_ext.jobs import BaseJob, chunks_to_jsonable, to_jsonable
 
 # %% auto #0
-__all__ = ['job_data', 'end_data', 'JobEvents']
+__all__ = ['job_data', 'queued_data', 'end_data', 'JobEvents']
 
-# %% ../../nbs/06_events/02_job_events.ipynb #eaf4b46d
+# %% ../../nbs/06_events/02_job_events.ipynb #ee48c94a
 def job_data(job: BaseJob, pid: int | None = None) -> dict[str, Any]:
     "What each event about a job says."
     data: dict[str, Any] = {"job_id": job.id, "plugin_id": job.plugin_id}
     return data if pid is None else data | {"pid": pid}
+
+
+def queued_data(job: BaseJob, ahead: int) -> dict[str, Any]:
+    "What the event of a job's arrival says."
+    return job_data(job) | {"ahead": ahead}
 
 
 def end_data(job: BaseJob) -> dict[str, Any]:
@@ -80,6 +85,10 @@ class JobEvents:
         "A worker was asked to end by itself."
         self.resource_queue.update(place.pid, {"status": "stopping"})
 
+    def worker_recycled(self, place: Place, reason: str) -> None:
+        "A worker ends, so that another one takes its place."
+        self.event_queue.event("worker:recycled", pid=place.pid, reason=reason)
+
     def worker_ended(self, end: WorkerExit, expected: bool) -> None:
         "A worker is gone; nothing was known of one that never started."
         if not end.pid:
@@ -88,10 +97,16 @@ class JobEvents:
         kind = "worker:stopped" if expected else "worker:crashed"
         self.event_queue.event(kind, pid=end.pid, exitcode=end.exitcode, reason=end.words)
 
-    def job_queued(self, job: BaseJob) -> None:
-        "A job was accepted."
+    def job_queued(self, job: BaseJob, ahead: int) -> None:
+        "A job was accepted; `ahead` others wait for a worker."
         if self._has_listener:
-            self.event_queue.later("job:queued", job_data, job)
+            self.event_queue.later("job:queued", queued_data, job, ahead)
+
+    def job_retrying(self, job: BaseJob, reason: str, error: str, seconds: float) -> None:
+        "A job has failed, and is tried again after some time."
+        if self._has_listener:
+            data = {"attempt": job.attempts, "reason": reason, "error": to_jsonable(error), "delay": seconds}
+            self.event_queue.event("job:retrying", **job_data(job, job.worker_pid), **data)
 
     def job_started(self, job: BaseJob, entry: PluginEntry, place: Place, loads: bool) -> None:
         "A job went to a worker; `loads`: its plugin is still to be loaded, and `plugin_loaded` follows."
