@@ -470,7 +470,7 @@ def kinds_of(
         kinds.update(map(type, part))
     return kinds
 
-# %% ../../nbs/05_backends/03_codec.ipynb #24ace1f9
+# %% ../../nbs/05_backends/03_codec.ipynb #6cd30792
 SMALL_MESSAGE = 1 << 12  # Bytes up to which lists that announce too much cannot do harm
 MOST_EQUAL_HASHES = 100  # Keys of one dict or set that may share a hash; -1 and -2 do, and tuples of them
 
@@ -768,7 +768,8 @@ def decode(
     try:
         if (size := len(data)) <= WHOLE:
             message = data if type(data) is bytes else bytes(data)
-            if size <= SMALL_MESSAGE and message[:1] == PLAIN and not _timestamp_in(message):  # the usual case
+            may_be_time = b"\xff" in message and _timestamp_in(message)
+            if size <= SMALL_MESSAGE and message[:1] == PLAIN and not may_be_time:  # the usual case
                 return unpackb(message[1:], ext_hook=_no_extension)
             data = message
         return Decoder(buffers, allowed, copy, most).decode(data)

@@ -19,7 +19,7 @@ __all__ = ['HELLO', 'LOAD', 'EXECUTE', 'UNLOAD', 'CANCEL', 'STOP', 'RELEASE', 'R
            'FAILED', 'CANCELLED', 'DONE', 'RETIRE', 'HEADER', 'PLACE', 'LARGE', 'MOST_BUFFERS', 'encode', 'Frame',
            'memory_for', 'FrameReader']
 
-# %% ../../nbs/05_backends/01_framing.ipynb #49c9f9fd
+# %% ../../nbs/05_backends/01_framing.ipynb #a708ae73
 # manager to worker
 HELLO, LOAD, EXECUTE, UNLOAD, CANCEL, STOP, RELEASE = range(1, 8)
 # worker to manager
@@ -55,7 +55,7 @@ class Frame:
     def __init__(self, kind: int, task_number: int, payload: Bytes, buffers: Sequence[tuple[int, Any]] = ()) -> None:
         self.kind, self.task_number, self.payload, self.buffers = kind, task_number, payload, buffers
 
-# %% ../../nbs/05_backends/01_framing.ipynb #9ea9b168
+# %% ../../nbs/05_backends/01_framing.ipynb #22074329
 def memory_for(
     size: int,  # Bytes
 ) -> memoryview:  # Writable
@@ -76,21 +76,21 @@ class FrameReader:
     ) -> None:
         self.limit = limit
         self._rest = bytearray()  # the beginning of a small frame, or of one whose size is not known yet
-        self._whole: memoryview | None = None  # memory for all of a large frame
+        self.whole: memoryview | None = None  # Memory for all of a large frame, while one arrives
         self._filled = 0  # how much of `_whole` is filled
         self.part = 0  # Bytes that have arrived of a frame that is not whole
 
     def room(self) -> memoryview | None:  # Where to write the next bytes of a large frame; None: anywhere
         "Return the memory that the rest of a large frame belongs in."
-        return None if self._whole is None else self._whole[self._filled :]
+        return None if self.whole is None else self.whole[self._filled :]
 
     def filled(self, count: int) -> Iterator[Frame]:
         "Take note that `count` bytes were written into `room()`; yields the frame, in memory of its own, once it is whole."
-        whole = self._whole
+        whole = self.whole
         assert whole is not None
         self._filled = self.part = self._filled + count
         if self._filled == len(whole):
-            self._whole, self.part = None, 0
+            self.whole, self.part = None, 0
             yield self._cut(whole, 0, own=True)[0]
 
     def feed(
@@ -118,8 +118,8 @@ class FrameReader:
             return
         size = self._size(data, start) if end - start >= HEADER.size else 0
         if size > 1 << 16:
-            self._filled, self._whole = end - start, memory_for(size)
-            self._whole[: self._filled] = data[start:]
+            self._filled, self.whole = end - start, memory_for(size)
+            self.whole[: self._filled] = data[start:]
         else:
             self._rest = bytearray(data[start:])
 

@@ -313,7 +313,7 @@ def waiting_bytes(fd: int, sent: bool = False) -> int:  # 0 also where the syste
         return 0
     return int.from_bytes(found, sys.byteorder)
 
-# %% ../../nbs/05_backends/13_local.ipynb #5ce7a568
+# %% ../../nbs/05_backends/13_local.ipynb #830a4fc3
 class FrameSocket:
     "The app's end of a worker's socket: frames in, frames out; lives on one event loop."
 
@@ -392,7 +392,7 @@ class FrameSocket:
 
         Raises `EOFError` at the end of the stream, and `ValueError` for an invalid frame.
         """
-        room, size = self.reader.room(), self._share.size
+        room, size = None if self.reader.whole is None else self.reader.room(), self._share.size
         try:
             count = self._sock.recv_into(self._scratch if room is None else room, size if room is None else 0)
         except BlockingIOError:

@@ -101,7 +101,7 @@ class _Read(BytesIO):
         "Give a piece."
         return super().read(size)
 
-# %% ../../nbs/05_backends/10_order_pickles.ipynb #c679a364
+# %% ../../nbs/05_backends/10_order_pickles.ipynb #c663bd6a
 def _cached_again(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
     from functools import lru_cache
 
@@ -158,8 +158,7 @@ def _names_code(data: bytes) -> bool:
     "Whether a pickle may name something that a worker cannot import."
     if b"__main__" in data:
         return True
-    modules = _code_modules()
-    return bool(modules) and any(module.encode() in data for module in modules)
+    return "cloudpickle" in sys.modules and any(module.encode() in data for module in _code_modules())
 
 # %% ../../nbs/05_backends/10_order_pickles.ipynb #af925e0d
 def dumps(

@@ -158,7 +158,7 @@ class WorkerInfo(NamedTuple):
     plugin_ids: tuple[str, ...]  # Loaded plugins
     started_at: str  # ISO 8601, UTC
 
-# %% ../../nbs/07_engine/06_engine.ipynb #bd45d01e
+# %% ../../nbs/07_engine/06_engine.ipynb #3e346119
 class Engine:
     "Runs jobs; lives on the event loop that made it. Implements `backends.base.BackendHost`."
 
@@ -382,7 +382,8 @@ class Engine:
         elif isinstance(task, JobRecord):
             place = self.places[action.worker]
             task.start(place, action.load)
-            self.job_events.job_started(task.job, task.entry, place, action.load)
+            if self.job_events.is_heard:
+                self.job_events.job_started(task.job, task.entry, place, action.load)
 
     def _order(self, action: Send, task: JobRecord | PluginChange) -> bool:
         "Give the backend the order that a task asks for."
@@ -429,7 +430,8 @@ class Engine:
     def _end(self, action: End) -> None:
         task, cause = action.task, action.cause
         ended = self.tasks.pop(task.number)
-        self._free_place(task.worker or 0, task.plugin)
+        if self.job_events.is_heard:
+            self._free_place(task.worker or 0, task.plugin)
         if isinstance(ended, JobRecord):
             self._end_job(ended, cause)
         elif cause is Cause.ANSWERED or (cause in (Cause.CRASHED, Cause.LOST) and task.kind is TaskKind.UNLOAD):

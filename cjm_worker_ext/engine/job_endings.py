@@ -54,7 +54,7 @@ def explain(
     policy = f"restart_policy={config.restart_policy}, max_restart_attempts={config.max_restart_attempts}"
     return WorkersExhausted(f"job {job_id}: no worker is left ({policy}); the last one {last_exit or 'never started'}")
 
-# %% ../../nbs/07_engine/05_job_endings.ipynb #352fa6e5
+# %% ../../nbs/07_engine/05_job_endings.ipynb #a1aabd02
 class JobEndings:
     "Ends jobs; lives on one event loop."
 
@@ -82,7 +82,8 @@ class JobEndings:
             self._end_otherwise(record, cause, answer)
         record.answer = None  # the raw result may be large, and the job has what the hook made of it
         self.jobs.retire(record)
-        self.job_events.job_ended(record.job)
+        if self.job_events.is_heard:
+            self.job_events.job_ended(record.job)
         record.wake()
         self._call_hook(record.job)
 

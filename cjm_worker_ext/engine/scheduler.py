@@ -321,7 +321,7 @@ class WorkerTable:
         "The workers that have a plugin loaded, or are about to load it."
         return [w for w in self.all.values() if plugin in w.loaded or (w.task and w.task.plugin == plugin)]
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #07d90ad2
+# %% ../../nbs/07_engine/01_scheduler.ipynb #8af9ec5a
 class Scheduler:
     "Decides: every method returns the actions that follow, in the order in which they are to be done."
 
@@ -458,8 +458,11 @@ class Scheduler:
         if self.crashes.counts:
             self.crashes.succeeded(task.plugin)
         actions = self._clear_timers(task)
-        failures = _FAILURES.get(cause, ()) if cause is not Cause.ANSWERED else ("failed", category) if failed else ()
-        actions += self._end_or_again(task, cause, failures)
+        if task.retry is None:  # the usual case
+            actions += self._end(task, cause)
+        else:
+            answered = ("failed", category) if failed else ()
+            actions += self._end_or_again(task, cause, _FAILURES.get(cause, answered))
         if worker.jobs == self.recycle.max_jobs:
             worker.retires = worker.retires or f"it has done {worker.jobs} jobs"
         actions += self._free(worker)

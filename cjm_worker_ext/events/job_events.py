@@ -16,7 +16,7 @@ from cjm_worker_ext.jobs import BaseJob, chunks_to_jsonable, to_jsonable
 # %% auto #0
 __all__ = ['job_data', 'queued_data', 'end_data', 'JobEvents']
 
-# %% ../../nbs/06_events/02_job_events.ipynb #ee48c94a
+# %% ../../nbs/06_events/02_job_events.ipynb #1e9674a7
 def job_data(job: BaseJob, pid: int | None = None) -> dict[str, Any]:
     "What each event about a job says."
     data: dict[str, Any] = {"job_id": job.id, "plugin_id": job.plugin_id}
@@ -52,6 +52,7 @@ class JobEvents:
         self.worker_type, self.event_queue, self.resource_queue = worker_type, event_queue, resource_queue
         self._resource_of, self._failures = resource_of, failures
         self._has_listener = event_queue.broadcaster is not None
+        self.is_heard = self._has_listener or resource_queue.active  # False: every call here would do nothing
         self._plugins: dict[str, tuple[PluginEntry, dict[str, Any]]] = {}
 
     def _plugin(self, entry: PluginEntry) -> dict[str, Any]:
