@@ -635,7 +635,7 @@ def order_numbers() -> Iterator[int]:  # Endless
     more = (memoryview(os.urandom(4096)).cast("I") for _ in itertools.repeat(None))
     return filter(None, itertools.chain.from_iterable(more))  # one call of C for each job
 
-# %% ../../nbs/05_backends/13_local.ipynb #6359e948
+# %% ../../nbs/05_backends/13_local.ipynb #bd3d8c68
 class LocalWorker:
     "A worker process and the messages to and from it; lives on the event loop that made it."
 
@@ -721,7 +721,9 @@ class LocalWorker:
         if isinstance(made, Exception):
             self._answer(Lost(made))
         elif not self.order(task_number, order_number, True, loads, made):
-            self.host.on_dying(self.number, True)
+            self._untaken = (
+                task_number  # it is dead or was killed: its end, which follows, says that it is not delivered
+            )
 
     def _look_at_order(self) -> None:
         """Kill a worker that does not read its order, so that its job goes to another, or does not end a message.
