@@ -254,7 +254,7 @@ _TORCH = (
             memory="mapped from 16 KiB; truth values copied", remedy="`tensor.to_dense()`, for sparse ones"),
 )  # fmt: skip
 
-# %% ../../nbs/05_backends/07_codec_arrays.ipynb #fd55bd4a
+# %% ../../nbs/05_backends/07_codec_arrays.ipynb #5055e5c0
 PIXEL_BITS = {  # mode: bits of a pixel as `Image.tobytes` writes it
     "1": 1, "L": 8, "P": 8, "LA": 16, "PA": 16, "La": 16, "I;16": 16, "RGB": 24, "YCbCr": 24, "LAB": 24, "HSV": 24,
     "RGBA": 32, "RGBX": 32, "RGBa": 32, "CMYK": 32, "I": 32, "F": 32,
@@ -264,6 +264,7 @@ PIXEL_BITS = {  # mode: bits of a pixel as `Image.tobytes` writes it
 def _encode_image(value: Any) -> Sequence[Any]:
     if value.mode not in PIXEL_BITS:
         raise Unfit(f"is an image of mode {value.mode}", "convert it with image.convert('RGB')")
+    value.load()  # an image that was just unpickled, or opened, has no palette before
     palette = None
     if value.mode in ("P", "PA") and value.palette is not None:
         palette = [value.palette.mode, bytes(value.im.getpalette(value.palette.mode, value.palette.mode))]

@@ -638,7 +638,7 @@ def order_numbers() -> Iterator[int]:  # Endless
     more = (memoryview(os.urandom(4096)).cast("I") for _ in itertools.repeat(None))
     return filter(None, itertools.chain.from_iterable(more))  # one call of C for each job
 
-# %% ../../nbs/05_backends/13_local.ipynb #011debf4
+# %% ../../nbs/05_backends/13_local.ipynb #e9c70f38
 MOST_REASON = 300  # Bytes of the reason why a worker is to be replaced
 
 
@@ -727,7 +727,9 @@ class LocalWorker:
         if isinstance(made, Exception):
             self._answer(Lost(made))
         elif not self.order(task_number, order_number, True, loads, made):
-            self.host.on_dying(self.number, True)
+            self._untaken = (
+                task_number  # it is dead or was killed: its end, which follows, says that it is not delivered
+            )
 
     def _look_at_order(self) -> None:
         """Kill a worker that does not read its order, so that its job goes to another, or does not end a message.
