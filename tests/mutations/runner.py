@@ -203,9 +203,8 @@ class Copy:
 
 def how_noticed(output: str) -> str:
     "The line that says which test failed, or how a cell of a notebook did."
-    lines = [
-        line for line in output.splitlines() if line.startswith("FAILED ") or re.match(r"\w*(Error|Exception)\b", line)
-    ]
+    lines = output.partition("nbdev Tests Failed")[0].splitlines()  # below it stands what the end of the process says
+    lines = [line for line in lines if line.startswith("FAILED ") or re.match(r"\w*(Error|Exception)\b", line)]
     return lines[-1][:150] if lines else ""
 
 
