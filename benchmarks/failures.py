@@ -140,7 +140,7 @@ def _watch(app: subprocess.Popen[bytes], scene: str, folder: str, mark: str) -> 
     found = so_far()
     if "begun" in found:
         for part in PARTS:
-            found.setdefault(part, "hangs")
+            found.setdefault(part, "hangs" if app.poll() is None else "the app has ended")
     words = [f"closing {found['close']}"] if found.get("close", "ok") != "ok" else []
     words += ["the app does not exit"] if app.poll() is None and not words else []
     return {**found, "left": "; ".join([_left(mark, app.pid), *words])}

@@ -201,6 +201,13 @@ class Copy:
                     os.kill(int(entry.name), signal.SIGKILL)
 
 
+def how_noticed(output: str) -> str:
+    "The line that says which test failed, or how a cell of a notebook did."
+    lines = output.partition("nbdev Tests Failed")[0].splitlines()  # below it stands what the end of the process says
+    lines = [line for line in lines if line.startswith("FAILED ") or re.match(r"\w*(Error|Exception)\b", line)]
+    return lines[-1][:150] if lines else ""
+
+
 def judge(mutation: Mutation, copy: Copy, limit: float) -> tuple[Verdict, str]:
     "Apply one mutation and say what came of it, with the reason if it is not a plain one."
     try:
@@ -213,7 +220,7 @@ def judge(mutation: Mutation, copy: Copy, limit: float) -> tuple[Verdict, str]:
     if status == 0:
         return Verdict.NOT_CAUGHT, f"{mutation.promise} None of {', '.join(mutation.tests)} fails"
     if status == TESTS_FAILED:
-        return Verdict.CAUGHT, ""
+        return Verdict.CAUGHT, how_noticed(copy.output())
     return Verdict.NOT_RUN, f"exit status {status}:\n{copy.output()[-3000:]}"
 
 
