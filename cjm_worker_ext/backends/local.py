@@ -51,7 +51,7 @@ from cjm_worker_ext.jobs import utc_now
 
 # %% auto #0
 __all__ = ['Copy', 'T', 'MOST_REASON', 'count_oom_kills', 'LineReader', 'ExitWatch', 'interpreter_flags', 'ChildProcess',
-           'FairShare', 'waiting_bytes', 'FrameSocket', 'allowed_by', 'ResultReader', 'LaterFrames', 'Strays',
+           'FairShare', 'waiting_bytes', 'FrameSocket', 'allowed_by', 'ResultReader', 'LaterFrames', 'Strays', 'Ticker',
            'order_numbers', 'LocalWorker', 'PluginTargets', 'LocalBackend']
 
 # %% ../../nbs/05_backends/13_local.ipynb #3662cd51
@@ -632,13 +632,54 @@ class Strays:
         if self._count > self.AT_ONCE:
             raise RefusedType(f"{self.AT_ONCE:,} messages in a short time that belong to no order")
 
+# %% ../../nbs/05_backends/13_local.ipynb #e30888d9
+class Ticker:
+    "Calls something on an event loop after some seconds; sleeps while nobody asks for that."
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        seconds: float,
+        call: Callable[[], Callable[[], object] | None],  # Returns what is called; None: it is gone
+    ) -> None:
+        self._loop, self._seconds, self._call = loop, seconds, call
+        self.runs = False  # The call will come
+        self._asked, self._ended = threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        "Call once, after these seconds."
+        self.runs = True
+        self._asked.set()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._keep_time, name="ticker", daemon=True)
+            self._thread.start()
+
+    def end(self) -> None:
+        "Call nothing any more."
+        self._ended.set()
+        self._asked.set()
+
+    def _keep_time(self) -> None:
+        while self._asked.wait() and not self._ended.wait(self._seconds):
+            self._asked.clear()
+            try:
+                self._loop.call_soon_threadsafe(self._tick)
+            except RuntimeError:  # the loop is closed
+                return
+
+    def _tick(self) -> None:
+        self.runs = False
+        if (call := self._call()) is not None and not self._ended.is_set():
+            call()
+
 # %% ../../nbs/05_backends/13_local.ipynb #e39242cc
 def order_numbers() -> Iterator[int]:  # Endless
     "Make numbers of 32 bits that cannot be guessed, and are never 0."
     more = (memoryview(os.urandom(4096)).cast("I") for _ in itertools.repeat(None))
     return filter(None, itertools.chain.from_iterable(more))  # one call of C for each job
 
-# %% ../../nbs/05_backends/13_local.ipynb #e9c70f38
+# %% ../../nbs/05_backends/13_local.ipynb #64ad1e7e
 MOST_REASON = 300  # Bytes of the reason why a worker is to be replaced
 
 
@@ -656,6 +697,7 @@ class LocalWorker:
         host: BackendHost,  # Who is told
         reader: ResultReader,  # Reads what it sends
         scratch: bytearray,  # As for `FrameSocket`
+        ticker: Ticker,  # Calls `look_at_order` while there are orders
     ) -> None:
         self.number, self.process, self.host, self.reader = number, process, host, reader
         self.loop = asyncio.get_running_loop()
@@ -668,7 +710,7 @@ class LocalWorker:
         self._answers = False  # An answer is there, and will be told soon; what it says meanwhile belongs to no order
         self._readable, self._invalid, self._ready = True, False, False
         self._strays = Strays()
-        self._look: asyncio.TimerHandle | None = None
+        self._ticker = ticker
         self._looked_at = (0, 0, 0)  # What was seen at the last look
         self._untaken = 0  # The order that it surely has not read, so that it is killed
         self._ending: Iterator[None] | None = None  # Hears its last words, one turn of the loop after the other
@@ -702,8 +744,8 @@ class LocalWorker:
         if released := self.process.released:
             offsets = b"".join(released.popleft().to_bytes(8, "little") for _ in range(len(released)))
             pieces = [*encode(framing.RELEASE, 0, offsets), *pieces]
-        if self._look is None:  # one timer for many orders: a timer for each would cost every job some microseconds
-            self._look = self.loop.call_later(self.LOOK_SECONDS, self._look_at_order)
+        if not self._ticker.runs:
+            self._ticker.start()
         return self.frames.send(pieces)
 
     def expect(
@@ -731,12 +773,11 @@ class LocalWorker:
                 task_number  # it is dead or was killed: its end, which follows, says that it is not delivered
             )
 
-    def _look_at_order(self) -> None:
+    def look_at_order(self) -> None:
         """Kill a worker that does not read its order, so that its job goes to another, or does not end a message.
 
         A worker that waits for an order reads it at once. This one may have answered too early, or is stopped.
         """
-        self._look = None
         unread = 0 if self._interrupted else self.frames.unread()  # a plugin in native code does not read its `CANCEL`
         part = self.frames.reader.part if self._readable and not self._later.waiting else 0
         if not self.task_number or self._ending is not None or not (unread or part):
@@ -744,7 +785,6 @@ class LocalWorker:
         seen = self.task_number, unread, 0 if unread else self.frames.received
         if seen != self._looked_at:  # it may be reading a large order, or sending a large result
             self._looked_at = seen
-            self._look = self.loop.call_later(self.LOOK_SECONDS, self._look_at_order)
             return
         what = "read its order" if unread else "end its message"
         logger.error("worker %d does not %s, and is killed", self.process.pid, what)
@@ -963,8 +1003,6 @@ class LocalWorker:
         process = self.process
         untaken = self._untaken == self.task_number != 0
         end = process.end()
-        if self._look is not None:
-            self._look.cancel()
         with contextlib.suppress(RuntimeError):  # the loop is closed, and watches nothing any more
             for fd in (process.socket, process.watch.fd, process.output):
                 self.loop.remove_reader(fd)
@@ -1001,7 +1039,7 @@ class PluginTargets:
             known = self._known[plugin.plugin_id] = (plugin.target, data)
         return known[1]
 
-# %% ../../nbs/05_backends/13_local.ipynb #bdab5b84
+# %% ../../nbs/05_backends/13_local.ipynb #b5b07db3
 class LocalBackend:
     """The workers of one manager, as processes on this machine; implements `backends.base.Backend`.
 
@@ -1040,6 +1078,7 @@ class LocalBackend:
         self._hello = encode(framing.HELLO, 0, dumps(hello)[0])
         self._reader = ResultReader(allowed_by(config), config.trust_workers, config.max_result_items)
         self._scratch = bytearray(FrameSocket.MOST_AT_ONCE)
+        self._ticker = Ticker(asyncio.get_running_loop(), LocalWorker.LOOK_SECONDS, weakref.WeakMethod(self._look))
         self._targets, self._numbers = PluginTargets(), order_numbers()
 
     # plugins
@@ -1058,7 +1097,7 @@ class LocalBackend:
             end = WorkerExit(ExitReason.REFUSED, output=(f"cannot start {self.config.python}: {e}",))
             asyncio.get_running_loop().call_soon(self.host.on_exit, worker, end)
             return
-        started = LocalWorker(worker, process, self.config, self.host, self._reader, self._scratch)
+        started = LocalWorker(worker, process, self.config, self.host, self._reader, self._scratch, self._ticker)
         self.workers[worker] = started
         started.frames.send(self._hello)
         self.host.on_started(worker, Place(process.pid, utc_now()))
@@ -1146,8 +1185,16 @@ class LocalBackend:
             worker.process.kill()
         for worker in list(self.workers.values()):
             worker.end_now()
+        self._ticker.end()
+
+    def _look(self) -> None:
+        for worker in list(self.workers.values()):
+            worker.look_at_order()
+        if any(worker.task_number for worker in self.workers.values()):
+            self._ticker.start()
 
     async def close(self) -> None:
         "Kill the workers that are left."
+        self._ticker.end()
         for worker in self.workers.values():
             worker.process.kill()

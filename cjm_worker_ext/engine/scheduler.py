@@ -199,7 +199,7 @@ class PendingTasks:
         "Return the tasks that wait."
         return [task for _, ticket, task in sorted([*self._usual, *self._others]) if task.ticket == ticket]
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #7ee2bae2
+# %% ../../nbs/07_engine/01_scheduler.ipynb #425c4272
 class WorkerPhase(StrEnum):
     "Where a worker stands."
 
@@ -240,22 +240,21 @@ class WorkerState:
 class IdleWorkers:
     """The workers that are ready and have no task.
 
-    They are found by plugin and by the number of plugins, since looking through thousands of them would cost each job
-    milliseconds.
+    They are found by plugin, since looking through thousands of them would cost each job milliseconds.
     """
 
     def __init__(self) -> None:
         self.all: dict[int, WorkerState] = {}  # In the order in which they became idle
         self._by_plugin: dict[str, dict[int, WorkerState]] = {}
-        self._by_count: dict[int, dict[int, WorkerState]] = {}
 
     def add(self, worker: WorkerState) -> None:
         "A worker has become idle; what it has loaded does not change while it is."
         number = worker.number
         self.all[number] = worker
         for plugin in worker.loaded:
-            self._by_plugin.setdefault(plugin, {})[number] = worker
-        self._by_count.setdefault(len(worker.loaded), {})[number] = worker
+            if (found := self._by_plugin.get(plugin)) is None:
+                found = self._by_plugin[plugin] = {}
+            found[number] = worker
 
     def remove(self, number: int) -> None:
         "A worker gets a task, or ends; nothing happens if it is not idle."
@@ -264,12 +263,12 @@ class IdleWorkers:
             return
         for plugin in worker.loaded:
             del self._by_plugin[plugin][number]
-        del self._by_count[len(worker.loaded)][number]
 
     def choose(self, plugin: str) -> WorkerState:
         "Choose one that has the plugin, else one with the fewest plugins. There must be one."
-        found = self._by_plugin.get(plugin) or self._by_count[min(n for n, some in self._by_count.items() if some)]
-        return next(iter(found.values()))
+        if found := self._by_plugin.get(plugin):
+            return next(iter(found.values()))
+        return min(self.all.values(), key=lambda worker: len(worker.loaded))  # seldom: it has to be loaded
 
     def choose_alone(self, plugin: str) -> WorkerState | None:  # None: all idle workers belong to other plugins
         "Choose one that has never seen another plugin."

@@ -13,7 +13,7 @@ from random import Random
 from typing import Any
 
 JOB_SECONDS = 4.0  # Timeout of a job that should not need it: a stopped worker holds its job as long
-READ_SECONDS = 12.0  # The same for a job with readers, which must never hold it as long
+READ_SECONDS = 10.0  # The same for a job with readers, which must never hold it as long
 HANG_SECONDS = 0.25  # Timeout of a job that hangs
 ROUND_SECONDS = 6.0
 
@@ -224,7 +224,10 @@ class Planner:
         dice = Random(f"{self.seed}/{self.seconds:g}/{self.faults}")
         rounds = max(2, round(self.seconds / ROUND_SECONDS))
         deck = self._deck(dice)
-        ends = dice.sample(ENDS, len(ENDS)) * rounds
+        ends = [
+            ENDS[0],
+            *dice.sample(ENDS, len(ENDS)),
+        ] * rounds  # each run has a round in which every job ends by itself
         shares = [deck[n * len(deck) // rounds : (n + 1) * len(deck) // rounds] for n in range(rounds)]
         return [self._round(n, shares[n], ends[n], Random(f"{self.seed}/{n}")) for n in range(rounds)]
 

@@ -202,7 +202,7 @@ def fail_without_words():
 
 
 def fail_with_empty_words():
-    write(frame(FAILED, value({"type": "", "message": "", "traceback": "", "exception": None})))
+    write(frame(FAILED, value({"type": "", "message": "", "traceback": "", "exception": None, "category": ""})))
 
 
 def fail_with_other_types():
@@ -211,7 +211,12 @@ def fail_with_other_types():
 
 
 def fail_with_many_words():
-    write(frame(FAILED, value({"type": "E", "message": "x" * 50_000_000, "traceback": "", "exception": None})))
+    write(
+        frame(
+            FAILED,
+            value({"type": "E", "message": "x" * 50_000_000, "traceback": "", "exception": None, "category": ""}),
+        )
+    )
 
 
 def say_cancelled():

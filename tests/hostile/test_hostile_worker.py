@@ -22,6 +22,7 @@ from harness import Ticker, is_alive, run, until
 from cjm_worker_ext import BaseJobManager, WorkerConfig
 from cjm_worker_ext.backends.base import WorkerSetup
 from cjm_worker_ext.backends.local import LocalBackend, LocalWorker, ResultReader
+from cjm_worker_ext.backends.local import Ticker as LocalTicker
 from cjm_worker_ext.backends.shared_memory import SharedMemoryReader, create_shared_memory
 
 SECONDS = float(os.environ.get("HOSTILE_SECONDS", "20"))
@@ -303,10 +304,11 @@ def test_fuzzed_frames_in_process(tame):
     async def scene():
         scratch, reader, frames, kills, answers, most = bytearray(1 << 18), ResultReader(), 0, 0, 0, 0.0
         end, seed, loop = time.monotonic() + SECONDS / 4, SEED, asyncio.get_running_loop()
+        ticker = LocalTicker(loop, 5.0, lambda: None)
         while time.monotonic() < end:
             seed += 1
             process, notes = NoProcess(), Notes()
-            worker = LocalWorker(1, process, WorkerConfig(max_result_bytes=1 << 20), notes, reader, scratch)
+            worker = LocalWorker(1, process, WorkerConfig(max_result_bytes=1 << 20), notes, reader, scratch, ticker)
             source, number = frame_grammar.Frames(seed, 1, tame), 0
             for _ in range(200):
                 if not notes.order:
@@ -327,8 +329,6 @@ def test_fuzzed_frames_in_process(tame):
             kills += process.killed
             answers += notes.answers
             assert notes.counts.get("on_ready", 0) <= 1 and notes.answers <= number, f"seed {seed}"
-            if worker._look is not None:
-                worker._look.cancel()
             process.close()
         if SHOW:
             print(
