@@ -315,7 +315,7 @@ def test_a_shutdown_leaves_nothing(tmp_path):
         left = [f"{fd} {os.readlink('/proc/self/fd/' + fd)}" for fd in os.listdir("/proc/self/fd")
                 if fd not in before and os.path.exists("/proc/self/fd/" + fd)]
         left = [link for link in left if "/libffi.so" not in link]
-        maps = [line for line in open("/proc/self/maps") if "cjm-worker" in line]
+        maps = [line for line in open("/proc/self/maps") if "memfd:cjm-worker" in line]
         say(pids=pids, threads=[t.name for t in threading.enumerate()], left=left, maps=maps)
     """
     app = start_app(tmp_path, body)
