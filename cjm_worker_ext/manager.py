@@ -478,6 +478,7 @@ class BaseJobManager:
             if self._guard is not None:
                 await self._guard.aclose()
         finally:
+            self._resolver.end()
             self._leave_drains()
 
     def _leave_drains(self) -> None:

@@ -420,8 +420,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert set(scheduler.tasks) == set(self.tasks) - set(self.ended)
         for number in scheduler.workers.idle.all:
             worker = scheduler.workers.all[number]
-            after_kill_all = self.closed and worker.phase is WorkerPhase.KILLED  # nothing is given out any more
-            assert worker.task is None and (worker.phase is WorkerPhase.READY or after_kill_all)
+            assert worker.task is None and worker.phase is WorkerPhase.READY
         for kind, key in self.timers:
             assert kind not in ("due", "timeout", "grace") or key not in self.ended, "a timer of an ended task goes on"
         assert all(plugin not in scheduler.crashes.held for plugin in "pqr" if ("release", plugin) not in self.timers)

@@ -47,7 +47,7 @@ class ChunkReader:
         self.away = False  # It holds nothing up, and misses what is dropped meanwhile
         self.closed = False  # It reads no more
 
-# %% ../../nbs/07_engine/03_chunk_log.ipynb #302a4388
+# %% ../../nbs/07_engine/03_chunk_log.ipynb #e22fef69
 class ChunkLog:
     "The chunks of one job, in order; lives on one event loop."
 
@@ -65,7 +65,8 @@ class ChunkLog:
         self.ended = False
         self._readers: set[ChunkReader] = set()  # Those that count
         self._sleepers: list[asyncio.Future[None]] = []
-        self._paused = self._full = False
+        self._paused = False
+        self.full = False  # The job is being ended, and takes no more chunks
         self._paused_at, self._reader_timeout = 0.0, reader_timeout
         self._watch: asyncio.TimerHandle | None = None  # Runs while the source is paused
         self.ignored = 0  # Chunks that came after `take_no_more`
@@ -79,7 +80,7 @@ class ChunkLog:
 
     def add(self, chunks: list[Any]) -> None:
         "Append chunks, and drop the oldest ones if nobody needs them."
-        if self._full:
+        if self.full:
             self.ignored += len(chunks)
             return
         self.kept.extend(chunks)
@@ -98,12 +99,12 @@ class ChunkLog:
 
     def take_no_more(self) -> None:
         "The job is being ended: hold its worker up no longer, and ignore what it still yields."
-        self._full = True
+        self.full = True
         self._set_paused(False)
 
     def start_again(self) -> None:
         "The job is tried again: readers read on, and its chunks follow those of the attempt that failed."
-        self._full, self.ignored, self.began = False, 0, self.end
+        self.full, self.ignored, self.began = False, 0, self.end
 
     @property
     def whole(self) -> list[Any]:  # Those that are kept
@@ -229,7 +230,7 @@ class ChunkLog:
 
     def _balance(self) -> None:
         "Stop the source while a reader is too far behind."
-        if not self._full:
+        if not self.full:
             behind = self.end - self._needed()
             self._set_paused(not self.ended and (behind > self.limit or (self._paused and behind > self.limit // 2)))
 

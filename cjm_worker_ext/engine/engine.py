@@ -158,7 +158,7 @@ class WorkerInfo(NamedTuple):
     plugin_ids: tuple[str, ...]  # Loaded plugins
     started_at: str  # ISO 8601, UTC
 
-# %% ../../nbs/07_engine/06_engine.ipynb #3e346119
+# %% ../../nbs/07_engine/06_engine.ipynb #e530d823
 class Engine:
     "Runs jobs; lives on the event loop that made it. Implements `backends.base.BackendHost`."
 
@@ -504,7 +504,8 @@ class Engine:
             self.inbox.put(self.scheduler.cancel(task_number))
             return
         log = self.log_of(record)
-        self.job_events.job_chunks(record.job, self.places[worker], chunks, log.end)
+        if not log.full:  # else their position says nothing
+            self.job_events.job_chunks(record.job, self.places[worker], chunks, log.end)
         log.add(chunks)
 
     def on_progress(self, worker: int, task_number: int, fraction: float | None, message: str) -> None:

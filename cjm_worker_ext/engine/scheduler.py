@@ -320,7 +320,7 @@ class WorkerTable:
         "The workers that have a plugin loaded, or are about to load it."
         return [w for w in self.all.values() if plugin in w.loaded or (w.task and w.task.plugin == plugin)]
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #8af9ec5a
+# %% ../../nbs/07_engine/01_scheduler.ipynb #6e571ce4
 class Scheduler:
     "Decides: every method returns the actions that follow, in the order in which they are to be done."
 
@@ -598,6 +598,7 @@ class Scheduler:
     def kill_all(self) -> list[Action]:
         "The time for closing is over."
         for worker in self.workers.all.values():
+            self.workers.idle.remove(worker.number)
             worker.phase = WorkerPhase.KILLED
         actions: list[Action] = []
         for task in [t for t in self.tasks.values() if t.worker is None]:
