@@ -368,4 +368,8 @@ def test_fuzzed_frames_of_workers(monkeypatch):
 
 def test_the_names_are_there():
     assert all(callable(getattr(hostile_plugins, name)) for name in ENDS)
-    assert LocalBackend(WorkerConfig(), Notes(), WorkerSetup()).workers == {}
+
+    async def scene():
+        assert LocalBackend(WorkerConfig(), Notes(), WorkerSetup()).workers == {}
+
+    run(scene())
