@@ -31,18 +31,19 @@ class JobStatus(StrEnum):
     def is_final(self) -> bool:  # True for completed, failed and cancelled
         return self in (JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED)
 
-# %% ../nbs/01_jobs.ipynb #343c5d60
+# %% ../nbs/01_jobs.ipynb #099b8bf7
 def utc_now(
-    nanoseconds: int = 0,  # Another moment, as `time.time_ns()` returns it; 0: now
+    seconds: float = 0.0,  # Another moment, as `time.time()` returns it; 0: now
 ) -> str:  # For example `2026-01-31T12:00:00.000001+00:00`
     "Return the present moment as ISO 8601 text in UTC: sortable, and readable by `Date` in a browser."
     global _this_second
-    second, micros = divmod((nanoseconds or time.time_ns()) // 1000, 1_000_000)
+    now = seconds or time.time()
+    second = int(now)
     known, text = _this_second
     if second != known:  # once a second, because making this text is as slow as sending a job
         text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
         _this_second = (second, text)
-    return f"{text}.{micros:06}+00:00"
+    return f"{text}.{str(1_000_000 + int((now - second) * 1_000_000))[1:]}+00:00"  # twice as fast as `:06`
 
 
 _this_second = (0, "")

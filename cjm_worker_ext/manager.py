@@ -324,7 +324,7 @@ def _end_soon(loop: asyncio.AbstractEventLoop, guard: AsyncGenerator[None]) -> N
     else:
         loop.call_soon_threadsafe(lambda: _step(guard.aclose()))
 
-# %% ../nbs/08_manager.ipynb #de6013d8
+# %% ../nbs/08_manager.ipynb #57b69ce0
 class BaseJobManager:
     """Runs jobs of plugins in worker processes.
 
@@ -536,10 +536,8 @@ class BaseJobManager:
         if metadata:
             job.metadata.update(metadata)
         job._manager = engine.hooks
-        task = Task(
-            engine.next_number(), entry.plugin_id, entry.version, timeout,
-            priority=priority, arrived_at=monotonic(), delay=delay_seconds, retry=retry,
-        )  # fmt: skip
+        task = Task(engine.next_number(), entry.plugin_id, entry.version, timeout)
+        task.arrived_at, task.priority, task.delay, task.retry = monotonic(), priority, delay_seconds, retry
         record = JobRecord(job, task, entry, self.worker_config.output_tail_lines)
         record.key = key
         engine.jobs.add(record)
@@ -896,15 +894,12 @@ class BaseJobManager:
         most = self._recycle.max_rss_bytes if self._recycle is not None else None
         config, setup = self.worker_config, WorkerSetup(self._plugin_manager_factory, self.supports_streaming, most)
         make_backend = _override or self._make_backend
+        ends = "on_job_ended", "on_job_completed"  # neither is called unless it does something
+        hears_ends = any(getattr(type(self), name) is not getattr(BaseJobManager, name) for name in ends)
         return Engine(
-            hooks,
-            config,
-            job_events,
-            self._failures,
-            lambda host: make_backend(config, host, setup),
-            self._jobs,
-            self._recycle,
-        )
+            hooks, config, job_events, self._failures, lambda host: make_backend(config, host, setup), self._jobs,
+            self._recycle, hears_ends or not vars(self).keys().isdisjoint(ends),
+        )  # fmt: skip
 
     async def _change_plugin(self, kind: TaskKind, entry: PluginEntry, everywhere: bool) -> None:
         "Load or unload a plugin; raises the first error once every worker has answered."

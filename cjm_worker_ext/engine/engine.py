@@ -158,7 +158,7 @@ class WorkerInfo(NamedTuple):
     plugin_ids: tuple[str, ...]  # Loaded plugins
     started_at: str  # ISO 8601, UTC
 
-# %% ../../nbs/07_engine/06_engine.ipynb #e530d823
+# %% ../../nbs/07_engine/06_engine.ipynb #eca2b5a4
 class Engine:
     "Runs jobs; lives on the event loop that made it. Implements `backends.base.BackendHost`."
 
@@ -175,12 +175,13 @@ class Engine:
         make_backend: Callable[[BackendHost], Backend],  # Makes the backend, with this engine as its host
         jobs: JobBook | None = None,  # The book of an earlier engine of the same manager; None: a new one
         recycle: Recycle | None = None,  # When a worker is replaced; None: the default
+        hears_ends: bool = True,  # Whether the app has an `on_job_ended`
     ) -> None:
         self.hooks, self.config, self.job_events = hooks, config, job_events
         self.recycle = recycle or Recycle()
         self.scheduler = Scheduler(config, self.recycle)
         self.jobs = jobs or JobBook(config.max_finished_jobs, config.max_finished_bytes)
-        self.endings = JobEndings(hooks, config, self.jobs, job_events, failures)
+        self.endings = JobEndings(hooks, config, self.jobs, job_events, failures, hears_ends)
         self.tasks: dict[int, JobRecord | PluginChange] = {}  # Those that the scheduler has, by number
         self.places: dict[int, Place] = {}  # Workers that have started, by number
         self.streams: dict[str, bool] = {}  # Plugin id: whether it streams, once it was loaded

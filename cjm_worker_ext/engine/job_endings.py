@@ -54,7 +54,7 @@ def explain(
     policy = f"restart_policy={config.restart_policy}, max_restart_attempts={config.max_restart_attempts}"
     return WorkersExhausted(f"job {job_id}: no worker is left ({policy}); the last one {last_exit or 'never started'}")
 
-# %% ../../nbs/07_engine/05_job_endings.ipynb #a1aabd02
+# %% ../../nbs/07_engine/05_job_endings.ipynb #7f639b5c
 class JobEndings:
     "Ends jobs; lives on one event loop."
 
@@ -65,8 +65,10 @@ class JobEndings:
         jobs: JobBook,  # Where ended jobs go
         job_events: JobEvents,  # Who tells of it
         failures: FailureLog,  # Where failures of hooks go
+        hears_ends: bool = True,  # Whether the app has an `on_job_ended`
     ) -> None:
         self.hooks, self.config, self.jobs, self.job_events, self._failures = hooks, config, jobs, job_events, failures
+        self._hears_ends = hears_ends
         self.last_exit = ""  # How the last worker ended, in words
         self.last_crashes: dict[str, str] = {}  # Plugin id: how the last worker ended that it has crashed, in words
         self.hook_tasks: set[asyncio.Task[None]] = set()
@@ -85,7 +87,8 @@ class JobEndings:
         if self.job_events.is_heard:
             self.job_events.job_ended(record.job)
         record.wake()
-        self._call_hook(record.job)
+        if self._hears_ends:
+            self._call_hook(record.job)
 
     def _end_otherwise(self, record: JobRecord, cause: Cause, answer: Answer | None) -> None:
         unreadable = isinstance(answer, Lost) and not isinstance(answer.error, WorkerCrashed)

@@ -99,7 +99,7 @@ def _disown_after_fork() -> None:
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_disown_after_fork)
 
-# %% ../../nbs/06_events/01_delivery.ipynb #88c397e3
+# %% ../../nbs/06_events/01_delivery.ipynb #17b9cce9
 class EventQueue:
     "The queue towards an event broadcaster; lives on one event loop."
 
@@ -114,7 +114,7 @@ class EventQueue:
         failures: FailureLog,  # Where failures go
     ) -> None:
         self.worker_type, self.broadcaster, self._failures = worker_type, broadcaster, failures
-        self._queue: deque[tuple[str, int, int, Callable[..., dict[str, Any]], tuple[Any, ...]]] = deque()
+        self._queue: deque[tuple[str, int, float, Callable[..., dict[str, Any]], tuple[Any, ...]]] = deque()
         self._open: dict[tuple[str, str], dict[str, Any]] = {}  # progress and chunks that can still be added to
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -153,7 +153,7 @@ class EventQueue:
             except Exception:  # noqa: BLE001  - what a job says of itself may fail
                 self._failures.failed(f"event {event_type}", None)
                 return
-        self._queue.append((event_type, self._seq, time.time_ns(), content, args))
+        self._queue.append((event_type, self._seq, time.time(), content, args))
         if self._task is None and self._timer is None:
             loop = asyncio.get_running_loop()
             if loop.time() - self._sent_at < self.PAUSE:
