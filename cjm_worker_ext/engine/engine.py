@@ -526,7 +526,7 @@ class Engine:
                 self.job_events.plugin_unloaded(task.entry, self.places[worker])
         if isinstance(answer, Raised):
             category = answer.error.category
-            if found := self.recycle.error_that_counts(f"{answer.error.type}: {answer.error.message}"):
+            if found := self.recycle.error_that_counts(answer.error.words):
                 self.inbox.put(self.scheduler.retire(worker, f"after an error with {found!r} it cannot go on"))
         self.inbox.put(self.scheduler.answered(worker, task_number, kind is Interrupted, kind is Raised, category))
 
@@ -558,7 +558,8 @@ class Engine:
         self.endings.last_exit = "; ".join((end.words, *end.output[-3:]))
         if (record := self._job_on(worker)) is not None and record.answer is None:
             record.answer = Lost(WorkerCrashed(end.pid, end.exitcode, end.out_of_memory, end.output))
-            self.endings.last_crashes[record.entry.plugin_id] = self.endings.last_exit
+        if state is not None and state.task is not None:
+            self.endings.last_crashes[state.task.plugin] = self.endings.last_exit
         self.job_events.worker_ended(end, expected)
         if not expected:
             logger.warning("worker %s %s", end.pid or "", self.endings.last_exit)
