@@ -399,3 +399,67 @@ def write_pages(pages: int):
     "Stream text of 10,000 characters a page."
     for number in range(pages):
         yield f"{number:5}" * 2000
+
+
+# ---------------------------------------------------------------- what goes well at a later attempt
+
+
+class Busy(Exception):
+    "Not an error of this library: it says by an attribute what kind of failure it is."
+
+    def __init__(self, text: str, category: str):
+        super().__init__(text)
+        self.category = category
+
+
+def note_attempt(log: str) -> int:
+    "Write down that it runs; how often it has."
+    with open(log, "a") as file:
+        file.write(f"{os.getpid()}\n")
+    return Path(log).read_text().count("\n")
+
+
+def fail(how: str, n: int) -> None:
+    from cjm_worker_ext.errors import TransientError
+
+    if how == "crash":
+        os._exit(7)
+    while how in ("hang", "deaf"):
+        try:
+            time.sleep(600)
+        except BaseException:  # noqa: BLE001  - the very point
+            if how == "hang":
+                raise
+    if how in ("attribute", "input", "fatal"):
+        texts = {"attribute": "busy", "input": "not a number", "fatal": "broken for good"}
+        raise Busy(texts[how], "transient" if how == "attribute" else how)
+    raise {"transient": TransientError, "memory": MemoryError, "value": ValueError}[how](
+        {"transient": "the network is away", "memory": "no room", "value": f"no good {n}"}[how]
+    )
+
+
+def flaky(log: str, how: str, good: int = 3) -> str:
+    "Fail in some way before the attempt that is good."
+    if (n := note_attempt(log)) < good:
+        fail(how, n)
+    return f"attempt {n}"
+
+
+def flaky_stream(log: str, how: str, good: int = 2):
+    n = note_attempt(log)
+    for i in range(4):
+        yield f"{n}.{i}"
+    if n < good:
+        time.sleep(0.05)
+        fail(how, n)
+
+
+def stuck(started: str, go_on: str) -> None:
+    "Clean up for long when it is interrupted."
+    try:
+        Path(started).write_text("runs")
+        time.sleep(600)
+    finally:
+        Path(started).write_text("cleans up")
+        while not Path(go_on).exists():
+            time.sleep(0.005)
