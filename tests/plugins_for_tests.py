@@ -463,3 +463,69 @@ def stuck(started: str, go_on: str) -> None:
         Path(started).write_text("cleans up")
         while not Path(go_on).exists():
             time.sleep(0.005)
+
+
+# ---------------------------------------------------------------- workers that are to be replaced
+
+
+def retire(reason: str = "the card is gone", then: str = "return") -> int:
+    from cjm_worker_ext.plugins import current_context
+
+    current_context().retire_worker(reason)
+    if then == "raise":
+        raise ValueError("after it")
+    if then == "crash":
+        os._exit(7)
+    return os.getpid()
+
+
+def retire_in_a_thread(started: str, go_on: str) -> int:
+    thread = threading.Thread(target=retire)
+    thread.start()
+    thread.join()
+    return touch_and_wait(started, go_on)
+
+
+def retire_again_and_again(started: str) -> None:
+    "So that a cancel comes while it is told."
+    Path(started).touch()
+    while True:
+        retire("x" * 200)
+
+
+class RetiresInLoad:
+    def load(self, config):
+        retire("its driver is too old")
+
+    def execute(self):
+        return os.getpid()
+
+
+leaked: list[bytes] = []
+
+
+def leak(megabytes: int) -> int:
+    leaked.append(os.urandom(1 << 20) * megabytes)
+    return os.getpid()
+
+
+def raise_as(module: str, name: str, text: str, behind: str = "") -> None:
+    "Raise an exception that looks like one of another library, or one of ours behind which it is."
+    error = type(name, (RuntimeError,), {"__module__": module})(text)
+    if behind:
+        raise OSError(behind) from error
+    raise error
+
+
+def crash_unless(path: str) -> str:
+    if not Path(path).exists():
+        os._exit(7)
+    return "it works"
+
+
+class SlowUnload:
+    def execute(self):
+        return os.getpid()
+
+    def unload(self):
+        time.sleep(600)

@@ -166,7 +166,10 @@ def test_a_delayed_job_can_be_cancelled_and_counts_as_pending():
             assert await (await manager.submit_job("echo", {"value": 7})) == 7
             assert len(manager._engine.timers._handles) == 1, "the timer of the other one"
         assert (jobs[1].status, jobs[1].error) == ("cancelled", "the manager was shut down")
-        assert [kind for kind, data in events.seen if data.get("job_id") == jobs[1].id] == ["job:queued", "job:cancelled"]
+        assert [kind for kind, data in events.seen if data.get("job_id") == jobs[1].id] == [
+            "job:queued",
+            "job:cancelled",
+        ]
 
     run(scene())
 

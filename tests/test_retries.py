@@ -94,7 +94,9 @@ def test_after_the_last_attempt_the_job_ends_as_its_last_attempt_did(tmp_path):
             job = await manager.submit_job("flaky", params, retry=Retry(2, on=("failed",), **NOW))
             with pytest.raises(JobFailed, match="no good 2") as found:
                 await job
-            assert found.value.error_type == job.error_type == "ValueError" and "plugins_for_tests" in str(job.traceback)
+            assert found.value.error_type == job.error_type == "ValueError" and "plugins_for_tests" in str(
+                job.traceback
+            )
             assert (job.attempts, (tmp_path / "log").read_text().count("\n")) == (2, 2)
         assert one_end(events, job) and len(told(events, job, "job:retrying")) == 1
 
@@ -151,7 +153,9 @@ def test_what_a_hook_raises_is_a_failure_as_well():
             job = await manager.start_job("echo", value=5)
             assert await job == 5
             assert job.attempts == 1, "it went to a worker once"
-        assert [(d["reason"], d["error"]) for d in told(events, job, "job:retrying")] == [("failed", "the disk is away")] * 2
+        assert [(d["reason"], d["error"]) for d in told(events, job, "job:retrying")] == [
+            ("failed", "the disk is away")
+        ] * 2
 
     run(scene())
 
@@ -286,7 +290,9 @@ def test_the_waits_grow_and_other_jobs_go_first(tmp_path):
 # ---------------------------------------------------------------- chunks, and who is told
 
 
-@pytest.mark.parametrize("backend, how", [(LocalBackend, "value"), (LocalBackend, "crash"), (InProcessBackend, "value")])
+@pytest.mark.parametrize(
+    "backend, how", [(LocalBackend, "value"), (LocalBackend, "crash"), (InProcessBackend, "value")]
+)
 def test_positions_of_chunks_go_on_and_the_result_holds_those_of_the_last_attempt(backend, how, tmp_path):
     async def scene():
         events = Events()
