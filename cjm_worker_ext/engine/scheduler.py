@@ -569,9 +569,7 @@ class Scheduler:
         worker = self.workers.idle.all.get(number)
         if worker is None:
             return []
-        if (
-            self._needed() and len(self.workers.all) <= self._most()
-        ):  # it is a spare, and another one would take its place
+        if self._needed() and len(self.workers.all) <= self._most():  # a spare: another one would take its place
             assert self.recycle.idle_seconds is not None
             return [SetTimer("idle", number, self.recycle.idle_seconds)]
         return self._stop(worker)
