@@ -670,6 +670,10 @@ class BaseJobManager:
         engine = self._enter()
         return engine.position(engine.jobs.find(job_id))
 
+    def get_queue(self) -> list[BaseJob]:  # The next one first
+        "Return the pending jobs in the order in which workers get them, without those that wait for their time."
+        return self._enter().queue()
+
     def get_job(self, job_id: str) -> BaseJob:
         "Return a job; raises `UnknownJob`."
         return self._enter().jobs.find(job_id).job

@@ -51,7 +51,7 @@ from cjm_worker_ext.errors import PluginError, PluginHeldBack, PluginLoadError, 
 from cjm_worker_ext.events.failure_log import FailureLog
 from cjm_worker_ext.events.job_events import JobEvents
 from cjm_worker_ext.hooks import Hooks
-from cjm_worker_ext.jobs import JobStatus
+from cjm_worker_ext.jobs import BaseJob, JobStatus
 
 # %% auto #0
 __all__ = ['Timers', 'Inbox', 'PluginChange', 'WorkerInfo', 'Engine']
@@ -231,6 +231,11 @@ class Engine:
     def position(self, record: JobRecord) -> int | None:  # 1: it is next; None: it waits for no worker
         "Say how many jobs go to a worker before this one does, itself included."
         return self.scheduler.pending.all().index(record.task) + 1 if record.task.ticket else None
+
+    def queue(self) -> list[BaseJob]:
+        "The jobs that wait for a worker, the next one first."
+        found = (self.tasks.get(task.number) for task in self.scheduler.pending.all())
+        return [record.job for record in found if isinstance(record, JobRecord)]
 
     def release(self, plugin_id: str) -> None:
         "Let a plugin run again that was held back."
