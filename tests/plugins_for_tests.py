@@ -529,3 +529,16 @@ class SlowUnload:
 
     def unload(self):
         time.sleep(600)
+
+
+def fail_on_file(file: str, log: str) -> str:
+    "Run until there is a file; fail then, if it is the first attempt."
+    from cjm_worker_ext.errors import TransientError
+
+    if note_attempt(log) > 1:
+        file += ".2"
+    while not Path(file).exists():
+        time.sleep(0.01)
+    if not file.endswith(".2"):
+        raise TransientError("not yet")
+    return "it works"
