@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from itertools import islice
 from types import EllipsisType, FrameType, MethodType, TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, cast
 from weakref import WeakMethod, WeakSet, finalize, proxy
 
 from cjm_worker_ext.backends.base import BackendFactory, Lost, PluginEntry, WorkerSetup
@@ -99,7 +99,8 @@ def check_policies(
     if not (recycle is None or isinstance(recycle, Recycle)):
         raise ConfigError(f"BaseJobManager: recycle must be a Recycle or None, got {recycle!r}")
     retries: Any = {} if retry is None else {"": retry} if isinstance(retry, Retry) else retry
-    if not (isinstance(retries, Mapping) and all(isinstance(one, Retry) for one in retries.values())):  # pyright: ignore
+    values = cast(Mapping[Any, Any], retries).values() if isinstance(retries, Mapping) else [None]
+    if not all(isinstance(one, Retry) for one in values):
         raise ConfigError(
             f"BaseJobManager: retry must be a Retry, a dict of plugin ids to Retry, or None, got {retry!r}"
         )
@@ -533,7 +534,7 @@ class BaseJobManager:
         job = self.create_job(plugin_id, dict(params or {}))
         if metadata:
             job.metadata.update(metadata)
-        job._manager = engine.hooks
+        job._manager = engine.hooks  # pyright: ignore[reportPrivateUsage]
         task = Task(
             engine.next_number(), entry.plugin_id, entry.version, timeout,
             priority=priority, arrived_at=engine.loop.time(), delay=delay_seconds, retry=retry,

@@ -504,7 +504,7 @@ class Worker:
         else:  # nothing was left out, so nothing has to be put back
             content = pickle.loads(frame.payload)
         job_id, plugin_id, load, params = content
-        ctx = JobContext(
+        ctx: JobContext = JobContext(
             job_id,
             report=lambda fraction, message: self._report(ctx, fraction, message),
             retire=lambda reason: self._retire(frame.task_number, reason),
