@@ -8,15 +8,16 @@ __all__ = []
 # %% ../nbs/init.ipynb #ca055002
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a worker starts faster without `typing`
-    from cjm_worker_ext.config import RestartPolicy, WorkerConfig
+    from cjm_worker_ext.config import Recycle, RestartPolicy, Retry, WorkerConfig
     from cjm_worker_ext.jobs import BaseJob, JobStatus
     from cjm_worker_ext.manager import BaseJobManager
 
 # %% ../nbs/init.ipynb #bc29ade4
 _module_of = {
-    "BaseJob": "jobs", "BaseJobManager": "manager", "JobStatus": "jobs", "RestartPolicy": "config", "WorkerConfig": "config",
+    "BaseJob": "jobs", "BaseJobManager": "manager", "JobStatus": "jobs", "Recycle": "config", "RestartPolicy": "config",
+    "Retry": "config", "WorkerConfig": "config",
 }  # fmt: skip
-__all__ = ["BaseJob", "BaseJobManager", "JobStatus", "RestartPolicy", "WorkerConfig"]
+__all__ = ["BaseJob", "BaseJobManager", "JobStatus", "Recycle", "RestartPolicy", "Retry", "WorkerConfig"]
 
 
 def __getattr__(

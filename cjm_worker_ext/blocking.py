@@ -152,6 +152,10 @@ class BlockingManager:
         "As `BaseJobManager.get_queue_position`."
         return self._call_plain(self.manager.get_queue_position, job_id)
 
+    def get_queue(self) -> list[BaseJob]:
+        "As `BaseJobManager.get_queue`."
+        return self._call_plain(self.manager.get_queue)
+
     def get_job(self, job_id: str) -> BaseJob:
         "As `BaseJobManager.get_job`."
         return self._call_plain(self.manager.get_job, job_id)

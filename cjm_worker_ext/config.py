@@ -146,7 +146,7 @@ class Recycle:
     max_age_seconds: float | None = seconds(None)  # Since it was ready
     max_rss_bytes: int | None = whole(None, least=1)  # Resident memory of its process, looked at after each job
     idle_seconds: float | None = seconds(None)  # Without a job; it is replaced when a job needs it
-    on_errors: tuple[str, ...] = STICKY_ERRORS  # Parts of an error's type or message, in whatever case
+    on_errors: tuple[str, ...] = STICKY_ERRORS  # Parts of the type or message of an error, or of a cause; in any case
 
     def __post_init__(self) -> None:
         problems = [found for name, rule in _RECYCLE_RULES if (found := rule.problem(name, getattr(self, name)))]
@@ -158,7 +158,7 @@ class Recycle:
 
     def error_that_counts(
         self,
-        text: str,  # Type and message of an error
+        text: str,  # Type and message of an error, and of the errors behind it
     ) -> str:  # The part of it that says so; empty: the worker can go on
         "Say whether a worker must be replaced after an error."
         lower = text.lower()

@@ -7,7 +7,7 @@ import threading
 import time
 from pathlib import Path
 
-from cjm_worker_ext.errors import JobCancelled
+from cjm_worker_ext.errors import JobCancelled, TransientError
 from cjm_worker_ext.plugins import current_context
 
 
@@ -222,3 +222,25 @@ def dear_chunks(n):
     "Chunks that cost little to yield, and much to tell."
     for _ in range(n):
         yield CHUNK
+
+
+def fails_at_first(log, how, simulated, ctx):
+    "Yield two chunks at each attempt; fail at the first one."
+    with open(log, "a") as file:
+        file.write("x")
+    n = len(Path(log).read_text())
+    for i in range(2):
+        yield f"{n}.{i}"
+    ctx.progress(None, "chunks are sent before it")
+    if n == 1:
+        time.sleep(0.05)  # so that a crash does not swallow them
+        if how == "crash":
+            dies(simulated)
+        while how == "hang":
+            time.sleep(0.002)
+            ctx.progress(None, "still here")
+        raise {"transient": TransientError, "value": ValueError}[how]("not yet")
+
+
+def asks_for_another(reason, ctx):
+    ctx.retire_worker(reason)

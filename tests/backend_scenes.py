@@ -14,7 +14,7 @@ import pytest
 from backend_plugins import Broken, Own, Shelf
 from harness import until
 
-from cjm_worker_ext import BaseJobManager, WorkerConfig
+from cjm_worker_ext import BaseJobManager, Recycle, Retry, WorkerConfig
 from cjm_worker_ext.errors import NotSerializable, PluginLoadError, StreamGap, UnknownPlugin
 
 Make = Callable[..., BaseJobManager]
@@ -66,7 +66,7 @@ def maker(backend):
     "What makes the managers of a scene: of plugins of `backend_plugins`, or that are named here."
 
     def make(*names, config=None, as_name=None, plugin_manager_factory=None, **options):
-        known = ("plugin_registry", "resource_manager", "event_broadcaster", "supports_streaming")
+        known = ("plugin_registry", "resource_manager", "event_broadcaster", "supports_streaming", "retry", "recycle")
         rest = {key: options.pop(key) for key in known if key in options}
         plugins = {as_name or name: f"backend_plugins:{name}" for name in names} | options
         return BaseJobManager(
@@ -392,3 +392,57 @@ async def shutting_down(make: Make, tmp_path, simulated):
         await until(started.exists)
     assert (job.status, manager.workers()) == ("cancelled", [])
     go_on.touch()
+
+
+@scene
+async def another_attempt(make: Make, tmp_path, simulated):
+    events, log = Events(), str(tmp_path / "log")
+    retry = Retry(3, on=("crashed", "transient", "timeout"), delay_seconds=0.01, jitter=0)
+    config = WorkerConfig(cancel_grace_seconds=20)
+    async with make("fails_at_first", "add", config=config, event_broadcaster=events, retry=retry) as manager:
+        for how, reason in [("transient", "transient"), ("crash", "crashed"), ("hang", "timeout")]:
+            params = {"log": log + how, "how": how, "simulated": simulated}
+            job = await manager.submit_job("fails_at_first", params, timeout=0.5 if how == "hang" else None)
+            assert [chunk async for chunk in manager.stream(job.id, start=2)] == ["2.0", "2.1"], how
+            assert (job.status, job.attempts, job.result) == ("completed", 2, ["2.0", "2.1"])
+            again = [data for kind, data in events.seen if kind == "job:retrying" and data["job_id"] == job.id]
+            assert [(data["attempt"], data["reason"]) for data in again] == [(1, reason)]
+        failed = await ended(manager, "fails_at_first", log=log + "value", how="value", simulated=simulated)
+        assert (failed.status, failed.error_type, failed.attempts) == ("failed", "ValueError", 1), failed
+    kinds = [kind for kind in events.kinds_of(job) if kind not in ("job:chunk", "job:progress", "plugin:loaded")]
+    assert kinds == ["job:queued", "job:started", "job:retrying", "job:started", "job:completed"]
+
+
+@scene
+async def another_worker(make: Make, tmp_path, simulated):
+    events = Events()
+    async with make("asks_for_another", "add", "fails", event_broadcaster=events) as manager:
+        job = await manager.start_job("asks_for_another", reason="its card is gone")
+        after = await ended(manager, "add", a=1)
+        assert (job.status, after.result) == ("completed", 2) and after.worker_pid != job.worker_pid
+        failed = await ended(manager, "fails", text="CUDA error: device-side assert triggered")
+        last = await ended(manager, "add", a=1)
+        assert failed.worker_pid == after.worker_pid != last.worker_pid
+    told = [(data["pid"], data["reason"]) for kind, data in events.seen if kind == "worker:recycled"]
+    assert told[0] == (job.worker_pid, "its card is gone") and told[1][0] == failed.worker_pid and len(told) == 2
+    ends = [(kind, data["exitcode"]) for kind, data in events.seen if kind in ENDS]
+    assert ends == [("worker:stopped", 0)] * 3
+
+    async with make("add", recycle=Recycle(max_jobs=2, idle_seconds=0.1)) as manager:
+        pids = [(await ended(manager, "add", a=1)).worker_pid for _ in range(4)]
+        assert (pids[0], pids[2]) == (pids[1], pids[3]) and pids[0] != pids[2]
+        assert (await ended(manager, "add", a=1)).worker_pid not in pids
+        await until(lambda: not manager.workers(), what="the end of an idle worker")
+
+
+@scene
+async def a_plugin_held_back(make: Make, tmp_path, simulated):
+    config = WorkerConfig(hold_after_crashes=2, hold_seconds=600)
+    async with make("dies", "add", config=config) as manager:
+        waiting = await manager.submit_job("dies", {"simulated": simulated}, delay_seconds=600)
+        kinds = [(await ended(manager, "dies", simulated=simulated)).error_type for _ in range(3)]
+        assert kinds == ["WorkerCrashed", "WorkerCrashed", "PluginHeldBack"]
+        assert (waiting.status, waiting.error_type, waiting.attempts) == ("failed", "PluginHeldBack", 0)
+        assert (await ended(manager, "add", a=1)).result == 2
+        manager.release_plugin("dies")
+        assert (await ended(manager, "dies", simulated=simulated)).error_type == "WorkerCrashed"

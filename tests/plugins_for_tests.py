@@ -399,3 +399,146 @@ def write_pages(pages: int):
     "Stream text of 10,000 characters a page."
     for number in range(pages):
         yield f"{number:5}" * 2000
+
+
+# ---------------------------------------------------------------- what goes well at a later attempt
+
+
+class Busy(Exception):
+    "Not an error of this library: it says by an attribute what kind of failure it is."
+
+    def __init__(self, text: str, category: str):
+        super().__init__(text)
+        self.category = category
+
+
+def note_attempt(log: str) -> int:
+    "Write down that it runs; how often it has."
+    with open(log, "a") as file:
+        file.write(f"{os.getpid()}\n")
+    return Path(log).read_text().count("\n")
+
+
+def fail(how: str, n: int) -> None:
+    from cjm_worker_ext.errors import TransientError
+
+    if how == "crash":
+        os._exit(7)
+    while how in ("hang", "deaf"):
+        try:
+            time.sleep(600)
+        except BaseException:  # noqa: BLE001  - the very point
+            if how == "hang":
+                raise
+    if how in ("attribute", "input", "fatal"):
+        texts = {"attribute": "busy", "input": "not a number", "fatal": "broken for good"}
+        raise Busy(texts[how], "transient" if how == "attribute" else how)
+    raise {"transient": TransientError, "memory": MemoryError, "value": ValueError}[how](
+        {"transient": "the network is away", "memory": "no room", "value": f"no good {n}"}[how]
+    )
+
+
+def flaky(log: str, how: str, good: int = 3) -> str:
+    "Fail in some way before the attempt that is good."
+    if (n := note_attempt(log)) < good:
+        fail(how, n)
+    return f"attempt {n}"
+
+
+def flaky_stream(log: str, how: str, good: int = 2):
+    n = note_attempt(log)
+    for i in range(4):
+        yield f"{n}.{i}"
+    if n < good:
+        time.sleep(0.05)
+        fail(how, n)
+
+
+def stuck(started: str, go_on: str) -> None:
+    "Clean up for long when it is interrupted."
+    try:
+        Path(started).write_text("runs")
+        time.sleep(600)
+    finally:
+        Path(started).write_text("cleans up")
+        while not Path(go_on).exists():
+            time.sleep(0.005)
+
+
+# ---------------------------------------------------------------- workers that are to be replaced
+
+
+def retire(reason: str = "the card is gone", then: str = "return") -> int:
+    from cjm_worker_ext.plugins import current_context
+
+    current_context().retire_worker(reason)
+    if then == "raise":
+        raise ValueError("after it")
+    if then == "crash":
+        os._exit(7)
+    return os.getpid()
+
+
+def retire_in_a_thread(started: str, go_on: str) -> int:
+    thread = threading.Thread(target=retire)
+    thread.start()
+    thread.join()
+    return touch_and_wait(started, go_on)
+
+
+def retire_again_and_again(started: str) -> None:
+    "So that a cancel comes while it is told."
+    Path(started).touch()
+    while True:
+        retire("x" * 200)
+
+
+class RetiresInLoad:
+    def load(self, config):
+        retire("its driver is too old")
+
+    def execute(self):
+        return os.getpid()
+
+
+leaked: list[bytes] = []
+
+
+def leak(megabytes: int) -> int:
+    leaked.append(os.urandom(1 << 20) * megabytes)
+    return os.getpid()
+
+
+def raise_as(module: str, name: str, text: str, behind: str = "") -> None:
+    "Raise an exception that looks like one of another library, or one of ours behind which it is."
+    error = type(name, (RuntimeError,), {"__module__": module})(text)
+    if behind:
+        raise OSError(behind) from error
+    raise error
+
+
+def crash_unless(path: str) -> str:
+    if not Path(path).exists():
+        os._exit(7)
+    return "it works"
+
+
+class SlowUnload:
+    def execute(self):
+        return os.getpid()
+
+    def unload(self):
+        time.sleep(600)
+
+
+def fail_on_file(file: str, log: str) -> str:
+    "Run until there is a file; fail then, if it is the first attempt."
+    from cjm_worker_ext.errors import TransientError
+
+    if note_attempt(log) > 1:
+        file += ".2"
+    while not Path(file).exists():
+        time.sleep(0.01)
+    if not file.endswith(".2"):
+        raise TransientError("not yet")
+    return "it works"

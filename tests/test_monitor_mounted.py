@@ -137,6 +137,31 @@ def test_a_job_that_ends_before_the_stream_opens(address, visit, browser):
     page.context.close()
 
 
+def test_a_job_that_is_tried_again(tmp_path, visit):
+    """Its card says so at once: pending while it waits, then running, and which attempt it is."""
+    server = Server(app="monitor_retries_app:app", log=tmp_path / "server.log", MONITOR_FOLDER=str(tmp_path))
+    page = visit(server.url + "/jobs")
+
+    def of(plugin, status):
+        found = page.locator(f'#jobs > .job[data-status="{status}"]')
+        return found.filter(has=page.locator("h3", has_text=plugin))
+
+    expect(of("soon", "running").locator("[data-field=when]")).to_have_text(re.compile(r"^[\d.]+ s$"), timeout=SECONDS)
+    expect(of("soon", "pending").locator("[data-field=when]")).to_be_hidden()  # it is not due
+    expect(of("late", "running")).to_have_count(1, timeout=SECONDS)
+    (tmp_path / "late").touch()
+    expect(of("late", "pending").locator("[data-field=when]")).to_have_text("attempt 2", timeout=SECONDS)
+    (tmp_path / "soon").touch()
+    again = re.compile(r"^[\d.]+ s, attempt 2$")
+    expect(of("soon", "running").locator("[data-field=when]")).to_have_text(again, timeout=SECONDS)
+    page.reload()
+    expect(of("soon", "running").locator("[data-field=when]")).to_have_text(again, timeout=SECONDS)
+    expect(of("late", "pending").locator("[data-field=when]")).to_have_text("attempt 2", timeout=SECONDS)
+    (tmp_path / "soon.2").touch()
+    expect(of("soon", "completed").locator("[data-field=when]")).to_have_text(again, timeout=SECONDS)
+    server.stop()
+
+
 def test_a_job_is_started_behind_a_proxy(serve, visit):
     """`cjm-worker-serve` knows of no prefix: the form's address and where it leads are relative."""
     with proxy_of(serve().port, PREFIX + "/") as behind:

@@ -61,6 +61,12 @@ class RemoteError(NamedTuple):
     exception: BaseException | None = None  # The exception itself, if its class may cross
     category: str = ""  # `transient`, `resource`, `input` or `fatal`, as the plugin states it; empty: it does not
 
+    @property
+    def words(self) -> str:
+        "Type and message of the error, and of those behind it: the lines of a traceback that are not indented."
+        behind = [line for line in self.traceback.splitlines() if line[:1] not in ("", " ")]
+        return "\n".join([f"{self.type}: {self.message}", *behind])
+
 
 class Raised(NamedTuple):
     "The plugin raised an exception."

@@ -326,7 +326,7 @@ class Interrupter:
         channel: Channel,  # Where a `CANCEL` frame arrives
     ) -> None:
         self._channel, self._ctx, self._task_number = channel, JobContext(), 0
-        self._armed = self._signalled = False
+        self.armed = self._signalled = False
         self.put_aside: list[Frame] = []  # other frames that arrived during a job
 
     def install(self) -> None:
@@ -339,17 +339,17 @@ class Interrupter:
 
     def arm(self) -> None:
         "The plugin's code is entered: from here on `JobCancelled` may be raised."
-        self._armed = True
+        self.armed = True
         if self._signalled:
             self._look()
 
     def disarm(self) -> None:
         "The plugin's code is left."
-        self._armed = False
+        self.armed = False
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         self._signalled = True
-        if not self._armed:
+        if not self.armed:
             return
         if is_importing(frame):
             # a timer thread, because a plugin may use the process's own alarm
@@ -358,7 +358,7 @@ class Interrupter:
             self._look()
 
     def _look(self) -> None:
-        self._armed = self._signalled = False  # a second signal must not read frames while this one does
+        self.armed = self._signalled = False  # a second signal must not read frames while this one does
         for frame in self._channel.waiting():
             if frame.kind == CANCEL:
                 self._ctx.cancelled = self._ctx.cancelled or frame.task_number == self._task_number
@@ -366,7 +366,7 @@ class Interrupter:
                 self.put_aside.append(Frame(frame.kind, frame.task_number, bytes(frame.payload), frame.buffers))
         if self._ctx.cancelled:
             raise JobCancelled(f"job {self._ctx.job_id} is to end")
-        self._armed = True
+        self.armed = True
 
 # %% ../../nbs/05_backends/12_worker_main.ipynb #43647a62
 class WorkerPlugins:
@@ -504,7 +504,7 @@ class Worker:
         else:  # nothing was left out, so nothing has to be put back
             content = pickle.loads(frame.payload)
         job_id, plugin_id, load, params = content
-        ctx = JobContext(
+        ctx: JobContext = JobContext(
             job_id,
             report=lambda fraction, message: self._report(ctx, fraction, message),
             retire=lambda reason: self._retire(frame.task_number, reason),
@@ -549,7 +549,12 @@ class Worker:
         self.interrupter.arm()
 
     def _retire(self, task_number: int, reason: str) -> None:
+        armed = self.interrupter.armed and threading.current_thread() is threading.main_thread()
+        if armed:  # else `JobCancelled` could be raised halfway through the frame
+            self.interrupter.disarm()
         self.outbox.reply(encode(RETIRE, task_number, reason.encode(errors="replace")))
+        if armed:
+            self.interrupter.arm()
 
     def _look_at_memory(self, task_number: int, most: int) -> None:
         if (now := resident_bytes()) > most:
@@ -567,7 +572,9 @@ class Worker:
 
     def _load_only(self, frame: Frame) -> Sequence[Bytes]:
         plugin_id, target, config = pickle.loads(frame.payload)
-        self.interrupter.begin(frame.task_number, JobContext())
+        ctx = JobContext(retire=lambda reason: self._retire(frame.task_number, reason))
+        self.interrupter.begin(frame.task_number, ctx)
+        set_current_context(ctx)
         self._load(frame.task_number, plugin_id, target, config)
         return encode(DONE, frame.task_number)
 

@@ -51,7 +51,7 @@ from cjm_worker_ext.errors import PluginError, PluginHeldBack, PluginLoadError, 
 from cjm_worker_ext.events.failure_log import FailureLog
 from cjm_worker_ext.events.job_events import JobEvents
 from cjm_worker_ext.hooks import Hooks
-from cjm_worker_ext.jobs import JobStatus
+from cjm_worker_ext.jobs import BaseJob, JobStatus
 
 # %% auto #0
 __all__ = ['Timers', 'Inbox', 'PluginChange', 'WorkerInfo', 'Engine']
@@ -232,6 +232,11 @@ class Engine:
     def position(self, record: JobRecord) -> int | None:  # 1: it is next; None: it waits for no worker
         "Say how many jobs go to a worker before this one does, itself included."
         return self.scheduler.pending.all().index(record.task) + 1 if record.task.ticket else None
+
+    def queue(self) -> list[BaseJob]:
+        "The jobs that wait for a worker, the next one first."
+        found = (self.tasks.get(task.number) for task in self.scheduler.pending.all())
+        return [record.job for record in found if isinstance(record, JobRecord)]
 
     def release(self, plugin_id: str) -> None:
         "Let a plugin run again that was held back."
@@ -530,7 +535,7 @@ class Engine:
                 self.job_events.plugin_unloaded(task.entry, self.places[worker])
         if isinstance(answer, Raised):
             category = answer.error.category
-            if found := self.recycle.error_that_counts(f"{answer.error.type}: {answer.error.message}"):
+            if found := self.recycle.error_that_counts(answer.error.words):
                 self.inbox.put(self.scheduler.retire(worker, f"after an error with {found!r} it cannot go on"))
         self.inbox.put(self.scheduler.answered(worker, task_number, kind is Interrupted, kind is Raised, category))
 
@@ -562,7 +567,8 @@ class Engine:
         self.endings.last_exit = "; ".join((end.words, *end.output[-3:]))
         if (record := self._job_on(worker)) is not None and record.answer is None:
             record.answer = Lost(WorkerCrashed(end.pid, end.exitcode, end.out_of_memory, end.output))
-            self.endings.last_crashes[record.entry.plugin_id] = self.endings.last_exit
+        if state is not None and state.task is not None:
+            self.endings.last_crashes[state.task.plugin] = self.endings.last_exit
         self.job_events.worker_ended(end, expected)
         if not expected:
             logger.warning("worker %s %s", end.pid or "", self.endings.last_exit)

@@ -113,7 +113,7 @@ class JobRecord:
 
     def wait_again(self) -> None:
         "The job has lost its worker, and waits for another."
-        job, self.answer, self.loading = self.job, None, False
+        job, self.answer, self.loading, self._began = self.job, None, False, 0.0
         job.status, job.started_at, job.progress, job.progress_message = JobStatus.PENDING, None, None, ""
         self.output = None  # what was printed belongs to the earlier attempt
         if self.chunks is not None:

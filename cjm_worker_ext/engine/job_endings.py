@@ -120,7 +120,8 @@ class JobEndings:
             return "timeout", str(explain(record, cause, self.config, self.last_exit))
         if isinstance(answer, Raised):
             return answer.error.category or "failed", answer.error.message
-        return str(cause), describe_error(answer.error) if isinstance(answer, Lost) else self.last_exit
+        reason = "failed" if cause is Cause.ANSWERED else str(cause)  # a hook of the app has raised
+        return reason, describe_error(answer.error) if isinstance(answer, Lost) else self.last_exit
 
     def _complete(self, record: JobRecord, value: Any) -> None:
         log = record.chunks

@@ -373,7 +373,11 @@ class Scheduler:
     def cancel(self, number: int, cause: Cause = Cause.CANCELLED) -> list[Action]:
         "A task is to end: a waiting one ends at once, a running one is interrupted."
         task = self.tasks.get(number)
-        if task is None or task.ending is not None:
+        if task is None:
+            return []
+        if task.ending is not None:
+            if cause is Cause.CANCELLED:  # its time has run out already, and nobody wants it to be tried again
+                task.retry = None
             return []
         if task.worker is None:
             return [*self._end(task, cause), *self._go_on()]
@@ -565,7 +569,12 @@ class Scheduler:
 
     def _end_of_idle(self, number: int) -> list[Action]:
         worker = self.workers.idle.all.get(number)
-        return [] if worker is None else self._stop(worker)
+        if worker is None:
+            return []
+        if self._needed() and len(self.workers.all) <= self._most():  # a spare: another one would take its place
+            assert self.recycle.idle_seconds is not None
+            return [SetTimer("idle", number, self.recycle.idle_seconds)]
+        return self._stop(worker)
 
     def _end_of_grace(self, task_number: int) -> list[Action]:
         task = self.tasks.get(task_number)
@@ -696,8 +705,9 @@ class Scheduler:
     def _most(self) -> int:
         "How many workers there should be, spares included."
         needed = self._needed()
-        spares = self.config.standby_workers if (self.workers.all or needed) and not self.closing else 0
-        return needed + spares
+        # Without a job, workers that stop when they are idle are not replaced: the spares would come and go for ever.
+        wanted = needed or (self.workers.all and self.recycle.idle_seconds is None)
+        return needed + (self.config.standby_workers if wanted and not self.closing else 0)
 
     def _start_missing(self) -> list[Action]:
         there, most = len(self.workers.all), self._most()

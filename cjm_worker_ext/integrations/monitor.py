@@ -172,7 +172,7 @@ class MonitorState:
         rows = [row for some, _ in found for row in some]
         ended = {JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED}
         live, done = [r for r in rows if r["status"] not in ended], [r for r in rows if r["status"] in ended]
-        live.sort(key=lambda r: (r["position"] or 0, r["started_at"] or ""))
+        live.sort(key=lambda r: (r["position"] or (1 << 60 if r["status"] == "pending" else 0), r["started_at"] or ""))
         done.sort(key=lambda r: r["completed_at"] or "", reverse=True)
         return {
             **cast("State", self.fixed),

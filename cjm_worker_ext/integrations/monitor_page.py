@@ -71,7 +71,12 @@ def when_text(
     row: JobRow,
     now: str,  # ISO 8601, UTC
 ) -> str:
-    "Write a job's position in the queue, or how long it has run."
+    "Write a job's position in the queue, or how long it has run, and which attempt it is if it is not the first one."
+    attempt = row["attempts"] + (row["status"] == "pending")
+    return ", ".join(part for part in (_time_text(row, now), attempt > 1 and f"attempt {attempt}") if part)
+
+
+def _time_text(row: JobRow, now: str) -> str:
     if row["position"] is not None:
         return f"number {row['position']} in the queue"
     if row["started_at"] is None:
@@ -197,7 +202,7 @@ class State(TypedDict):
 
 
 _BLANK_JOB: JobRow = {
-    "job_id": "", "worker_type": "", "plugin_id": "", "status": "pending", "position": None, "progress": None, "message": "",
+    "job_id": "", "worker_type": "", "plugin_id": "", "status": "pending", "attempts": 0, "position": None, "progress": None, "message": "",
     "created_at": "", "started_at": None, "completed_at": None, "error": None, "error_type": None, "text": None, "next": 0,
     "can_cancel": False, "can_retry": False,
 }  # fmt: skip

@@ -71,7 +71,8 @@ class JobRow(TypedDict):
     worker_type: str
     plugin_id: str
     status: str
-    position: int | None  # Position in the queue, from 1; None if it does not wait
+    attempts: int  # How often it went to a worker
+    position: int | None  # Position in the queue, from 1; None if it waits for no worker
     progress: float | None  # 0 to 1; None if the plugin has not reported any
     message: str
     created_at: str  # ISO 8601, UTC, like the next two
@@ -104,6 +105,7 @@ def job_row(
         "worker_type": manager.worker_type,
         "plugin_id": job.plugin_id,
         "status": str(job.status),
+        "attempts": job.attempts,
         "position": position,
         "progress": job.progress,
         "message": job.progress_message[:500],
@@ -175,7 +177,8 @@ def job_rows(
     ended = [job for job in jobs if job.status.is_final]
     running = [job for job in jobs if job.status is JobStatus.RUNNING]
     waiting = [job for job in jobs if job.status is JobStatus.PENDING]
-    place = {job.id: number for number, job in enumerate(waiting, start=1)}
+    place = {job.id: number for number, job in enumerate(manager.get_queue(), start=1)}
+    waiting.sort(key=lambda job: place.get(job.id, len(jobs)))  # those that are not due yet come last
     live = [*running, *waiting]
     shown = live[:max_jobs] + ended[::-1][:max_jobs]
     rows = [job_row(manager, j, place.get(j.id), rights.cancel(j), rights.retry(j), with_text) for j in shown]

@@ -32,11 +32,19 @@ function duration(seconds) {
 }
 
 function when(row) {
+  const attempt = row.attempts + (row.status === "pending" ? 1 : 0);
+  return [time(row), attempt > 1 ? `attempt ${attempt}` : ""].filter(Boolean).join(", ");
+}
+
+function time(row) {
   if (row.status === "pending") return row.position ? `number ${row.position} in the queue` : "";
   if (!row.started_at) return "";
   const end = row.completed_at ? Date.parse(row.completed_at) : Date.now() + clockOffset;
   return duration((end - Date.parse(row.started_at)) / 1000);
 }
+
+// Rises during the life of a job: pending, running, pending again after the first attempt, running, and so on.
+const stage = (row) => (RANK[row.status] === 2 ? Infinity : 2 * row.attempts - (row.status === "running" ? 1 : 0));
 
 const asText = (chunk) => (typeof chunk === "string" ? chunk : JSON.stringify(chunk) + "\n");
 
@@ -89,7 +97,7 @@ function change(row) {
   let job = jobs.get(key);
   if (!job) {
     const card = byId("job-template").content.firstElementChild.cloneNode(true);
-    const blank = { status: "pending", position: null, progress: null, text: null, next: 0, plugin_id: "" };
+    const blank = { status: "pending", attempts: 0, position: null, progress: null, text: null, next: 0, plugin_id: "" };
     job = { row: { ...blank, can_cancel: false, can_retry: false }, card };
     card.dataset.job = row.job_id;
     card.dataset.workerType = row.worker_type;
@@ -98,8 +106,7 @@ function change(row) {
   }
   job.touched = ++touches;
   const before = job.row;
-  const older = row.status === "pending" ? before.status !== "pending" : RANK[before.status] === 2;
-  if (row.status && older && row.status !== before.status) return job; // older than what the page shows
+  if (row.status && stage({ ...before, ...row }) < stage(before)) return job; // older than what the page shows
   const lacking = row.text === null && row.next > before.next; // it has ended, and chunks are missing here
   if (row.text === null || (row.next !== undefined && row.next < before.next)) {
     row = { ...row, text: before.text, next: before.next };
@@ -309,17 +316,24 @@ function connect() {
     if (jobs.has(keyOf(e))) change({ worker_type, job_id, progress, message });
   });
   on(["job:chunk"], addChunks);
-  on(["job:queued", "job:started", "job:completed", "job:failed", "job:cancelled"], (e, type) => {
+  on(["job:queued", "job:started", "job:retrying", "job:completed", "job:failed", "job:cancelled"], (e, type) => {
     const { worker_type, job_id, plugin_id, error, error_type, at } = e;
     const row = { worker_type, job_id, plugin_id };
-    if (type === "job:queued") Object.assign(row, { status: "pending", created_at: at });
-    else if (type === "job:started") Object.assign(row, { status: "running", started_at: at, position: null });
+    const known = (jobs.get(keyOf(e)) || { row: { status: "pending", attempts: 0 } }).row;
+    if (type === "job:queued") Object.assign(row, { status: "pending", attempts: 0, created_at: at });
+    else if (type === "job:started") {
+      const attempts = known.attempts + (known.status === "pending" ? 1 : 0);
+      Object.assign(row, { status: "running", attempts, started_at: at, position: null });
+    } else if (type === "job:retrying") {
+      known.attempts = Math.min(known.attempts, e.attempt); // counted twice, if a fetched state was faster than the event
+      Object.assign(row, { status: "pending", attempts: e.attempt, started_at: null, position: null, progress: null });
+    }
     else Object.assign(row, { status: e.status, error, error_type, completed_at: at });
     change(row);
     arrange();
     refresh();
   });
-  on(["worker:started", "worker:ready", "worker:crashed", "worker:stopped", "plugin:loaded", "plugin:unloaded"], () => refresh());
+  on(["worker:started", "worker:ready", "worker:crashed", "worker:recycled", "worker:stopped", "plugin:loaded", "plugin:unloaded"], () => refresh());
   on(["snapshot", "gap", "resync"], () => refresh());
 }
 
@@ -389,6 +403,7 @@ setInterval(() => {
 for (const card of document.querySelectorAll("#jobs > .job")) {
   const row = { worker_type: card.dataset.workerType, job_id: card.dataset.job };
   row.status = card.dataset.status;
+  row.attempts = row.status === "pending" ? 0 : 1; // at least
   row.plugin_id = field(card, "plugin").textContent;
   const text = field(card, "text").textContent || null;
   field(card, "text").scrollTop = 1e6;
