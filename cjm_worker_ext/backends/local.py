@@ -49,11 +49,9 @@ from cjm_worker_ext.config import WorkerConfig
 from cjm_worker_ext.errors import ConfigError, PlatformError, RefusedType
 from cjm_worker_ext.jobs import utc_now
 
-try:
+if sys.platform != "win32":  # where no worker can be started
     from fcntl import ioctl
     from termios import FIONREAD, TIOCOUTQ
-except ImportError:  # Windows, where no worker can be started
-    pass
 
 # %% auto #0
 __all__ = ['NOTHING_WAITS', 'Copy', 'T', 'MOST_REASON', 'count_oom_kills', 'LineReader', 'ExitWatch', 'interpreter_flags',
