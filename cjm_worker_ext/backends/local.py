@@ -309,7 +309,7 @@ class FairShare:
 def waiting_bytes(fd: int, sent: bool = False) -> int:  # 0 also where the system cannot say it
     "Ask how many bytes wait to be read in a pipe or socket; `sent`: those that the other end has not read yet."
     try:
-        found = ioctl(fd, TIOCOUTQ if sent else FIONREAD, NOTHING_WAITS)
+        found = ioctl(fd, TIOCOUTQ if sent else FIONREAD, NOTHING_WAITS)  # pyright: ignore[reportPossiblyUnboundVariable]
     except (OSError, ValueError):  # it may be closed
         return 0
     return 0 if found == NOTHING_WAITS else int.from_bytes(found, sys.byteorder)
