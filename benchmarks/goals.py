@@ -181,6 +181,12 @@ GOALS: list[tuple[str, str, Callable[[Figures], Outcome]]] = [
     ("W11", f"{RATE} as before with a stuck client (at least 0.85 times)", when_stuck("per_cpu_s", 0.85, 99)),
     ("W11", "p99 as before with a stuck client (at most 1.5 times, a tie)", when_stuck("p99_ms", 0, 1.5)),
     ("W12", "all three integrations add at most 30 %", ratio("W12", "all_p50_us", "none_p50_us", 1.3, True)),
+    (
+        "W16",
+        "a DataFrame at most 1.3 times the same bytes as an array",
+        ratio("W16", "pandas_64mib_ms", "numpy_64mib_ms", 1.3),
+    ),
+    ("W16", "an Arrow table, the same", ratio("W16", "pyarrow_64mib_ms", "numpy_64mib_ms", 1.3)),
     ("import", "protocols costs what typing costs", ratio("import", "protocols_ms", "typing_ms", 1.1)),
     ("import", "manager at most 1.3 times asyncio", ratio("import", "manager_ms", "asyncio_ms", 1.3)),
 ]

@@ -45,6 +45,7 @@ WORKS: dict[str, tuple[tuple[str, ...], bool, int, int]] = {
     "W11-500": (("ours", *STREAMS), False, 4, 60),
     "W11-2000": (("ours", *STREAMS), False, 3, 90),
     "W12": (("ours",), True, 3, 60),
+    "W16": (("ours", "executor", "ray"), False, 3, 90),
     "import": (("ours",), False, 1, 180),
 }
 PACKAGES = (

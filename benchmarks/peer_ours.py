@@ -6,7 +6,20 @@ from typing import Any
 
 from benchmarks.peers_base import Peer
 
-NAMES = ("noop", "echo", "getpid", "make_bytes", "make_array", "chunks", "spin", "stuck", "crash", "modules")
+NAMES = (
+    "noop",
+    "echo",
+    "getpid",
+    "make_bytes",
+    "make_array",
+    "make_frame",
+    "make_table",
+    "chunks",
+    "spin",
+    "stuck",
+    "crash",
+    "modules",
+)
 
 
 class Ours(Peer):
@@ -72,7 +85,10 @@ class _Job:
 
 
 def _named(task: str, args: tuple[Any, ...]) -> dict[str, Any]:
-    names = {"echo": "data", "make_bytes": "size", "make_array": "size", "chunks": "count"}
+    names = dict.fromkeys(("make_bytes", "make_array", "make_frame", "make_table"), "size") | {
+        "echo": "data",
+        "chunks": "count",
+    }
     return {names.get(task, "path"): args[0]} if args else {}
 
 

@@ -22,17 +22,48 @@ def make_bytes(size):
     return b"x" * size
 
 
-_array = None
+_large = {}
+
+
+def _made_once(make, size):
+    "What `make` makes, made once: so the transport is measured, and not `numpy.ones`."
+    if (make, size) not in _large:
+        _large.clear()
+        _large[make, size] = make(size)
+    return _large[make, size]
+
+
+def _array(size):
+    import numpy as np
+
+    return np.ones(size // 8)
+
+
+def _frame(size):
+    import pandas as pd
+
+    return pd.DataFrame(_array(size).reshape(-1, 8), columns=list("abcdefgh"))
+
+
+def _table(size):
+    import pyarrow as pa
+
+    return pa.table({name: _array(size // 8) for name in "abcdefgh"})
 
 
 def make_array(size):
-    "A numpy array of `size` bytes; made once, so that the transport is measured and not `numpy.ones`."
-    global _array
-    if _array is None or _array.nbytes != size:
-        import numpy as np
+    "A numpy array of `size` bytes."
+    return _made_once(_array, size)
 
-        _array = np.ones(size // 8)
-    return _array
+
+def make_frame(size):
+    "A pandas DataFrame of `size` bytes in eight columns."
+    return _made_once(_frame, size)
+
+
+def make_table(size):
+    "A pyarrow table of `size` bytes in eight columns."
+    return _made_once(_table, size)
 
 
 def chunks(count):

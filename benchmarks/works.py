@@ -111,25 +111,32 @@ async def w2(peer: Peer, quick: bool) -> Figures:
     return {"jobs_per_s": count / (now() - began), "parent_cpu_us": (cpu_seconds() - cpu) / count * 1e6}
 
 
+async def median_ms(peer: Peer, task: str, argument: object, count: int) -> float:
+    times = []
+    for _ in range(count + 2):
+        start = now()
+        result = await peer.call(task, argument)
+        times.append(now() - start)
+        del result
+    return statistics.median(times[2:]) * 1e3
+
+
 async def w3(peer: Peer, quick: bool) -> Figures:
     await peer.open()
     mib, rounds = bytes(1 << 20), 3 if quick else 7
-
-    async def median_ms(task, argument, count):
-        times = []
-        for _ in range(count + 2):
-            start = now()
-            result = await peer.call(task, argument)
-            times.append(now() - start)
-            del result
-        return statistics.median(times[2:]) * 1e3
-
-    small = await median_ms("echo", mib, rounds * 4)
+    small = await median_ms(peer, "echo", mib, rounds * 4)
     async with Gaps() as gaps:
-        big_bytes = await median_ms("make_bytes", 64 << 20, rounds)
-        big_array = await median_ms("make_array", 64 << 20, rounds)
+        big_bytes = await median_ms(peer, "make_bytes", 64 << 20, rounds)
+        big_array = await median_ms(peer, "make_array", 64 << 20, rounds)
     figures = {"mib_both_ways_ms": small, "bytes_64mib_ms": big_bytes, "numpy_64mib_ms": big_array}
     return figures | ({"loop_gap_ms": gaps.longest * 1e3} if peer.asynchronous else {})
+
+
+async def w16(peer: Peer, quick: bool) -> Figures:
+    "The same bytes as an array and as tables."
+    await peer.open()
+    kinds, rounds = {"numpy": "make_array", "pandas": "make_frame", "pyarrow": "make_table"}, 3 if quick else 9
+    return {f"{name}_64mib_ms": await median_ms(peer, task, 64 << 20, rounds) for name, task in kinds.items()}
 
 
 async def w4(peer: Peer, quick: bool) -> Figures:
@@ -420,4 +427,5 @@ RUN = {
     "W10-workers": w10_workers,
     "W10-plugins": w10_plugins,
     "W12": w12,
+    "W16": w16,
 }

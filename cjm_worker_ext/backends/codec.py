@@ -41,8 +41,8 @@ else:
 __all__ = ['MAX_DEPTH', 'LARGE_BYTES', 'LARGE_BUFFER', 'MOST_BUFFERS', 'PLAIN', 'OUTER_TUPLE', 'MARKED', 'TUPLE', 'SET',
            'FROZENSET', 'DICT', 'ADAPTED', 'TUPLES', 'INT', 'COMPLEX', 'BYTEARRAY', 'TEXT', 'BUFFER', 'BYTES_APART',
            'BYTEARRAY_APART', 'BUFFER_APART', 'COMPLEX_PARTS', 'BUFFER_NUMBER', 'WHOLE', 'PIECE', 'MANY', 'MOST_ITEMS',
-           'SMALL_MESSAGE', 'MOST_EQUAL_HASHES', 'QUICK_PLAIN', 'QUICK_MARKED', 'bytes_of_int', 'Encoder', 'pack',
-           'encode', 'Pieces', 'in_parts', 'kinds_of', 'Mark', 'refuse_equal_hashes', 'Decoder', 'decode',
+           'SMALL_MESSAGE', 'MOST_EQUAL_HASHES', 'QUICK_PLAIN', 'QUICK_MARKED', 'QUICK_TEXT', 'bytes_of_int', 'Encoder',
+           'pack', 'encode', 'Pieces', 'in_parts', 'kinds_of', 'Mark', 'refuse_equal_hashes', 'Decoder', 'decode',
            'reads_quickly']
 
 # %% ../../nbs/05_backends/03_codec.ipynb #18a4aaeb
@@ -778,8 +778,10 @@ def decode(
     except Exception as e:  # noqa: BLE001  - the worker boundary: whatever a broken message causes
         raise RefusedType(f"{what} was refused: it cannot be read ({describe(e)})") from e
 
-# %% ../../nbs/05_backends/03_codec.ipynb #6e677ed4
+# %% ../../nbs/05_backends/03_codec.ipynb #061720a1
 QUICK_PLAIN, QUICK_MARKED = 1 << 17, 1 << 14  # Bytes of messages that a loop can read: some milliseconds at most
+QUICK_TEXT = 1 << 22  # The same of one text, or of `bytes`, which are only copied
+_ONE_TEXT = frozenset(b"\xc4\xc5\xc6\xd9\xda\xdb")  # What MessagePack calls these (its specification, "Formats")
 _SLOW = (b"pandas.", b"pyarrow.", b"polars.", b"torch.", b"PIL.", b"re.Pattern", b"class.pydantic", b"app.")
 
 
@@ -789,7 +791,7 @@ def reads_quickly(
 ) -> bool:  # False: read it in a thread
     "Whether a message is small, and makes nothing that takes long or imports a large library."
     if not (data[:1] == MARKED if marked is None else marked):
-        return len(data) <= QUICK_PLAIN
+        return len(data) <= QUICK_PLAIN or (len(data) <= QUICK_TEXT and data[1] in _ONE_TEXT)
     if len(data) > QUICK_MARKED:
         return False
     message = bytes(data)
