@@ -104,7 +104,7 @@ def check_policies(
         raise ConfigError(
             f"BaseJobManager: retry must be a Retry, a dict of plugin ids to Retry, or None, got {retry!r}"
         )
-    return dict(retries)
+    return dict(cast(Mapping[str, Retry], retries))
 
 
 def check_options(
