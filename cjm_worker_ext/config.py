@@ -73,7 +73,7 @@ def seconds(default: T) -> T:
     "Declare a field that holds a number of seconds."
     return field(default=default, metadata={"rule": NumberRule(float, 0, default is None)})
 
-# %% ../nbs/02_config.ipynb #9c8740e9
+# %% ../nbs/02_config.ipynb #86618466
 @dataclass(frozen=True, kw_only=True)
 class WorkerConfig:
     "How many workers a manager has, and how it treats them; raises `ConfigError` that names every wrong field."
@@ -92,6 +92,9 @@ class WorkerConfig:
     job_timeout_seconds: float | None = seconds(None)  # Time for a job on a loaded plugin; None: no limit
     load_timeout_seconds: float | None = seconds(None)  # Time for loading a plugin; None: no limit
     unload_timeout_seconds: float = seconds(30.0)  # Time for unloading a plugin, before its worker is killed
+    stall_seconds: float | None = seconds(
+        None
+    )  # Without progress, chunk or output, for `job:stalled`; None: not watched
     start_timeout_seconds: float = seconds(60.0)  # Time for a process to start, before it is killed
     cancel_grace_seconds: float = seconds(2.0)  # Time for an interrupted job to end, before its process is killed
     shutdown_timeout_seconds: float = seconds(10.0)  # Time for a whole shutdown

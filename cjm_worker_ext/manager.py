@@ -169,7 +169,7 @@ def _end_soon(loop: asyncio.AbstractEventLoop, guard: AsyncGenerator[None]) -> N
     else:
         loop.call_soon_threadsafe(lambda: _step(guard.aclose()))
 
-# %% ../nbs/08_manager.ipynb #6fe3a988
+# %% ../nbs/08_manager.ipynb #f60279cd
 class BaseJobManager:
     """Runs jobs of plugins in worker processes.
 
@@ -496,6 +496,16 @@ class BaseJobManager:
     ) -> Any:  # Nothing, or an awaitable
         "Called once for each job after its end, however it ended; what is raised here is logged."
         return self.on_job_completed(job)
+
+    def on_job_stalled(
+        self,
+        job: BaseJob,  # The job; `stalled_stack` says where its worker's threads are
+    ) -> Any:  # Nothing, or an awaitable
+        """Called when a job has given no sign of life for `stall_seconds`; it runs on, unless you cancel it here.
+
+        Called again after another such silence. What is raised here is logged.
+        """
+        return None
 
     def on_job_completed(self, job: BaseJob) -> Any:
         "An earlier name of `on_job_ended`, which calls it unless it is overridden itself."

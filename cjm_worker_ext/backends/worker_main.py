@@ -596,18 +596,23 @@ class Worker:
             for i in range(0, len(offsets), 8):
                 self.shared.release(int.from_bytes(offsets[i : i + 8], "little"))
 
-# %% ../../nbs/05_backends/12_worker_main.ipynb #1d2a44b3
+# %% ../../nbs/05_backends/12_worker_main.ipynb #0e240f05
 def main() -> None:
-    """Run a worker; `sys.argv` holds the package's folder and the descriptors of socket, lifeline and shared memory.
+    """Run a worker; `sys.argv` holds the package's folder and the descriptors of socket, lifeline, shared memory and stacks.
 
-    Started by `backends.local`, which passes the descriptors on; the last one is -1 where there is no shared memory.
+    Started by `backends.local`, which passes the descriptors on; the last two are -1 if there is none.
     """
-    socket_fd, lifeline_fd, shared_fd = (int(fd) for fd in sys.argv[2:5])
+    socket_fd, lifeline_fd, shared_fd, stacks_fd = (int(fd) for fd in sys.argv[2:6])
     arm_lifeline(lifeline_fd)
     sys.argv[1:] = []
     import faulthandler
 
     faulthandler.enable()  # a crash in native code names the line of Python that led to it
+    if stacks_fd >= 0:
+        # Written by the signal's handler itself, in C: that needs no interpreter lock. A process that does not handle
+        # SIGWINCH ignores it, so it does no harm before this line.
+        os.set_blocking(stacks_fd, False)
+        faulthandler.register(signal.SIGWINCH, file=stacks_fd)
     if reconfigure := getattr(sys.stdout, "reconfigure", None):
         reconfigure(line_buffering=True)  # a crash does not swallow what was printed before it
     channel = Channel(socket_fd)
