@@ -192,7 +192,7 @@ class ThreadJob:
 # %% ../nbs/10_testing.ipynb #7ff7280a
 _pids = itertools.count(1 << 30)  # above any real process id: whoever signals one of these hits nobody
 
-# %% ../nbs/10_testing.ipynb #8039100c
+# %% ../nbs/10_testing.ipynb #4a975538
 class InProcessWorker:
     "A worker that is a thread. Its methods are called on the event loop that made it."
 
@@ -244,7 +244,8 @@ class InProcessWorker:
 
     def dump_stacks(self) -> None:
         "Say where its thread is; threads of the plugin are left out, since they cannot be told from the app's."
-        frame = sys._current_frames().get(self.thread.ident or 0)
+        frames: Any = sys
+        frame = frames._current_frames().get(self.thread.ident)
         text = "".join(traceback.format_stack(frame)) if frame is not None else ""
         self.loop.call_soon(self.host.on_stacks, self.number, text)
 

@@ -82,7 +82,8 @@ def test_a_silent_job_is_told_once_for_each_silence_and_goes_on(backend, tmp_pat
     events, path = Events(), tmp_path / "go on"
 
     async def scene():
-        async with make(events, BACKENDS[backend]) as manager:
+        async with make(events, BACKENDS[backend], stall_seconds=1.0) as manager:
+            await manager.load_plugin("wait_for_file")  # a slow load would be a stall too
             job = await manager.start_job("wait_for_file", path=str(path))
             await until(lambda: manager.stalls, what="a stall")
             assert "wait_for_file" in job.stalled_stack and job.status == "running"
@@ -95,7 +96,7 @@ def test_a_silent_job_is_told_once_for_each_silence_and_goes_on(backend, tmp_pat
         stalled = ["job:stalled"]
         assert kinds == ["job:queued", "job:started", *stalled, "job:progress", *stalled, "job:completed"]
         data = next(data for kind, data in events.seen if kind == "job:stalled")
-        assert (data["seconds"], data["pid"]) == (0.3, job.worker_pid) and "wait_for_file" in data["stacks"]
+        assert (data["seconds"], data["pid"]) == (1.0, job.worker_pid) and "wait_for_file" in data["stacks"]
 
     run(scene())
 

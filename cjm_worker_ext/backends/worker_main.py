@@ -67,7 +67,7 @@ else:  # what the two are made of: the rest of them, and `re` and `enum`, is a q
 
 # %% auto #0
 __all__ = ['F_SETSIG', 'arm_lifeline', 'is_readable', 'Channel', 'ValueWriter', 'too_large', 'Outbox', 'is_importing',
-           'Interrupter', 'WorkerPlugins', 'Worker', 'main']
+           'Interrupter', 'WorkerPlugins', 'Worker', 'write_stacks_on_signal', 'main']
 
 # %% ../../nbs/05_backends/12_worker_main.ipynb #d35ab2cb
 F_SETSIG = 10  # fcntl command of Linux: which signal announces that a descriptor is ready (fcntl(2))
@@ -596,7 +596,21 @@ class Worker:
             for i in range(0, len(offsets), 8):
                 self.shared.release(int.from_bytes(offsets[i : i + 8], "little"))
 
-# %% ../../nbs/05_backends/12_worker_main.ipynb #0e240f05
+# %% ../../nbs/05_backends/12_worker_main.ipynb #33a375cc
+def write_stacks_on_signal(
+    fd: int,  # Where the stacks of all threads are written
+) -> None:
+    """Write stacks when SIGWINCH arrives, from now on and until a plugin handles that signal.
+
+    The handler writes them itself, in C, which needs no interpreter lock. A process that does not handle SIGWINCH
+    ignores it, so an early one does no harm.
+    """
+    import faulthandler
+
+    faulthandler.unregister(signal.SIGWINCH)  # else a second call changes nothing
+    faulthandler.register(signal.SIGWINCH, file=fd)
+
+
 def main() -> None:
     """Run a worker; `sys.argv` holds the package's folder and the descriptors of socket, lifeline, shared memory and stacks.
 
@@ -609,13 +623,12 @@ def main() -> None:
 
     faulthandler.enable()  # a crash in native code names the line of Python that led to it
     if stacks_fd >= 0:
-        # Written by the signal's handler itself, in C: that needs no interpreter lock. A process that does not handle
-        # SIGWINCH ignores it, so it does no harm before this line.
-        os.set_blocking(stacks_fd, False)
-        faulthandler.register(signal.SIGWINCH, file=stacks_fd)
+        os.set_blocking(stacks_fd, False)  # a flood of stacks must not stop the worker
+        write_stacks_on_signal(stacks_fd)
     if reconfigure := getattr(sys.stdout, "reconfigure", None):
         reconfigure(line_buffering=True)  # a crash does not swallow what was printed before it
     channel = Channel(socket_fd)
     os.register_at_fork(after_in_child=channel.disown)
     shared = SharedMemoryWriter(shared_fd) if shared_fd >= 0 else None
-    Worker(channel, shared, ProcessState(), JobProcesses()).serve()
+    state = ProcessState(rearm=(lambda: write_stacks_on_signal(stacks_fd)) if stacks_fd >= 0 else None)
+    Worker(channel, shared, state, JobProcesses()).serve()
