@@ -434,7 +434,7 @@ class WorkerPlugins:
             except Exception as e:  # noqa: BLE001  - the plugin boundary
                 sys.stderr.write(f"{describe_error(e)}\n")
 
-# %% ../../nbs/05_backends/12_worker_main.ipynb #42326617
+# %% ../../nbs/05_backends/12_worker_main.ipynb #a11436fd
 class Worker:
     "Serves one app until a `STOP` arrives; plugins run in the main thread."
 
@@ -467,6 +467,7 @@ class Worker:
                 self.outbox.most_in_run = min(self.outbox.ENOUGH, self.writer.limit)
                 self.plugins.factory = self.settings["plugin_manager_factory"]
                 self.plugins.streaming = self.settings["streaming"]
+                self._keep()  # with the interrupter's handler, for a first load that fails
                 self.channel.send(encode(READY, 0))
             elif frame.kind == RELEASE:
                 self._release(bytes(frame.payload))
