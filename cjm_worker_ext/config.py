@@ -126,7 +126,7 @@ class Retry:
 
 _RETRY_RULES = number_rules(Retry)
 
-# %% ../nbs/02_config.ipynb #180fc98e
+# %% ../nbs/02_config.ipynb #c2eb8323
 # How torch, cupy, jax and numba spell the CUDA errors after which a process cannot use its card any more (CUDA Runtime
 # API, "Error handling"). Out-of-memory is none of them.
 STICKY_ERRORS = (
@@ -167,7 +167,7 @@ class Recycle:
 
 _RECYCLE_RULES = number_rules(Recycle)
 
-# %% ../nbs/02_config.ipynb #c25fcf4a
+# %% ../nbs/02_config.ipynb #a5b40706
 @dataclass(frozen=True, kw_only=True)
 class WorkerConfig:
     "How many workers a manager has, and how it treats them; raises `ConfigError` that names every wrong field."
@@ -187,6 +187,9 @@ class WorkerConfig:
     job_timeout_seconds: float | None = seconds(None)  # Time for a job on a loaded plugin; None: no limit
     load_timeout_seconds: float | None = seconds(None)  # Time for loading a plugin; None: no limit
     unload_timeout_seconds: float = seconds(30.0)  # Time for unloading a plugin, before its worker is killed
+    stall_seconds: float | None = seconds(
+        None
+    )  # Without progress, chunk or output, for `job:stalled`; None: not watched
     start_timeout_seconds: float = seconds(60.0)  # Time for a process to start, before it is killed
     cancel_grace_seconds: float = seconds(2.0)  # Time for an interrupted job to end, before its process is killed
     reader_timeout_seconds: float | None = seconds(60.0, optional=True)  # For a reader to ask again; None: no limit

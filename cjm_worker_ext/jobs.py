@@ -31,7 +31,7 @@ class JobStatus(StrEnum):
     def is_final(self) -> bool:  # True for completed, failed and cancelled
         return self in (JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED)
 
-# %% ../nbs/01_jobs.ipynb #099b8bf7
+# %% ../nbs/01_jobs.ipynb #3b7738cd
 def utc_now(
     seconds: float = 0.0,  # Another moment, as `time.time()` returns it; 0: now
 ) -> str:  # For example `2026-01-31T12:00:00.000001+00:00`
@@ -77,6 +77,7 @@ class BaseJob:
     exception: BaseException | None = field(default=None, repr=False)  # The exception, if its class is allowed
     progress: float | None = None  # 0 to 1 as the plugin said; None if it never did
     progress_message: str = ""  # What the plugin said with it
+    stalled_stack: str | None = None  # Where its worker's threads were when it last stalled; None: it never did
     attempts: int = 0  # How often it went to a worker; more than once only with a `Retry`
     metadata: dict[str, Any] = field(default_factory=_no_items)  # The app's own notes; never sent to a worker
     worker_pid: int | None = None  # Process that runs or ran it

@@ -91,7 +91,7 @@ def check_arguments(
 
         require_protocols(given)
 
-# %% ../nbs/08_manager.ipynb #641c9b7c
+# %% ../nbs/08_manager.ipynb #02072769
 def check_policies(
     retry: object,  # As the next one: an argument of `BaseJobManager`
     recycle: object,
@@ -325,7 +325,7 @@ def _end_soon(loop: asyncio.AbstractEventLoop, guard: AsyncGenerator[None]) -> N
     else:
         loop.call_soon_threadsafe(lambda: _step(guard.aclose()))
 
-# %% ../nbs/08_manager.ipynb #06749c53
+# %% ../nbs/08_manager.ipynb #d6b233e4
 class BaseJobManager:
     """Runs jobs of plugins in worker processes.
 
@@ -819,6 +819,16 @@ class BaseJobManager:
     ) -> Any:  # Nothing, or an awaitable
         "Called once for each job after its end, however it ended; what is raised here is logged."
         return self.on_job_completed(job)
+
+    def on_job_stalled(
+        self,
+        job: BaseJob,  # The job; `stalled_stack` says where its worker's threads are
+    ) -> Any:  # Nothing, or an awaitable
+        """Called when a job has given no sign of life for `stall_seconds`; it runs on, unless you cancel it here.
+
+        Called again after another such silence. What is raised here is logged.
+        """
+        return None
 
     def on_job_completed(self, job: BaseJob) -> Any:
         "An earlier name of `on_job_ended`, which calls it unless it is overridden itself."

@@ -117,6 +117,9 @@ class RelayBackend:
     def pause(self, worker: int, paused: bool) -> None:
         self._order("pause", worker, paused)
 
+    def dump_stacks(self, worker: int) -> None:
+        self._order("dump_stacks", worker)
+
     def stop(self, worker: int) -> None:
         self._order("stop", worker)
 

@@ -225,6 +225,27 @@ def test_a_line_without_an_end_is_told_with_its_own_job():
     run(scene())
 
 
+def test_a_first_load_that_fails_leaves_a_worker_that_can_be_interrupted(caplog):
+    caplog.set_level(logging.INFO, LOGGER)
+
+    def wait(ctx):
+        import time
+
+        ctx.progress(None, "started")
+        time.sleep(600)
+
+    async def scene():
+        async with make({"fails": LoadFails, "wait": wait}, cancel_grace_seconds=30) as manager:
+            failed = await ended(manager, "fails")
+            job = await manager.start_job("wait")
+            await until(lambda: job.progress_message)
+            assert await manager.cancel_job(job.id)
+            assert job.worker_pid == failed.worker_pid
+            assert "an alarm, the working directory '/'" in said(caplog) and "SIGURG" not in said(caplog)
+
+    run(scene())
+
+
 # ---------------------------------------------------------------- processes
 class Starter:
     "Starts one process in `load`, and others in each job; a job waits, unless it is to return."

@@ -45,7 +45,7 @@ class JobOrder(NamedTuple):
     load: bool  # Whether the plugin must be loaded first, or loaded again
     params: Mapping[str, Any]  # Keyword arguments for the plugin
 
-# %% ../../nbs/05_backends/00_base.ipynb #dadc24af
+# %% ../../nbs/05_backends/00_base.ipynb #d8a717ab
 class Returned(NamedTuple):
     "The plugin returned; loading and unloading return None."
 
@@ -120,7 +120,7 @@ class WorkerExit(NamedTuple):
             return "could not be started"
         return "was lost" if self.reason is ExitReason.LOST else describe_exit(self.exitcode)
 
-# %% ../../nbs/05_backends/00_base.ipynb #498a82e0
+# %% ../../nbs/05_backends/00_base.ipynb #a73875d8
 class BackendHost(Protocol):
     """Whoever uses a backend. `worker` is the number that `Backend.start` was given.
 
@@ -155,13 +155,16 @@ class BackendHost(Protocol):
     def on_retire(self, worker: int, reason: str) -> None:
         "The worker says during a job that it is to be replaced after it."
 
+    def on_stacks(self, worker: int, text: str) -> None:
+        "Where the worker's threads are, as `Backend.dump_stacks` has asked; empty if that cannot be found out."
+
     def on_dying(self, worker: int, undelivered: bool) -> None:
         "The worker ends; its last messages follow. `undelivered`: the last order surely did not reach it."
 
     def on_exit(self, worker: int, end: WorkerExit) -> None:
         "The worker is gone, and nothing of it is left."
 
-# %% ../../nbs/05_backends/00_base.ipynb #18e84bb7
+# %% ../../nbs/05_backends/00_base.ipynb #7f98370f
 class Backend(Protocol):
     "Where workers run. All methods are called on one event loop, and none of them waits, except for `close`."
 
@@ -188,6 +191,9 @@ class Backend(Protocol):
 
     def pause(self, worker: int, paused: bool) -> None:
         "Stop reading what a worker sends, or go on. A worker that is not read blocks in time."
+
+    def dump_stacks(self, worker: int) -> None:
+        "Find out where the threads of a worker are; `on_stacks` follows within seconds, unless the worker ends first."
 
     def stop(self, worker: int) -> None:
         "Let an idle worker unload its plugins and end."

@@ -68,7 +68,7 @@ else:  # what the two are made of: the rest of them, and `re` and `enum`, is a q
 
 # %% auto #0
 __all__ = ['F_SETSIG', 'arm_lifeline', 'is_readable', 'Channel', 'ValueWriter', 'too_large', 'Outbox', 'is_importing',
-           'Interrupter', 'WorkerPlugins', 'resident_bytes', 'Worker', 'main']
+           'Interrupter', 'WorkerPlugins', 'resident_bytes', 'Worker', 'write_stacks_on_signal', 'main']
 
 # %% ../../nbs/05_backends/12_worker_main.ipynb #d35ab2cb
 F_SETSIG = 10  # fcntl command of Linux: which signal announces that a descriptor is ready (fcntl(2))
@@ -445,7 +445,7 @@ def resident_bytes() -> int:  # On macOS the most that it ever was
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes there (getrusage(2) of macOS)
 
-# %% ../../nbs/05_backends/12_worker_main.ipynb #9d32ca5f
+# %% ../../nbs/05_backends/12_worker_main.ipynb #d7d9e2bc
 class Worker:
     "Serves one app until a `STOP` arrives; plugins run in the main thread."
 
@@ -478,6 +478,7 @@ class Worker:
                 self.outbox.most_in_run = min(self.outbox.ENOUGH, self.writer.limit)
                 self.plugins.factory = self.settings["plugin_manager_factory"]
                 self.plugins.streaming = self.settings["streaming"]
+                self._keep()  # with the interrupter's handler, for a first load that fails
                 self.channel.send(encode(READY, 0))
             elif frame.kind == RELEASE:
                 self._release(bytes(frame.payload))
@@ -627,13 +628,27 @@ class Worker:
             for i in range(0, len(offsets), 8):
                 self.shared.release(int.from_bytes(offsets[i : i + 8], "little"))
 
-# %% ../../nbs/05_backends/12_worker_main.ipynb #ba3aee9c
-def main() -> None:
-    """Run a worker; `sys.argv` holds the package's folder and the descriptors of socket, lifeline and shared memory.
+# %% ../../nbs/05_backends/12_worker_main.ipynb #b7e316ef
+def write_stacks_on_signal(
+    fd: int,  # Where the stacks of all threads are written
+) -> None:
+    """Write stacks when SIGWINCH arrives, from now on and until a plugin handles that signal.
 
-    Started by `backends.local`, which passes the descriptors on; the last one is -1 where there is no shared memory.
+    The handler writes them itself, in C, which needs no interpreter lock. A process that does not handle SIGWINCH
+    ignores it, so an early one does no harm.
     """
-    socket_fd, lifeline_fd, shared_fd = (int(fd) for fd in sys.argv[2:5])
+    import faulthandler
+
+    faulthandler.unregister(signal.SIGWINCH)  # else a second call changes nothing
+    faulthandler.register(signal.SIGWINCH, file=fd)
+
+
+def main() -> None:
+    """Run a worker; `sys.argv` holds the package's folder and the descriptors of socket, lifeline, shared memory and stacks.
+
+    Started by `backends.local`, which passes the descriptors on; the last two are -1 if there is none.
+    """
+    socket_fd, lifeline_fd, shared_fd, stacks_fd = (int(fd) for fd in sys.argv[2:6])
     arm_lifeline(lifeline_fd)
     sys.argv[1:] = []
     import faulthandler
@@ -644,9 +659,13 @@ def main() -> None:
         faulthandler.enable(c_stack=False)
     else:
         faulthandler.enable()
+    if stacks_fd >= 0:
+        os.set_blocking(stacks_fd, False)  # a flood of stacks must not stop the worker
+        write_stacks_on_signal(stacks_fd)
     if reconfigure := getattr(sys.stdout, "reconfigure", None):
         reconfigure(line_buffering=True)  # a crash does not swallow what was printed before it
     channel = Channel(socket_fd)
     os.register_at_fork(after_in_child=channel.disown)
     shared = SharedMemoryWriter(shared_fd) if shared_fd >= 0 else None
-    Worker(channel, shared, ProcessState(), JobProcesses()).serve()
+    state = ProcessState(rearm=(lambda: write_stacks_on_signal(stacks_fd)) if stacks_fd >= 0 else None)
+    Worker(channel, shared, state, JobProcesses()).serve()

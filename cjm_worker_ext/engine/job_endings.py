@@ -54,7 +54,7 @@ def explain(
     policy = f"restart_policy={config.restart_policy}, max_restart_attempts={config.max_restart_attempts}"
     return WorkersExhausted(f"job {job_id}: no worker is left ({policy}); the last one {last_exit or 'never started'}")
 
-# %% ../../nbs/07_engine/05_job_endings.ipynb #7f639b5c
+# %% ../../nbs/07_engine/05_job_endings.ipynb #1a19ad90
 class JobEndings:
     "Ends jobs; lives on one event loop."
 
@@ -88,7 +88,7 @@ class JobEndings:
             self.job_events.job_ended(record.job)
         record.wake()
         if self._hears_ends:
-            self._call_hook(record.job)
+            self.call_hook("on_job_ended", record.job)
 
     def _end_otherwise(self, record: JobRecord, cause: Cause, answer: Answer | None) -> None:
         unreadable = isinstance(answer, Lost) and not isinstance(answer.error, WorkerCrashed)
@@ -157,21 +157,26 @@ class JobEndings:
             exception = NotSerializable(error.message)
         record.write_end(JobStatus.FAILED, None, error.message, error.type, error.traceback, exception)
 
-    def _call_hook(self, job: BaseJob) -> None:
+    def call_hook(
+        self,
+        name: str,  # `on_job_ended` or `on_job_stalled`
+        job: BaseJob,
+    ) -> None:
+        "Call a hook that is told of a job; what it raises is logged, and what it returns is awaited apart."
         try:
-            result = self.hooks.on_job_ended(job)
+            result = getattr(self.hooks, name)(job)
         except ReferenceError:  # the app has dropped its manager, and its hooks with it
             return
         except Exception:  # noqa: BLE001  - the app's hook
-            self._failures.failed("on_job_ended", job.id)
+            self._failures.failed(name, job.id)
             return
         if result is not None and inspect.isawaitable(result):
-            task = asyncio.ensure_future(self._await_hook(result, job.id))
+            task = asyncio.ensure_future(self._await_hook(name, result, job.id))
             self.hook_tasks.add(task)
             task.add_done_callback(self.hook_tasks.discard)
 
-    async def _await_hook(self, awaitable: Any, job_id: str) -> None:
+    async def _await_hook(self, name: str, awaitable: Any, job_id: str) -> None:
         try:
             await awaitable
         except Exception:  # noqa: BLE001  - the app's hook
-            self._failures.failed("on_job_ended", job_id)
+            self._failures.failed(name, job_id)

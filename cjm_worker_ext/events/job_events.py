@@ -16,7 +16,7 @@ from cjm_worker_ext.jobs import BaseJob, chunks_to_jsonable, to_jsonable
 # %% auto #0
 __all__ = ['job_data', 'queued_data', 'end_data', 'JobEvents']
 
-# %% ../../nbs/06_events/02_job_events.ipynb #1e9674a7
+# %% ../../nbs/06_events/02_job_events.ipynb #e770e24b
 def job_data(job: BaseJob, pid: int | None = None) -> dict[str, Any]:
     "What each event about a job says."
     data: dict[str, Any] = {"job_id": job.id, "plugin_id": job.plugin_id}
@@ -125,6 +125,11 @@ class JobEvents:
         progress, message = to_jsonable((job.progress, job.progress_message))
         data = {"progress": progress, "message": message, "pid": place.pid}
         self.event_queue.event("job:progress", job_id=job.id, plugin_id=job.plugin_id, **data)
+
+    def job_stalled(self, job: BaseJob, place: Place, seconds: float, stacks: str) -> None:
+        "A job has given no sign of life for `seconds`."
+        data = {"seconds": seconds, "stacks": to_jsonable(stacks), "pid": place.pid}
+        self.event_queue.event("job:stalled", job_id=job.id, plugin_id=job.plugin_id, **data)
 
     def job_chunks(self, job: BaseJob, place: Place, chunks: Sequence[Any], index: int) -> None:
         "A job has yielded chunks; `index` is the position of the first one."
