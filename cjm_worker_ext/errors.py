@@ -31,7 +31,7 @@ class ConfigError(WorkerExtError, ValueError):
 class PlatformError(WorkerExtError, OSError):
     "This operating system cannot start workers; importing and type checking still work."
 
-# %% ../nbs/00_errors.ipynb #c5bdf9e6
+# %% ../nbs/00_errors.ipynb #05f31b76
 class UnknownPlugin(WorkerExtError, LookupError):
     "No plugin has this id, or the plugin that has it names no target to run."
 
@@ -61,7 +61,10 @@ class DuplicateJob(WorkerExtError, ValueError):
 
 
 class StreamGap(WorkerExtError, LookupError):
-    "The chunk at which a reader wants to start is gone: more came than `WorkerConfig.max_buffered_chunks`."
+    """The chunk that a reader wants next is gone: more came than `WorkerConfig.max_buffered_chunks`.
+
+    Either it wants to start too far back, or it did not ask for longer than `reader_timeout_seconds`.
+    """
 
 # %% ../nbs/00_errors.ipynb #e117f054
 class PluginLoadError(WorkerExtError, ImportError):

@@ -60,23 +60,23 @@ __all__ = ['Timers', 'Inbox', 'PluginChange', 'WorkerInfo', 'Engine']
 # %% ../../nbs/07_engine/06_engine.ipynb #3662cd51
 logger = logging.getLogger(__name__)
 
-# %% ../../nbs/07_engine/06_engine.ipynb #977d16dc
+# %% ../../nbs/07_engine/06_engine.ipynb #4cfeebab
 class Timers:
     "Named timers on one event loop."
 
     def __init__(
         self,
-        fire: Callable[[str, int], None],  # Called with kind and key of one that has run out
+        fire: Callable[[str, Any], None],  # Called with kind and key of one that has run out
     ) -> None:
         self._fire, self._loop = fire, asyncio.get_running_loop()
-        self._handles: dict[tuple[str, int], asyncio.TimerHandle] = {}
+        self._handles: dict[tuple[str, int | str], asyncio.TimerHandle] = {}
 
-    def set(self, kind: str, key: int, seconds: float) -> None:
+    def set(self, kind: str, key: int | str, seconds: float) -> None:
         "Start a timer, or start it again."
         self.clear(kind, key)
         self._handles[kind, key] = self._loop.call_later(seconds, self._on_time, kind, key)
 
-    def clear(self, kind: str, key: int) -> bool:  # Whether there was one
+    def clear(self, kind: str, key: int | str) -> bool:  # Whether there was one
         "Forget a timer."
         handle = self._handles.pop((kind, key), None)
         if handle is not None:
@@ -88,7 +88,7 @@ class Timers:
         for kind, key in list(self._handles):
             self.clear(kind, key)
 
-    def _on_time(self, kind: str, key: int) -> None:
+    def _on_time(self, kind: str, key: int | str) -> None:
         del self._handles[kind, key]
         self._fire(kind, key)
 
@@ -159,7 +159,7 @@ class WorkerInfo(NamedTuple):
     plugin_ids: tuple[str, ...]  # Loaded plugins
     started_at: str  # ISO 8601, UTC
 
-# %% ../../nbs/07_engine/06_engine.ipynb #a986a88f
+# %% ../../nbs/07_engine/06_engine.ipynb #f8b8676d
 class Engine:
     "Runs jobs; lives on the event loop that made it. Implements `backends.base.BackendHost`."
 
@@ -196,7 +196,7 @@ class Engine:
         ways: dict[type, Callable[[Any], object]] = {
             Start: self._start, Send: self._send, End: self._end, Kill: self._kill, Stop: self._stop,
             Interrupt: self._interrupt, Again: self._again,
-            SetTimer: lambda action: self.timers.set(*action),
+            SetTimer: self._set_timer,
             ClearTimer: lambda action: self.timers.clear(*action),
         }  # fmt: skip
         self.inbox = Inbox(ways)
@@ -365,13 +365,19 @@ class Engine:
 
     # what the scheduler decides
 
-    def _on_timer(self, kind: str, key: int) -> None:
+    def _on_timer(self, kind: str, key: Any) -> None:
         if kind == "spare":
             self.backend.start(key)
         elif kind == "stall":
             self._look_at_silence(key)
         else:
             self.inbox.put(self.scheduler.timer(kind, key))
+
+    def _set_timer(self, action: SetTimer) -> None:
+        if action.kind == "release":
+            why = self.endings.why_held(str(action.key))
+            logger.warning("%s; the next attempt may be made in %.3g s", why, action.seconds)
+        self.timers.set(*action)
 
     def _start(self, action: Start) -> None:
         if action.urgent:
