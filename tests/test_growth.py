@@ -44,7 +44,7 @@ def test_20000_tiny_jobs():
 
 def test_50_cancels_and_50_crashes():
     async def scene():
-        async with make("spin", "kill_self", max_workers=2, max_finished_jobs=10) as manager:
+        async with make("spin", "kill_self", max_workers=2, max_finished_jobs=10, hold_after_crashes=0) as manager:
 
             async def days(count: int) -> tuple[int, int]:
                 for _ in range(count):
