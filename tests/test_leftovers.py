@@ -305,7 +305,7 @@ def test_processes_end_with_a_cancelled_job_whose_worker_lives(tmp_path, swallow
             await until(lambda: clock() > tick, what="the next tick of the clock that dates processes")
             job, _, own = await started(manager, tmp_path / "second", swallow=swallow)
             assert await manager.cancel_job(job.id)
-            assert [pid for pid in own if is_alive(pid)] == [], "they are gone when the job is"
+            await until(lambda: not any(map(is_alive, own)), what="the end of the job's processes")
             assert is_alive(job.worker_pid) and is_alive(loaded), "what was started at load stays"
             assert all(map(is_alive, older)), "a job that has completed may leave processes"
             end_all(older)
@@ -322,7 +322,7 @@ def test_processes_end_with_a_job_that_timed_out(tmp_path):
             await manager.wait(job.id, 30)
             assert job.error_type == "JobTimeout"
             loaded, *own = map(int, path.read_text().split())
-            assert [pid for pid in own if is_alive(pid)] == []
+            await until(lambda: not any(map(is_alive, own)), what="the end of the job's processes")
             assert is_alive(job.worker_pid) and is_alive(loaded)
 
     run(scene())
