@@ -305,7 +305,7 @@ def test_processes_end_with_a_cancelled_job_whose_worker_lives(tmp_path, swallow
             await until(lambda: clock() > tick, what="the next tick of the clock that dates processes")
             job, _, own = await started(manager, tmp_path / "second", swallow=swallow)
             assert await manager.cancel_job(job.id)
-            assert [pid for pid in own if is_alive(pid)] == [], "they are gone when the job is"
+            await until(lambda: not any(map(is_alive, own)), what="the end of the job's processes")
             assert is_alive(job.worker_pid) and is_alive(loaded), "what was started at load stays"
             assert all(map(is_alive, older)), "a job that has completed may leave processes"
             end_all(older)
@@ -322,7 +322,7 @@ def test_processes_end_with_a_job_that_timed_out(tmp_path):
             await manager.wait(job.id, 30)
             assert job.error_type == "JobTimeout"
             loaded, *own = map(int, path.read_text().split())
-            assert [pid for pid in own if is_alive(pid)] == []
+            await until(lambda: not any(map(is_alive, own)), what="the end of the job's processes")
             assert is_alive(job.worker_pid) and is_alive(loaded)
 
     run(scene())
@@ -349,5 +349,35 @@ def test_processes_in_the_group_end_with_a_worker_that_is_killed(tmp_path):
             await until(lambda: path.exists() and path.read_text().endswith(" "))
             await manager.cancel_job(job.id)
             await until(lambda: not is_alive(int(path.read_text())))
+
+    run(scene())
+
+
+def test_a_worker_whose_state_cannot_be_put_back_is_replaced(tmp_path):
+    "The folder that was current at the load is gone; the job after it still runs there, and the next one elsewhere."
+    there = tmp_path / "there"
+
+    class Mover:
+        def load(self, config):
+            import os
+
+            os.makedirs(config.get("folder") or str(there), exist_ok=True)
+            os.chdir(str(there))
+
+        def execute(self, remove):
+            import os
+
+            if remove:
+                os.chdir("/")
+                os.rmdir(str(there))
+            return os.getpid()
+
+    async def scene():
+        async with make({"mover": Mover}) as manager:
+            first = await ended(manager, "mover", remove=True)
+            second = await ended(manager, "mover", remove=False)
+            third = await ended(manager, "mover", remove=False)
+            assert [job.status for job in (first, second, third)] == ["completed"] * 3
+            assert first.result == second.result != third.result
 
     run(scene())

@@ -17,9 +17,9 @@ else:
     import _signal as signal
 
 # %% auto #0
-__all__ = ['TICKS', 'ProcessRow', 'clock', 'read_proc', 'read_ps', 'JobProcesses']
+__all__ = ['CLOCK', 'TICKS', 'ProcessRow', 'clock', 'read_proc', 'read_ps', 'JobProcesses']
 
-# %% ../../nbs/05_backends/11c_job_processes.ipynb #3397384d
+# %% ../../nbs/05_backends/11c_job_processes.ipynb #7ec9ef7a
 class ProcessRow:
     "What the system says of one process."
 
@@ -35,13 +35,13 @@ class ProcessRow:
         self.pid, self.parent, self.session, self.started = pid, parent, session, started
 
 
+CLOCK = time.CLOCK_BOOTTIME if sys.platform == "linux" else time.CLOCK_REALTIME  # By which processes are dated
 TICKS = os.sysconf("SC_CLK_TCK") if sys.platform == "linux" else 1  # A second; `ps` tells no more
 
 
 def clock() -> int:  # Ticks since the system started, or since 1970
     "Say what time it is, by the clock that dates processes."
-    nanoseconds = time.clock_gettime_ns(time.CLOCK_BOOTTIME) if sys.platform == "linux" else time.time_ns()
-    return nanoseconds * TICKS // 1_000_000_000
+    return time.clock_gettime_ns(CLOCK) * TICKS // 1_000_000_000
 
 
 def read_proc() -> Iterator[ProcessRow]:
@@ -70,19 +70,24 @@ def read_ps() -> Iterator[ProcessRow]:
         if state[0] != "Z":
             yield ProcessRow(int(pid), int(parent), int(group), now - seconds - 86400 * int(days or 0))
 
-# %% ../../nbs/05_backends/11c_job_processes.ipynb #d9c9dc52
+# %% ../../nbs/05_backends/11c_job_processes.ipynb #65b844ce
 class JobProcesses:
     "The processes that this worker's present job has started; used in the worker's main thread."
 
     ROUNDS = 20  # Looks for processes that were started while others were killed, at most
 
     def __init__(self) -> None:
-        self.began = clock()  # When the present order began, or the job after its load; set by the worker
+        self._began = time.clock_gettime_ns(CLOCK)  # When the present order began, or the job after its load
         self._loaded_at, self._last_pid, self._kept = 0, 0, frozenset[int]()
+
+    def begin(self) -> None:
+        "An order begins; each job pays for this, so that nothing is calculated yet."
+        self._began = time.clock_gettime_ns(CLOCK)
 
     def keep(self) -> None:
         "A load has ended: what it has started stays."
-        self._loaded_at = self.began = clock()
+        self.begin()
+        self._loaded_at = clock()
         if sys.platform == "linux":
             with open("/proc/loadavg", "rb") as file:
                 self._last_pid = int(file.read().split()[4])
@@ -124,6 +129,6 @@ class JobProcesses:
         return in_session and orphaned
 
     def _is_new(self, row: ProcessRow) -> bool:
-        if row.pid in self._kept or row.started < self.began:
+        if row.pid in self._kept or row.started < self._began * TICKS // 1_000_000_000:
             return False
         return not (row.started == self._loaded_at and row.pid <= self._last_pid)

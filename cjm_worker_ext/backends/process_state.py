@@ -18,7 +18,7 @@ else:  # what `signal` is made of: handlers come as plain numbers and functions,
     import _signal as signal
 
 # %% auto #0
-__all__ = ['WATCHED', 'PROFILING', 'ProcessState']
+__all__ = ['WATCHED', 'PROFILING', 'Tripwires', 'ProcessState']
 
 # %% ../../nbs/05_backends/11b_process_state.ipynb #29532e96
 WATCHED: dict[int, str] = {  # Number of each signal whose handler is watched, and its name
@@ -30,20 +30,50 @@ WATCHED: dict[int, str] = {  # Number of each signal whose handler is watched, a
 }
 PROFILING: dict[int, int] = {signal.SIGVTALRM: signal.ITIMER_VIRTUAL, signal.SIGPROF: signal.ITIMER_PROF}
 
-# %% ../../nbs/05_backends/11b_process_state.ipynb #cae3dc1c
+# %% ../../nbs/05_backends/11b_process_state.ipynb #e80c7d27
+class Tripwires:
+    "Notes calls that change the state of the process."
+
+    CALLS: tuple[tuple[Any, str], ...] = (
+        *((os, name) for name in ("chdir", "fchdir", "umask", "putenv", "unsetenv", "close", "closerange", "dup2")),
+        *((signal, name) for name in ("signal", "alarm", "setitimer")),
+    )
+
+    def __init__(self) -> None:
+        self.touched = False  # Whether there was such a call; cleared by whoever has looked
+
+    def install(self) -> None:
+        "Take the place of these functions, in a worker's process and before a plugin imports any of them."
+        for module, name in self.CALLS:
+            call = getattr(module, name)
+            setattr(module, name, self._noted(call))
+            if call in os.supports_fd:  # a program may ask whether it takes a descriptor
+                os.supports_fd.add(getattr(module, name))
+
+    def _noted(self, call: Any) -> Any:
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            self.touched = True
+            return call(*args, **kwargs)
+
+        noted.__name__, noted.__qualname__, noted.__doc__ = call.__name__, call.__qualname__, call.__doc__
+        noted.__module__ = call.__module__
+        return noted
+
+# %% ../../nbs/05_backends/11b_process_state.ipynb #26389a28
 class ProcessState:
     """The state of this process after the last load; used in the worker's main thread.
 
-    Not noticed: timers of native code, changes of the environment by native code, a blocked signal, and a standard
+    Not noticed: what native code changes by itself, timers of native code, changes of the environment by native code, a blocked signal, and a standard
     stream that another pipe has replaced.
     """
 
     def __init__(
         self,
+        tripwires: Tripwires | None = None,  # Say whether a look is needed; None: always
         rearm: Callable[[], object]
         | None = None,  # Called after handlers, for those that Python's `signal` does not know
     ) -> None:
-        self._rearm = rearm
+        self._tripwires, self._rearm = tripwires, rearm
         self.beyond_repair = False  # Something could not be put back
         self._copy = os.dup(1)  # Of the pipe that stdout and stderr share, for a job that closes them
         self._environment: Any = getattr(os.environb, "_data")  # noqa: B009  - the dict itself: a copy through the mapping costs 20 µs
@@ -51,6 +81,8 @@ class ProcessState:
 
     def keep(self) -> None:
         "Let the present state be the one that is put back."
+        if self._tripwires is not None:
+            self._tripwires.touched = False
         self._umask = os.umask(0o077)
         os.umask(self._umask)
         self._folder = self._present_folder()
@@ -64,18 +96,27 @@ class ProcessState:
     def put_back(self) -> list[str]:  # What a job has left, as nouns; empty in the usual case
         "Undo what has changed; sets `beyond_repair` if something cannot be put back."
         left: list[str] = []
+        try:
+            sys.stdout.flush()  # what was printed without a line's end is this job's
+            if self._tripwires is not None and not self._tripwires.touched:
+                if sys.stdout is self._stdout and sys.stderr is self._stderr and not sys.stderr.closed:
+                    return left  # the usual job
+        except (OSError, ValueError, AttributeError):  # closed, detached or no stream
+            pass
         if not self._alarm and signal.alarm(0):  # looking and clearing are one call, as for the umask
             left.append("an alarm")
         if (umask := os.umask(self._umask)) != self._umask:
             left.append(f"the umask {umask:#05o}")
         if not self._is_as_kept():
             left += self._put_rest_back()
+        if self._tripwires is not None:
+            self._tripwires.touched = False
         return left
 
     def _is_as_kept(self) -> bool:  # One method, because each call more would cost every job
         try:
             if sys.stdout is self._stdout and sys.stderr is self._stderr:
-                self._stdout.flush()  # what was printed without a line's end is this job's
+                self._stdout.flush()
                 self._stderr.flush()
                 # The flags tell a pipe from a file or a terminal, because the kernel sets O_LARGEFILE for those. `fstat`
                 # would say more, and costs three times as much.
