@@ -470,7 +470,7 @@ def kinds_of(
         kinds.update(map(type, part))
     return kinds
 
-# %% ../../nbs/05_backends/03_codec.ipynb #6cd30792
+# %% ../../nbs/05_backends/03_codec.ipynb #aa0c9181
 SMALL_MESSAGE = 1 << 12  # Bytes up to which lists that announce too much cannot do harm
 MOST_EQUAL_HASHES = 100  # Keys of one dict or set that may share a hash; -1 and -2 do, and tuples of them
 
@@ -766,7 +766,10 @@ def decode(
     that are given; the other side may still change their numbers.
     """
     try:
-        if (size := len(data)) <= WHOLE:
+        size = len(data)
+        if WHOLE < size <= QUICK_TEXT and data[0] == PLAIN[0] and data[1] in _ONE_TEXT:
+            return unpackb(memoryview(data)[1:], ext_hook=_no_extension)
+        if size <= WHOLE:
             message = data if type(data) is bytes else bytes(data)
             may_be_time = b"\xff" in message and _timestamp_in(message)
             if size <= SMALL_MESSAGE and message[:1] == PLAIN and not may_be_time:  # the usual case

@@ -16,10 +16,10 @@ Bytes = bytes | bytearray | memoryview
 
 # %% auto #0
 __all__ = ['HELLO', 'LOAD', 'EXECUTE', 'UNLOAD', 'CANCEL', 'STOP', 'RELEASE', 'READY', 'LOADED', 'CHUNKS', 'PROGRESS', 'RESULT',
-           'FAILED', 'CANCELLED', 'DONE', 'RETIRE', 'HEADER', 'PLACE', 'LARGE', 'MOST_BUFFERS', 'encode', 'Frame',
-           'memory_for', 'FrameReader']
+           'FAILED', 'CANCELLED', 'DONE', 'RETIRE', 'HEADER', 'PLACE', 'FROM_HEAP', 'LARGE', 'MOST_BUFFERS', 'encode',
+           'Frame', 'memory_for', 'FrameReader']
 
-# %% ../../nbs/05_backends/01_framing.ipynb #a708ae73
+# %% ../../nbs/05_backends/01_framing.ipynb #82257a90
 # manager to worker
 HELLO, LOAD, EXECUTE, UNLOAD, CANCEL, STOP, RELEASE = range(1, 8)
 # worker to manager
@@ -27,6 +27,7 @@ READY, LOADED, CHUNKS, PROGRESS, RESULT, FAILED, CANCELLED, DONE, RETIRE = range
 
 HEADER = struct.Struct("<QIHBx")  # bytes of the payload, task number, number of buffers, kind
 PLACE = struct.Struct("<QQ")  # bytes of one buffer; 0 if it follows inline, else its offset in shared memory plus one
+FROM_HEAP = 1 << 25  # Bytes up to which a frame is read into memory of the heap
 LARGE = 1 << 20  # Bytes from which a buffer goes through shared memory, where the system has it
 MOST_BUFFERS = 500  # Of one message; the system takes 1,024 pieces at once (IOV_MAX)
 
@@ -55,12 +56,12 @@ class Frame:
     def __init__(self, kind: int, task_number: int, payload: Bytes, buffers: Sequence[tuple[int, Any]] = ()) -> None:
         self.kind, self.task_number, self.payload, self.buffers = kind, task_number, payload, buffers
 
-# %% ../../nbs/05_backends/01_framing.ipynb #22074329
+# %% ../../nbs/05_backends/01_framing.ipynb #c8a1fb5d
 def memory_for(
     size: int,  # Bytes
 ) -> memoryview:  # Writable
-    "Return fresh memory; for a large size it is taken page by page, when something is written there."
-    if size <= LARGE:
+    "Return fresh memory; for a very large size it is taken page by page, when something is written there."
+    if size <= FROM_HEAP:  # the heap gives the same memory again, and its pages are there: 1 MiB takes half as long
         return memoryview(bytearray(size))
     import mmap  # loads a library, for large frames only
 
