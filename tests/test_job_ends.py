@@ -81,3 +81,21 @@ def test_a_job_that_never_ran():
             assert job.completed_at and (job.started_at is None) == (job is not first)
 
     run(scene())
+
+
+@pytest.mark.parametrize("name", ["on_job_ended", "on_job_completed"])
+@pytest.mark.parametrize("how", ["class", "instance"])
+def test_a_hook_of_the_end_is_called_wherever_it_is_set(name, how):
+    "A manager calls no hook that does nothing, so it has to see both ways in which an app sets one."
+
+    async def scene():
+        heard = []
+        own = {name: lambda self, job: heard.append(job.id)} if how == "class" else {}
+        manager = type("Own", (BaseJobManager,), own)("ends", plugins={"pid": "os:getpid"})
+        if how == "instance":
+            setattr(manager, name, lambda job: heard.append(job.id))
+        async with manager:
+            job = await manager.wait((await manager.start_job("pid")).id, 20)
+        assert heard == [job.id]
+
+    run(scene())

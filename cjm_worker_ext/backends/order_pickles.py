@@ -171,8 +171,8 @@ def dumps(
 ) -> tuple[bytes, list[pickle.PickleBuffer]]:  # The pickle, and the buffers that it leaves out
     """Serialise `value` for a worker.
 
-    Raises `NotSerializable` with the reason, and `TakesLong` beyond `most`: then a thread should do it. With `by_value`, cloudpickle takes over where pickle ends: lambdas, local
-    functions, and what a notebook or script defines in its `__main__`, which a worker does not have.
+    Raises `NotSerializable` with the reason, and `TakesLong` beyond `most`: then a thread should do it. With `by_value`,
+    cloudpickle takes over where pickle ends: lambdas, local functions, and what a script defines in its `__main__`.
     """
     buffers: list[pickle.PickleBuffer] = []
 
