@@ -167,15 +167,18 @@ class Recycle:
 
 _RECYCLE_RULES = number_rules(Recycle)
 
-# %% ../nbs/02_config.ipynb #a5b40706
+# %% ../nbs/02_config.ipynb #d007bf9a
 @dataclass(frozen=True, kw_only=True)
 class WorkerConfig:
     "How many workers a manager has, and how it treats them; raises `ConfigError` that names every wrong field."
 
     # Workers
-    max_workers: int = whole(1, least=1)  # Jobs that run at the same time, each in a process of its own
+    max_workers: int = whole(1, least=1)  # Processes that run jobs at the same time
     standby_workers: int = whole(0)  # Processes without a plugin, started ahead; each takes over from a killed worker
     one_plugin_per_worker: bool = False  # True: a process that has run one plugin never gets another one
+    max_concurrency: int | None = whole(
+        None, least=1
+    )  # Jobs of an async plugin at a time on a worker; None: as it says
 
     # Restarts
     restart_policy: RestartPolicy = RestartPolicy.BACKOFF  # What follows the end of a worker

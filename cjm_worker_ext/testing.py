@@ -197,7 +197,7 @@ class ThreadJob:
 # %% ../nbs/10_testing.ipynb #7ff7280a
 _pids = itertools.count(1 << 30)  # above any real process id: whoever signals one of these hits nobody
 
-# %% ../nbs/10_testing.ipynb #5994d1bc
+# %% ../nbs/10_testing.ipynb #3ec8e9d0
 class InProcessWorker:
     "A worker that is a thread. Its methods are called on the event loop that made it."
 
@@ -340,7 +340,7 @@ class InProcessWorker:
     def _load(self, job: ThreadJob, plugin_id: str, target: Any, config: dict[str, Any]) -> None:
         streams = self.plugins.load(plugin_id, target, config)
         job.check()
-        self._tell("on_loaded", job.task_number, streams)
+        self._tell("on_loaded", job.task_number, streams, 1)
 
     def unload(self, job: ThreadJob, plugin_id: Any) -> Answer:
         "Unload a plugin, in the thread."
@@ -411,7 +411,7 @@ class InProcessWorker:
         if self._is_told:
             return
         self._is_told = True
-        self.host.on_dying(self.number, False)
+        self.host.on_dying(self.number, ())
         while self._events:
             self._tell_next()
         self.host.on_exit(self.number, end)
@@ -425,7 +425,7 @@ class InProcessWorker:
         self.give_up()
         self._tell_end(WorkerExit(ExitReason.CRASHED, self.pid, -9))
 
-# %% ../nbs/10_testing.ipynb #2d028746
+# %% ../nbs/10_testing.ipynb #5fa1c74d
 class InProcessBackend:
     """The workers of one manager, as threads of the app; implements `backends.base.Backend`.
 
@@ -488,7 +488,7 @@ class InProcessBackend:
         if found := self.workers.get(worker):
             found.interrupt(task_number)
 
-    def pause(self, worker: int, paused: bool) -> None:
+    def pause(self, worker: int, task_number: int, paused: bool) -> None:
         "As `Backend.pause`."
         if found := self.workers.get(worker):
             found.pause(paused)

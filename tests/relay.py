@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Collection
 from typing import Any
 
 import cloudpickle
@@ -46,7 +47,7 @@ class RelayBackend:
         self.host, self.loop = host, asyncio.get_running_loop()
         self.pids: dict[int, int] = {}  # of the workers that have not ended; 0 before they have started
         self.exits: list[WorkerExit] = []
-        self._last_task: dict[int, int] = {}  # worker: the last order that was sent to it
+        self._sent: dict[int, set[int]] = {}  # worker: the orders that were sent to it, and are not answered
         self._targets, self._is_lost, self._outbox = PluginTargets(), False, queue.SimpleQueue()
         ours, theirs = socket.socketpair()
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -99,23 +100,23 @@ class RelayBackend:
 
     def execute(self, worker: int, order: JobOrder) -> bool:
         dumps(order.params, f"the parameters of job {order.job_id!r}", by_value=True)
-        self._last_task[worker] = order.task_number
+        self._sent.setdefault(worker, set()).add(order.task_number)
         return self._order("execute", worker, order)
 
     def load(self, worker: int, task_number: int, plugin: PluginEntry) -> bool:
         dumps(plugin.config, f"the configuration of plugin {plugin.plugin_id!r}", by_value=True)
-        self._last_task[worker] = task_number
+        self._sent.setdefault(worker, set()).add(task_number)
         return self._order("load", worker, task_number, plugin)
 
     def unload(self, worker: int, task_number: int, plugin: PluginEntry) -> bool:
-        self._last_task[worker] = task_number
+        self._sent.setdefault(worker, set()).add(task_number)
         return self._order("unload", worker, task_number, plugin)
 
     def interrupt(self, worker: int, task_number: int) -> None:
         self._order("interrupt", worker, task_number)
 
-    def pause(self, worker: int, paused: bool) -> None:
-        self._order("pause", worker, paused)
+    def pause(self, worker: int, task_number: int, paused: bool) -> None:
+        self._order("pause", worker, task_number, paused)
 
     def dump_stacks(self, worker: int) -> None:
         self._order("dump_stacks", worker)
@@ -128,7 +129,7 @@ class RelayBackend:
 
     def forget(self, worker: int) -> None:
         self._order("forget", worker)
-        self._last_task.pop(worker, None)
+        self._sent.pop(worker, None)
 
     def abandon(self) -> None:
         self.process.kill()  # its workers go with it
@@ -153,10 +154,12 @@ class RelayBackend:
         if event == "on_started":
             self.pids[worker] = args[0].pid
         elif event == "on_dying":
-            # Orders and events pass one another. The relay says which order it had when the worker died, and one that
-            # was sent after that surely did not arrive.
-            undelivered, last_received = args
-            args = (undelivered or last_received != self._last_task.get(worker, 0),)
+            # Orders and events pass one another. The relay says which orders it had when the worker died, and those that
+            # were sent after that surely did not arrive.
+            undelivered, received = args
+            args = ({*undelivered, *(self._sent.get(worker, set()) - received)},)
+        elif event == "on_answer":
+            self._sent[worker].discard(args[0])
         if event == "on_exit":
             self._on_exit(worker, *args)
         else:
@@ -172,7 +175,7 @@ class RelayBackend:
         self._is_lost = True
         for worker, pid in list(self.pids.items()):
             if pid:
-                self.host.on_dying(worker, False)
+                self.host.on_dying(worker, ())
             self._on_exit(worker, WorkerExit(ExitReason.LOST, pid, output=("the relay has ended",)))
 
 
@@ -182,7 +185,7 @@ class RelayHost:
 
     def __init__(self, writer: asyncio.StreamWriter) -> None:
         self._writer = writer
-        self.received: dict[int, int] = {}  # worker: the last order that it was given
+        self.received: dict[int, set[int]] = {}  # worker: the orders that it was given
 
     def __getattr__(self, event: str) -> Any:
         return lambda worker, *args: self._writer.write(packed((event, worker, args)))
@@ -190,8 +193,8 @@ class RelayHost:
     def on_started(self, worker: int, place: Place) -> None:
         self._writer.write(packed(("on_started", worker, (place,))))
 
-    def on_dying(self, worker: int, undelivered: bool) -> None:
-        self._writer.write(packed(("on_dying", worker, (undelivered, self.received.pop(worker, 0)))))
+    def on_dying(self, worker: int, undelivered: Collection[int]) -> None:
+        self._writer.write(packed(("on_dying", worker, (list(undelivered), self.received.pop(worker, set())))))
 
 
 def give_order(backend: LocalBackend, host: RelayHost, method: str, args: Any) -> None:
@@ -202,9 +205,9 @@ def give_order(backend: LocalBackend, host: RelayHost, method: str, args: Any) -
     worker, task_number = args[0], args[1].task_number if method == "execute" else args[1]
     try:
         if getattr(backend, method)(*args):
-            host.received[worker] = task_number
+            host.received.setdefault(worker, set()).add(task_number)
     except Exception as e:  # noqa: BLE001  - what it raises belongs to the job
-        host.received[worker] = task_number
+        host.received.setdefault(worker, set()).add(task_number)
         host.on_answer(worker, task_number, Lost(e))
 
 

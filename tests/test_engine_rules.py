@@ -40,7 +40,7 @@ class Backend:
     def interrupt(self, worker, task_number):
         self.calls.append(("interrupt", worker))
 
-    def pause(self, worker, paused):
+    def pause(self, worker, task_number, paused):
         self.calls.append(("pause" if paused else "resume", worker))
 
     def kill(self, worker):
@@ -82,7 +82,7 @@ def submit(engine: Engine) -> JobRecord:
 
 def running(engine: Engine) -> JobRecord:
     record = submit(engine)
-    engine.on_loaded(1, record.task.number, True)
+    engine.on_loaded(1, record.task.number, True, 1)
     assert record.job.status == "running"
     return record
 

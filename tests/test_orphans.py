@@ -179,7 +179,9 @@ def test_a_forked_child_of_the_app_that_exits_leaves_the_workers_alone(tmp_path)
     """
     app = start_app(tmp_path, body, end="if __name__ == '__main__':\n    asyncio.run(main())")
     out, err = app.communicate(timeout=30)
-    assert json.loads(out) == {"status": "completed", "error": None} and not err
+    problems = [line for line in err.splitlines() if "use of fork() may lead to deadlocks" not in line]  # Python 3.12
+    assert json.loads(out) == {"status": "completed", "error": None}
+    assert not [line for line in problems if line.strip() != "child = os.fork()"], err
 
 
 WORK = """

@@ -47,12 +47,19 @@ def can_become_ready(p: Process) -> bool:
 
 
 def can_finish_loading(p: Process) -> bool:
-    return bool(p.task and p.must_load and not p.has_loaded and not p.dying)
+    return any(run.must_load and not run.has_loaded for run in p.runs.values()) and not p.dying
 
 
-def can_answer(p: Process, how: str) -> bool:
-    fits = (how != "cancelled" or p.interrupted) and (how != "ok" or p.has_loaded or not p.must_load)
-    return p.task is not None and fits
+class Run:
+    "A task on a worker."
+
+    def __init__(self, task: Task, must_load: bool):
+        self.task, self.must_load = task, must_load
+        self.has_loaded = self.interrupted = False
+        self.abandoned = False  # Its end was told, and the worker has not answered
+
+    def can_answer(self, how: str) -> bool:
+        return (how != "cancelled" or self.interrupted) and (how != "ok" or self.has_loaded or not self.must_load)
 
 
 class Process:
@@ -60,8 +67,7 @@ class Process:
 
     def __init__(self):
         self.started = self.said_ready = self.dying = self.killed = self.stopping = False
-        self.task: Task | None = None
-        self.must_load = self.has_loaded = self.interrupted = False
+        self.runs: dict[int, Run] = {}
         self.loaded: dict[str, int] = {}
         self.plugins: set[str] = set()  # Whose tasks it has had
 
@@ -76,15 +82,19 @@ class SchedulerMachine(RuleBasedStateMachine):
         alone=st.booleans(),
         hold_after=st.integers(0, 2),
         recycle=st.sampled_from([Recycle(), Recycle(max_jobs=2), Recycle(max_age_seconds=9.0, idle_seconds=5.0)]),
+        slots=st.sampled_from([{}, {"p": 3}, {"p": 2, "q": 4}]),
     )
-    def make(self, workers, standby, policy, attempts, load_timeout, alone, hold_after, recycle):
+    def make(self, workers, standby, policy, attempts, load_timeout, alone, hold_after, recycle, slots):
         self.config = WorkerConfig(
             max_workers=workers, standby_workers=standby, restart_policy=policy, max_restart_attempts=attempts,
             load_timeout_seconds=load_timeout, one_plugin_per_worker=alone, restart_backoff_seconds=1.0, restart_backoff_max_seconds=4.0,
             hold_after_crashes=hold_after, hold_seconds=60.0, priority_aging_seconds=10.0,
         )  # fmt: skip
         self.recycle = recycle
+        self.slots = slots
         self.scheduler = Scheduler(self.config, recycle, roll=lambda: 0.0)
+        self.scheduler.MOST_PASSED = 2
+        self.killing_all = False
         self.processes: dict[int, Process] = {}
         self.ever: set[int] = set()
         self.timers: dict[tuple[str, int], float] = {}
@@ -118,18 +128,18 @@ class SchedulerMachine(RuleBasedStateMachine):
     def do_send(self, action: Send):
         process, task = self.process_of(action), action.task
         assert process.said_ready and not process.dying and not process.stopping and not process.killed, action
-        assert process.task is None, "a worker holds two tasks"
         assert task.number in self.tasks and task.number not in self.ended, "an ended task is sent"
+        joins = bool(process.runs)
+        if joins:
+            self.check_company(process, task)
         if task.number in self.own:
-            assert self.own[task.number] == action.worker
+            assert self.own[task.number] == action.worker and not joins
         else:
-            alone = self.config.one_plugin_per_worker  # then the queue of each plugin has an order of its own
-            queue = [n for n in self.in_order() if not alone or self.tasks[n].plugin == task.plugin]
-            assert queue and queue[0] == task.number, f"not the next in the queue: {queue}, {action}"
+            self.check_order(action, joins)
             self.waiting.remove(task.number)
             assert task.attempts == self.sent.get(task.number, 0) - self.undelivered.get(task.number, 0) + 1
-            free = [p for p in self.processes.values() if p.task and p.task.number not in self.own]
-            assert len(free) < self.config.max_workers, "more free tasks run than max_workers"
+            free = [p for p in self.processes.values() if p.runs and not self.own.keys() & p.runs.keys()]
+            assert joins or len(free) < self.config.max_workers, "more workers have free tasks than max_workers"
         if task.kind is TaskKind.EXECUTE:
             assert action.load == (process.loaded.get(task.plugin) != task.version), (
                 "loads what it has, or not what it needs"
@@ -137,21 +147,48 @@ class SchedulerMachine(RuleBasedStateMachine):
         process.plugins.add(task.plugin)
         assert len(process.plugins) == 1 or not self.config.one_plugin_per_worker, "two plugins share a worker"
         self.sent[task.number] = self.sent.get(task.number, 0) + 1
-        process.task, process.must_load = task, action.load or task.kind is TaskKind.LOAD
-        process.has_loaded = process.interrupted = False
+        process.runs[task.number] = Run(task, action.load or task.kind is TaskKind.LOAD)
+
+    def check_company(self, process: Process, task: Task):
+        assert len(process.runs) < self.slots.get(task.plugin, 1), "a worker has more tasks than it takes"
+        for run in process.runs.values():
+            assert (run.task.plugin, run.task.version) == (task.plugin, task.version), "jobs of two kinds mix"
+            assert run.has_loaded or not run.must_load, "a job joins another before the plugin is loaded"
+            assert not run.task.alone and run.task.kind is TaskKind.EXECUTE
+        assert not task.alone and task.kind is TaskKind.EXECUTE
+
+    def check_order(self, action: Send, joins: bool):
+        alone, task = (
+            self.config.one_plugin_per_worker,
+            action.task,
+        )  # then the queue of each plugin has an order of its own
+        queue = [n for n in self.in_order() if not alone or self.tasks[n].plugin == task.plugin]
+        if joins:  # later ones may go before one that has no place
+            queue = [n for n in queue if self.may_join(self.tasks[n], task)]
+        assert queue and queue[0] == task.number, f"not the next in the queue: {queue}, {action}"
+        first = self.tasks[self.in_order()[0]]
+        assert not joins or first is task or first.passed <= 2, "too many go first"
+
+    @staticmethod
+    def may_join(task: Task, like: Task) -> bool:
+        same = (task.plugin, task.version, task.kind) == (like.plugin, like.version, like.kind)
+        return same and not task.alone
 
     def do_interrupt(self, action: Interrupt):
-        process = self.process_of(action)
-        assert process.task is action.task, "the wrong one is interrupted"
-        assert not process.interrupted, "interrupted twice"
-        process.interrupted = True
+        run = self.process_of(action).runs.get(action.task.number)
+        assert run is not None, "the wrong one is interrupted"
+        assert not run.interrupted, "interrupted twice"
+        run.interrupted = True
 
     def do_kill(self, action: Kill):
-        self.process_of(action).killed = True
+        process = self.process_of(action)
+        innocent = [run for run in process.runs.values() if not run.interrupted]
+        assert self.killing_all or not innocent, "a kill costs a job that nobody has cancelled"
+        process.killed = True
 
     def do_stop(self, action: Stop):
         process = self.process_of(action)
-        assert process.task is None and process.said_ready, "a busy worker is stopped"
+        assert not process.runs and process.said_ready, "a busy worker is stopped"
         assert not process.stopping, "stopped twice"
         process.stopping = True
 
@@ -160,9 +197,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert task.number in self.tasks and task.number not in self.ended and task.retry is not None
         assert task.attempts < task.retry.attempts, "tried more often than it may be"
         assert not self.closed and not self.scheduler.crashes.is_held(task.plugin)
-        for process in self.processes.values():
-            if process.task is task:
-                process.task = None
+        assert not any(task.number in p.runs for p in self.processes.values()), "tried again while it may still run"
         self.delayed.add(task.number)
 
     def do_settimer(self, action: SetTimer):
@@ -183,8 +218,10 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.waiting.remove(number)
         self.delayed.discard(number)
         for process in self.processes.values():
-            if process.task is action.task:
-                process.task = None
+            if (run := process.runs.get(number)) is not None:  # nothing is heard of it, and others run beside it
+                assert self.killing_all or any(not r.interrupted for r in process.runs.values())
+                assert run.interrupted and action.cause is not Cause.ANSWERED
+                run.abandoned = True
 
     # what may happen
 
@@ -226,10 +263,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     def set_priority(self, data, priority):
         if self.tasks:
             number = data.draw(st.sampled_from(sorted(self.tasks)))
-            self.scheduler.set_priority(number, priority)
             if number in self.waiting:
                 self.waiting.remove(number)
                 self.waiting.append(number)
+            self.do(self.scheduler.set_priority(number, priority))
 
     @rule(data=st.data())
     def retire(self, data):
@@ -282,24 +319,29 @@ class SchedulerMachine(RuleBasedStateMachine):
         number = self.some_process(data, can_finish_loading)
         if number is not None:
             process = self.processes[number]
-            process.has_loaded = True
-            process.loaded[process.task.plugin] = process.task.version
-            self.do(self.scheduler.loaded(number, process.task.number))
+            run = next(run for run in process.runs.values() if run.must_load and not run.has_loaded)
+            run.has_loaded = True
+            process.loaded[run.task.plugin] = run.task.version
+            slots = self.slots.get(run.task.plugin, 1)
+            self.do(self.scheduler.loaded(number, run.task.number, slots))
 
-    @if_any_process(lambda p: p.task is not None)
+    @if_any_process(lambda p: p.runs)
     @rule(data=st.data(), how=st.sampled_from(["ok", "failed", "cancelled"]))
     def answer(self, data, how):
-        number = self.some_process(data, lambda p: can_answer(p, how))
+        number = self.some_process(data, lambda p: any(run.can_answer(how) for run in p.runs.values()))
         if number is None:
             return
         process = self.processes[number]
-        task, process.task = process.task, None
+        run = process.runs.pop(data.draw(st.sampled_from([n for n, r in process.runs.items() if r.can_answer(how)])))
+        task = run.task
         assert task.number not in self.delayed
-        if task.kind is TaskKind.UNLOAD or (how != "ok" and process.must_load and not process.has_loaded):
+        if task.kind is TaskKind.UNLOAD or (how != "ok" and run.must_load and not run.has_loaded):
             process.loaded.pop(task.plugin, None)
         elif task.kind is TaskKind.LOAD and how != "ok":
             process.loaded.pop(task.plugin, None)
         self.do(self.scheduler.answered(number, task.number, cancelled=how == "cancelled", failed=how == "failed"))
+        if run.abandoned:
+            return
         if how == "ok":
             assert self.ended[task.number] is Cause.ANSWERED
         elif how == "cancelled" and task.number in self.ended:
@@ -317,6 +359,28 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.finish_loading(data)
             self.answer(data, "ok")
 
+    @precondition(lambda self: self.slots and not self.closed)
+    @rule(
+        data=st.data(),
+        count=st.integers(2, 6),
+        timeout=st.sampled_from([None, 5.0]),
+        retry=st.sampled_from([None, Retry(2)]),
+    )
+    def share(self, data, count, timeout, retry):
+        "Several jobs of a plugin that takes several at a time, on workers that load it."
+        for number, process in list(self.processes.items()):
+            if can_start(process):
+                process.started = True
+                self.do(self.scheduler.started(number))
+            if can_become_ready(process):
+                process.said_ready = True
+                self.do(self.scheduler.ready(number))
+        for _ in range(count):
+            task = self.new_task("p", 0, timeout, retry=retry)
+            self.waiting.append(task.number)
+            self.do(self.scheduler.submit(task))
+        self.finish_loading(data)
+
     @if_any_process(lambda p: not p.dying)
     @rule(data=st.data(), undelivered=st.booleans())
     def notice_the_end(self, data, undelivered):
@@ -325,14 +389,14 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         process = self.processes[number]
         process.dying = True
-        task = process.task
         # an order that never arrived was not acted on
-        undelivered = undelivered and task is not None and not process.has_loaded
-        if undelivered and task.kind is TaskKind.EXECUTE and not process.interrupted:
-            process.task = None
-            self.waiting.append(task.number)
-            self.undelivered[task.number] = self.undelivered.get(task.number, 0) + 1
-        self.do(self.scheduler.dying(number, undelivered))
+        lost = [run.task for run in process.runs.values() if undelivered and not run.has_loaded and not run.abandoned]
+        for task in lost:
+            if task.kind is TaskKind.EXECUTE and not process.runs[task.number].interrupted:
+                del process.runs[task.number]
+                self.waiting.append(task.number)
+                self.undelivered[task.number] = self.undelivered.get(task.number, 0) + 1
+        self.do(self.scheduler.dying(number, [task.number for task in lost]))
 
     @if_any_process(lambda p: True)
     @rule(data=st.data(), noticed=st.booleans(), lost=st.booleans())
@@ -341,11 +405,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         if number is None:
             return
         process = self.processes.pop(number)
-        task = process.task
         reason = ExitReason.LOST if lost else ExitReason.CRASHED if process.started else ExitReason.REFUSED
         self.do(self.scheduler.died(number, reason))
-        if task is not None:
-            assert task.number in self.ended or task.number in self.delayed, "the task of a dead worker hangs"
+        for n in process.runs:
+            assert n in self.ended or n in self.delayed, "the task of a dead worker hangs"
         for kind in ("start", "stop", "age", "idle"):
             assert (kind, number) not in self.timers, "a timer of a dead worker goes on"
 
@@ -378,12 +441,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         for words in (
             self.scheduler.ready(gone_worker), self.scheduler.loaded(gone_worker, number),
             self.scheduler.answered(gone_worker, number), self.scheduler.died(gone_worker),
-            self.scheduler.dying(gone_worker, True), self.scheduler.cancel(gone_worker),
+            self.scheduler.dying(gone_worker, [number]), self.scheduler.cancel(gone_worker),
             self.scheduler.started(gone_worker),
         ):  # fmt: skip
             assert words == []
         for worker, process in self.processes.items():
-            if process.task is None or process.task.number != number:
+            if number not in process.runs:
                 assert self.scheduler.answered(worker, number) == []
 
     @precondition(lambda self: not self.closed and len(self.tasks) > 5)
@@ -402,7 +465,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(chance=st.integers(0, 3))
     def kill_all(self, chance):
         if not chance:
+            self.killing_all = True
             self.do(self.scheduler.kill_all())
+            self.killing_all = False
 
     # what always holds
 
@@ -411,8 +476,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         scheduler = self.scheduler
         assert set(scheduler.workers.all) == set(self.processes)
         for number, worker in scheduler.workers.all.items():
-            assert worker.task is self.processes[number].task
-        assert scheduler.workers.busy == sum(p.task is not None for p in self.processes.values())
+            assert worker.tasks.keys() == self.processes[number].runs.keys()
+        assert scheduler.workers.busy == sum(bool(p.runs) for p in self.processes.values())
         assert [task.number for task in scheduler.pending.all()] == self.in_order()
         assert scheduler.delayed == len(self.delayed)
         assert {key for kind, key in self.timers if kind == "due"} == self.delayed
@@ -420,10 +485,25 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert set(scheduler.tasks) == set(self.tasks) - set(self.ended)
         for number in scheduler.workers.idle.all:
             worker = scheduler.workers.all[number]
-            assert worker.task is None and worker.phase is WorkerPhase.READY
+            assert not worker.tasks and worker.phase is WorkerPhase.READY
         for kind, key in self.timers:
             assert kind not in ("due", "timeout", "grace") or key not in self.ended, "a timer of an ended task goes on"
         assert all(plugin not in scheduler.crashes.held for plugin in "pqr" if ("release", plugin) not in self.timers)
+
+    @invariant()
+    def no_room_stays_empty(self):
+        "A job that waits goes where there is room for it, unless that worker empties for one that waits for a worker."
+        scheduler = self.scheduler
+        for (plugin, version), group in scheduler.workers.open.by_plugin.items():
+            for number, worker in group.items():
+                assert 0 < len(worker.tasks) < self.slots[plugin] and not self.processes[number].killed
+            fits = [n for n in self.waiting if self.may_join(self.tasks[n], Task(0, plugin, version))]
+            if fits:
+                first = self.tasks[self.in_order()[0]]
+                waits = first.passed >= 2 and scheduler.workers.busy >= self.config.max_workers
+                assert waits, (
+                    f"room stays empty: {plugin} {version}, {fits}, first {first.number} was passed {first.passed} times"
+                )
 
     @invariant()
     def nobody_waits_for_nothing(self):
@@ -432,7 +512,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         helpers = [
             n for n, p in self.processes.items()
-            if p.task or p.dying or p.killed or not p.said_ready or p.stopping
+            if p.runs or p.dying or p.killed or not p.said_ready or p.stopping
         ]  # fmt: skip
         assert helpers or ("backoff", 0) in self.timers, "a task waits, and nothing will come"
 
@@ -441,11 +521,12 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         if not self.closed:
             self.do(self.scheduler.close(drain=False))
+        self.killing_all = True
         self.do(self.scheduler.kill_all())
         for _ in range(50):
             for number in list(self.processes):
                 assert (
-                    self.processes[number].killed or self.processes[number].stopping or not self.processes[number].task
+                    self.processes[number].killed or self.processes[number].stopping or not self.processes[number].runs
                 )
                 del self.processes[number]
                 self.do(self.scheduler.died(number))

@@ -616,7 +616,7 @@ class Worker:
     def _load(self, task_number: int, plugin_id: str, target: bytes | None, config: dict[str, Any]) -> None:
         streams = self.plugins.load(plugin_id, target, config)  # not armed: a half loaded plugin cannot be trusted
         self._keep()
-        self.channel.send(encode(LOADED, task_number, b"\1" if streams else b"\0"))
+        self.channel.send(encode(LOADED, task_number, bytes((streams, 1, 0, 0, 0, 0))))
 
     def _unload(self, frame: Frame) -> Sequence[Bytes]:
         plugin_id = pickle.loads(frame.payload)

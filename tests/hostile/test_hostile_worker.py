@@ -21,7 +21,7 @@ from harness import Ticker, is_alive, run, until
 
 from cjm_worker_ext import BaseJobManager, WorkerConfig
 from cjm_worker_ext.backends.base import WorkerSetup
-from cjm_worker_ext.backends.local import LocalBackend, LocalWorker, ResultReader
+from cjm_worker_ext.backends.local import LocalBackend, LocalOrder, LocalWorker, ResultReader
 from cjm_worker_ext.backends.local import Ticker as LocalTicker
 from cjm_worker_ext.backends.shared_memory import SharedMemoryReader, create_shared_memory
 
@@ -314,7 +314,7 @@ def test_fuzzed_frames_in_process(tame):
                 if not notes.order:
                     number += 1
                     notes.order = source.number = number
-                    worker.order(number, number, number % 5 > 0, number % 3 == 0, [b"order"])
+                    worker.order(LocalOrder(number, number, "p", number % 5 > 0, number % 3 == 0), [b"order"])
                 data = b"".join(source.next() for _ in range(source.random.randrange(1, 8)))
                 frames += 1
                 began = loop.time()
