@@ -16,16 +16,19 @@ Bytes = bytes | bytearray | memoryview
 
 # %% auto #0
 __all__ = ['HELLO', 'LOAD', 'EXECUTE', 'UNLOAD', 'CANCEL', 'STOP', 'RELEASE', 'PAUSE', 'READY', 'LOADED', 'CHUNKS', 'PROGRESS',
-           'RESULT', 'FAILED', 'CANCELLED', 'DONE', 'RETIRE', 'BEGUN', 'HEADER', 'PLACE', 'FROM_HEAP', 'LARGE',
-           'MOST_BUFFERS', 'encode', 'Frame', 'memory_for', 'FrameReader']
+           'RESULT', 'FAILED', 'CANCELLED', 'DONE', 'RETIRE', 'BEGUN', 'HEADER', 'LOADED_DATA', 'PLACE', 'FROM_HEAP',
+           'LARGE', 'MOST_BUFFERS', 'encode', 'Frame', 'memory_for', 'FrameReader']
 
-# %% ../../nbs/05_backends/01_framing.ipynb #82257a90
+# %% ../../nbs/05_backends/01_framing.ipynb #9c200f41
 # manager to worker
 HELLO, LOAD, EXECUTE, UNLOAD, CANCEL, STOP, RELEASE, PAUSE = range(1, 9)
 # worker to manager
 READY, LOADED, CHUNKS, PROGRESS, RESULT, FAILED, CANCELLED, DONE, RETIRE, BEGUN = range(16, 26)
 
 HEADER = struct.Struct("<QIHBx")  # bytes of the payload, task number, number of buffers, kind
+LOADED_DATA = struct.Struct(
+    "<?I?"
+)  # of a plugin: whether it yields chunks, jobs that it takes at a time, whether in batches
 PLACE = struct.Struct("<QQ")  # bytes of one buffer; 0 if it follows inline, else its offset in shared memory plus one
 FROM_HEAP = 1 << 25  # Bytes up to which a frame is read into memory of the heap
 LARGE = 1 << 20  # Bytes from which a buffer goes through shared memory, where the system has it
