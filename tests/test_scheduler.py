@@ -68,6 +68,7 @@ class Process:
     def __init__(self):
         self.started = self.said_ready = self.dying = self.killed = self.stopping = False
         self.runs: dict[int, Run] = {}
+        self.batch: list[int] | None = None  # Those that have begun; None: all
         self.loaded: dict[str, int] = {}
         self.plugins: set[str] = set()  # Whose tasks it has had
 
@@ -132,6 +133,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         joins = bool(process.runs)
         if joins:
             self.check_company(process, task)
+        else:
+            process.batch = None
         if task.number in self.own:
             assert self.own[task.number] == action.worker and not joins
         else:
@@ -182,7 +185,9 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def do_kill(self, action: Kill):
         process = self.process_of(action)
-        innocent = [run for run in process.runs.values() if not run.interrupted]
+        innocent = [
+            n for n, run in process.runs.items() if not run.interrupted and n in (process.batch or process.runs)
+        ]
         assert self.killing_all or not innocent, "a kill costs a job that nobody has cancelled"
         process.killed = True
 
@@ -324,6 +329,15 @@ class SchedulerMachine(RuleBasedStateMachine):
             process.loaded[run.task.plugin] = run.task.version
             slots = self.slots.get(run.task.plugin, 1)
             self.do(self.scheduler.loaded(number, run.task.number, slots))
+
+    @if_any_process(lambda p: len(p.runs) > 1 and not p.dying)
+    @rule(data=st.data())
+    def begin(self, data):
+        "A worker that batches its jobs begins some of them."
+        number = self.some_process(data, lambda p: len(p.runs) > 1 and not p.dying)
+        process = self.processes[number]
+        process.batch = data.draw(st.lists(st.sampled_from(sorted(process.runs)), min_size=1, unique=True))
+        self.do(self.scheduler.begun(number, process.batch))
 
     @if_any_process(lambda p: p.runs)
     @rule(data=st.data(), how=st.sampled_from(["ok", "failed", "cancelled"]))

@@ -120,7 +120,7 @@ class WorkerExit(NamedTuple):
             return "could not be started"
         return "was lost" if self.reason is ExitReason.LOST else describe_exit(self.exitcode)
 
-# %% ../../nbs/05_backends/00_base.ipynb #ba95b3e6
+# %% ../../nbs/05_backends/00_base.ipynb #a8cb1dd8
 class BackendHost(Protocol):
     """Whoever uses a backend. `worker` is the number that `Backend.start` was given.
 
@@ -142,6 +142,9 @@ class BackendHost(Protocol):
 
         While a worker has a job, it may get up to `slots` of the same plugin and version, and nothing else.
         """
+
+    def on_begun(self, worker: int, task_numbers: Collection[int]) -> None:
+        "The worker begins a batch of jobs. The others that it has wait there for the next batch."
 
     def on_chunks(self, worker: int, task_number: int, chunks: list[Any] | Lost) -> None:
         "A job has yielded chunks; `Lost` if they cannot be read. The job goes on."

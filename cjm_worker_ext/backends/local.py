@@ -752,7 +752,7 @@ def order_numbers() -> Iterator[int]:  # Endless
     more = (memoryview(os.urandom(4096)).cast("I") for _ in itertools.repeat(None))
     return filter(None, itertools.chain.from_iterable(more))  # one call of C for each job
 
-# %% ../../nbs/05_backends/13_local.ipynb #937c4c70
+# %% ../../nbs/05_backends/13_local.ipynb #36098476
 class LocalOrder:
     "An order that a worker has, or is to get."
 
@@ -1002,10 +1002,13 @@ class LocalWorker:
         self.host.on_loaded(self.number, order.task_number, payload[0] == 1, max(1, slots))
 
     def _on_begun(self, order: LocalOrder, frame: Frame) -> None:
-        numbers = memoryview(bytes(frame.payload))
+        numbers, task_numbers = memoryview(bytes(frame.payload)), list[int]()
         for start in range(0, len(numbers) - 3, 4):
             if (found := self.orders.get(int.from_bytes(numbers[start : start + 4], "little"))) is not None:
                 found.begun = True
+                task_numbers.append(found.task_number)
+        if self._batches.get(order.plugin):
+            self.host.on_begun(self.number, task_numbers)
 
     def _on_chunks(self, order: LocalOrder, frame: Frame) -> None:
         chunks: list[Any] | Lost | None

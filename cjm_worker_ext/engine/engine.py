@@ -160,7 +160,7 @@ class WorkerInfo(NamedTuple):
     started_at: str  # ISO 8601, UTC
     job_ids: tuple[str, ...] = ()  # All jobs that it runs
 
-# %% ../../nbs/07_engine/06_engine.ipynb #c8bedbf1
+# %% ../../nbs/07_engine/06_engine.ipynb #998fae21
 class Engine:
     "Runs jobs; lives on the event loop that made it. Implements `backends.base.BackendHost`."
 
@@ -538,6 +538,13 @@ class Engine:
             job, task.loading = task.job, False
         self.job_events.plugin_loaded(task.entry, self.places[worker], job)
         self.inbox.put(self.scheduler.loaded(worker, task_number, slots))
+
+    def on_begun(self, worker: int, task_numbers: Collection[int]) -> None:
+        "A worker begins a batch."
+        if self.stalls is not None:
+            for number in task_numbers:
+                self.stalls.sign(number)
+        self.inbox.put(self.scheduler.begun(worker, task_numbers))
 
     def on_chunks(self, worker: int, task_number: int, chunks: list[Any] | Lost) -> None:
         "A job has yielded chunks."

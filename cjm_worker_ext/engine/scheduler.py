@@ -238,7 +238,7 @@ class PendingTasks:
         "Return the tasks that wait."
         return [task for _, ticket, task in sorted([*self._usual, *self._others]) if task.ticket == ticket]
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #58f0d202
+# %% ../../nbs/07_engine/01_scheduler.ipynb #178ab8d3
 class WorkerPhase(StrEnum):
     "Where a worker stands."
 
@@ -253,8 +253,8 @@ class WorkerState:
     "What the scheduler knows of one worker."
 
     __slots__ = (
-        "number", "phase", "was_ready", "tasks", "slots", "loaded", "slots_of", "own", "jobs", "retires", "first_plugin",
-        "room_for",
+        "number", "phase", "was_ready", "tasks", "slots", "batch", "loaded", "slots_of", "own", "jobs", "retires",
+        "first_plugin", "room_for",
     )  # fmt: skip
 
     def __init__(self, number: int) -> None:
@@ -262,6 +262,7 @@ class WorkerState:
         self.was_ready = False  # Its start has succeeded, whatever came later
         self.tasks: dict[int, Task] = {}  # That it has, by number; all of one plugin and version
         self.slots = 1  # How many of these it can have
+        self.batch: frozenset[int] | None = None  # Those that it has begun, if it batches them; None: all
         self.loaded: dict[str, int] = {}  # Plugin id: version of its configuration
         self.slots_of: dict[str, int] = {}  # Plugin id: how many tasks at a time; those that take one are not here
         self.own: deque[Task] = deque()  # Tasks that only this worker can do
@@ -269,6 +270,11 @@ class WorkerState:
         self.retires = ""  # Why it is to be replaced as soon as it is idle
         self.first_plugin: str | None = None  # Whose code ran there first, or tried to; None: it is untouched
         self.room_for: tuple[str, int] | None = None  # Plugin and version of which it takes one more task
+
+    @property
+    def begun(self) -> list[Task]:
+        "Its tasks, without those that wait there for the next batch. A death costs these, and no others."
+        return [task for task in self.tasks.values() if self.batch is None or task.number in self.batch]
 
     @property
     def plugin(self) -> str | None:  # None: it has no task
@@ -405,7 +411,7 @@ class WorkerTable:
         if not worker.tasks:
             self.idle.remove(worker.number)
             worker.first_plugin = worker.first_plugin or task.plugin
-            worker.slots = slots
+            worker.slots, worker.batch = slots, None
             self.busy += 1
         worker.tasks[task.number] = task
         task.worker = worker.number
@@ -424,7 +430,7 @@ class WorkerTable:
         "The workers that have a plugin loaded, or are about to load it."
         return [w for w in self.all.values() if plugin in w.loaded or w.plugin == plugin]
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #fc5a4f6c
+# %% ../../nbs/07_engine/01_scheduler.ipynb #ddb12977
 class Scheduler:
     "Decides: every method returns the actions that follow, in the order in which they are to be done."
 
@@ -563,6 +569,16 @@ class Scheduler:
             self.workers.open.update(worker)
             actions += self._go_on()
         return actions
+
+    def begun(self, number: int, task_numbers: Collection[int]) -> list[Action]:
+        "A worker begins a batch of tasks; from here on their time counts."
+        worker = self.workers.all.get(number)
+        if worker is None:
+            return []
+        worker.batch = frozenset(task_numbers)
+        return [
+            SetTimer("timeout", t.number, t.timeout) for t in worker.begun if t.timeout is not None and not t.ending
+        ]
 
     @staticmethod
     def _slots(worker: WorkerState, task: Task) -> int:
@@ -725,15 +741,16 @@ class Scheduler:
         if task is None or task.worker is None or task.ending is None:
             return []
         worker = self.workers.all[task.worker]
-        if any(other.ending is None for other in worker.tasks.values()):
+        if any(other.ending is None for other in worker.begun):
             # Others run there, and must not pay for it. It keeps its place until the worker answers, and is not tried
             # again, since it may still run.
             return [*self._clear_timers(task), *self._end(task, task.ending)]
         return self._kill(worker)
 
     def _kill_if_stuck(self, worker: WorkerState) -> list[Action]:
-        "Kill a worker if nothing is left on it but tasks that did not end in time."
-        stuck = worker.phase is WorkerPhase.READY and all(task.ended for task in worker.tasks.values())
+        "Kill a worker if it runs nothing but tasks that did not end in time."
+        begun = worker.begun
+        stuck = begun and worker.phase is WorkerPhase.READY and all(task.ended for task in begun)
         return self._kill(worker) if stuck else []
 
     def _kill(self, worker: WorkerState) -> list[Action]:
@@ -875,7 +892,7 @@ class Scheduler:
         limit = self.config.load_timeout_seconds if load or task.kind is TaskKind.LOAD else task.timeout
         if task.kind is TaskKind.UNLOAD:
             limit = self.config.unload_timeout_seconds
-        if limit is not None:
+        if limit is not None and worker.batch is None:  # else its time counts from when its batch begins
             actions.append(SetTimer("timeout", task.number, limit))
         if self.recycle.idle_seconds is not None:
             actions.append(ClearTimer("idle", worker.number))
