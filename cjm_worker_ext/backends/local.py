@@ -752,7 +752,7 @@ def order_numbers() -> Iterator[int]:  # Endless
     more = (memoryview(os.urandom(4096)).cast("I") for _ in itertools.repeat(None))
     return filter(None, itertools.chain.from_iterable(more))  # one call of C for each job
 
-# %% ../../nbs/05_backends/13_local.ipynb #36098476
+# %% ../../nbs/05_backends/13_local.ipynb #37aec6ba
 class LocalOrder:
     "An order that a worker has, or is to get."
 
@@ -1020,9 +1020,12 @@ class LocalWorker:
             self.host.on_chunks(self.number, order.task_number, chunks)
             return
         # nothing more is read from it meanwhile, and what has come with these chunks is told after them
-        self._later.waiting, self._on_kind = True, dict.fromkeys(self._kinds, lambda _, frame: self._later.put(frame))
+        self._later.waiting, self._on_kind = True, dict.fromkeys(self._kinds, self._put_off)
         self.loop.remove_reader(self.process.socket)
         self.reader.chunks_apart(frame, partial(self._on_chunks_read, order))
+
+    def _put_off(self, order: LocalOrder, frame: Frame) -> None:
+        self._later.put(frame)
 
     def _on_chunks_read(self, order: LocalOrder, chunks: list[Any] | Lost) -> None:
         self._on_kind = self._kinds
