@@ -521,7 +521,7 @@ def resident_bytes() -> int:  # On macOS the most that it ever was
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes there (getrusage(2) of macOS)
 
-# %% ../../nbs/05_backends/12_worker_main.ipynb #5309cac5
+# %% ../../nbs/05_backends/12_worker_main.ipynb #5ccc2eb8
 class Worker:
     "Serves one app until a `STOP` arrives; plugins run in the main thread."
 
@@ -762,12 +762,13 @@ class Worker:
         "Send progress."
         if ctx is not current_context():
             return  # a thread that an earlier job left behind
-        if not self.interrupter.armed or threading.current_thread() is not threading.main_thread():
+        if threading.current_thread() is not threading.main_thread():
             self.outbox.progress(fraction, message, task_numbers)
             return
-        self.interrupter.disarm()
+        armed, self.interrupter.armed = self.interrupter.armed, False
         self.outbox.progress(fraction, message, task_numbers)
-        self.interrupter.arm()
+        self.interrupter.arm()  # a load that reports may end here, and nowhere else
+        self.interrupter.armed = armed
 
     def _retire(self, task_number: int, reason: str) -> None:
         armed = self.interrupter.armed and threading.current_thread() is threading.main_thread()
