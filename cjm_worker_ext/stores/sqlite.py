@@ -22,7 +22,7 @@ from cjm_worker_ext.stores.sqlite_files import OwnerLocks, PayloadFiles, check_f
 # %% auto #0
 __all__ = ['SQLiteJobStore']
 
-# %% ../../nbs/05b_stores/03_sqlite.ipynb #57d08ba8
+# %% ../../nbs/05b_stores/03_sqlite.ipynb #40856e27
 # Fields of `StoredJob` that never change, that a change writes, and that only `ask` writes
 _FIXED = ("id", "worker_type", "plugin_id", "created_at", "key", "timeout", "retry", "params", "metadata")
 _CHANGING = (
@@ -32,27 +32,29 @@ _CHANGING = (
 _FIELDS = (*_FIXED, *_CHANGING, "asked")
 _PAYLOADS = ("params", "metadata", "result")
 _LIVE = "status IN ('pending', 'running')"
+_THIS = "substr(id, -12) = substr(?1, -12) AND id = ?1"  # One job, as its index has it
 
 # What leads from each version of the tables to the next; the first one makes them
 UPGRADES = [
     f"""
     CREATE TABLE jobs (
-        seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, worker_type TEXT NOT NULL, plugin_id TEXT NOT NULL,
+        seq INTEGER PRIMARY KEY, id TEXT NOT NULL, worker_type TEXT NOT NULL, plugin_id TEXT NOT NULL,
         created_at TEXT NOT NULL, key TEXT, timeout REAL, retry TEXT NOT NULL, status TEXT NOT NULL, owner TEXT,
         is_shared INTEGER NOT NULL, priority INTEGER NOT NULL, rank REAL NOT NULL, due_at REAL NOT NULL,
         attempts INTEGER NOT NULL, started_at TEXT, completed_at TEXT, duration_seconds REAL, worker_pid INTEGER,
         error TEXT, error_type TEXT, asked TEXT NOT NULL, metadata, params, result, traceback TEXT
     );
+    CREATE UNIQUE INDEX jobs_id ON jobs (substr(id, -12), id);
     CREATE UNIQUE INDEX jobs_key ON jobs (worker_type, key) WHERE key IS NOT NULL AND {_LIVE};
-    CREATE INDEX jobs_pending ON jobs (worker_type, owner, rank, due_at) WHERE status = 'pending';
-    CREATE INDEX jobs_owned ON jobs (owner) WHERE owner IS NOT NULL;
+    CREATE INDEX jobs_owned ON jobs (owner, rank, due_at) WHERE owner IS NOT NULL;
+    CREATE INDEX jobs_free ON jobs (worker_type, rank, due_at) WHERE owner IS NULL AND status = 'pending';
     CREATE INDEX jobs_asked ON jobs (owner) WHERE asked != '';
-    CREATE INDEX jobs_created ON jobs (created_at);
-    CREATE INDEX jobs_plugin ON jobs (plugin_id);
     CREATE INDEX jobs_unsuccessful ON jobs (seq) WHERE status IN ('failed', 'cancelled');
     CREATE TABLE files (name TEXT PRIMARY KEY, job_id TEXT NOT NULL, field TEXT NOT NULL, bytes INTEGER NOT NULL);
     CREATE INDEX files_job ON files (job_id);
     CREATE TABLE owners (id TEXT PRIMARY KEY, worker_type TEXT NOT NULL, opened_at TEXT NOT NULL);
+    CREATE TABLE counts (ended INTEGER NOT NULL);
+    INSERT INTO counts VALUES (0);
     """,
 ]
 APPLICATION_ID = 0x636A6D77  # "cjmw": says whose file it is
@@ -174,7 +176,7 @@ def _holds_text(wanted: str, *parts: object) -> bool:
     "For SQL: whether a text occurs in one of several, in any case; SQLite's LIKE knows the cases of ASCII only."
     return any(wanted in part.casefold() for part in parts if isinstance(part, str))
 
-# %% ../../nbs/05b_stores/03_sqlite.ipynb #1ee210cf
+# %% ../../nbs/05b_stores/03_sqlite.ipynb #099fb1dc
 class SQLiteJobStore:
     """Keeps jobs in an SQLite file; implements `JobStoreProtocol`.
 
@@ -184,7 +186,8 @@ class SQLiteJobStore:
     """
 
     PRUNED = 300  # Jobs that one call of `prune` deletes at most
-    SCANNED = 20_000  # Rows that one page of the history looks at, at most
+    SCANNED = 100_000  # Rows that one page of the history looks at, at most; a fifth of it for a text
+    SLACK = 1000  # Rows by which the order of arrival may differ from the order of the jobs' times
 
     def __init__(
         self,
@@ -306,8 +309,11 @@ class SQLiteJobStore:
                 if files:
                     named = [file for file in files if file[1] not in refused]
                     db.executemany("INSERT INTO files VALUES (?, ?, ?, ?)", named)
+                ended = sum(job.is_final and job.id not in refused for job, _ in changes)
+                if ended:
+                    db.execute("UPDATE counts SET ended = ended + ?", (ended,))
                 if told:
-                    sql = f"UPDATE jobs SET owner = NULL WHERE id = ? AND owner = ? AND NOT {_LIVE}"
+                    sql = f"UPDATE jobs SET owner = NULL WHERE {_THIS} AND owner = ?2 AND NOT {_LIVE}"
                     db.executemany(sql, [(job_id, owner) for job_id in told])
             done = True
         except OSError as e:  # of a file
@@ -333,7 +339,7 @@ class SQLiteJobStore:
         try:
             db.execute(_INSERT, [self._value(job, field) for field in _FIELDS])
         except sqlite3.IntegrityError:
-            if db.execute("SELECT 1 FROM jobs WHERE id = ?", (job.id,)).fetchone():
+            if db.execute(f"SELECT 1 FROM jobs WHERE {_THIS}", (job.id,)).fetchone():
                 return job.id
             sql = f"SELECT id FROM jobs WHERE worker_type = ? AND key = ? AND {_LIVE}"
             found = db.execute(sql, (job.worker_type, job.key)).fetchone()
@@ -344,7 +350,7 @@ class SQLiteJobStore:
 
     def _change(self, db: sqlite3.Connection, owner: str, job: StoredJob, was: str) -> str | None:
         values = [self._value(job, field) for field in _CHANGING]
-        return None if db.execute(_UPDATE, [*values, job.id, was, owner]).rowcount else ""
+        return None if db.execute(_UPDATE, [job.id, was, owner, *values]).rowcount else ""
 
     # what an owner looks for
 
@@ -362,7 +368,7 @@ class SQLiteJobStore:
                 return []
         with self._writing() as db:
             ids = self._claimable(db, owner, limit, due_before, not_plugins, from_others)
-            db.executemany("UPDATE jobs SET owner = ? WHERE id = ?", [(owner, job_id) for job_id in ids])
+            db.executemany(f"UPDATE jobs SET owner = ?2 WHERE {_THIS}", [(job_id, owner) for job_id in ids])
             found = {job.id: job for job in self._read(db, ids, whole=True)}
         return [found[job_id] for job_id in ids]
 
@@ -386,16 +392,17 @@ class SQLiteJobStore:
         from_others: bool,
     ) -> list[str]:
         "The ids of the next jobs that an owner may take."
-        others: list[str | None] = [None]
+        marks = ", ".join("?" * len(not_plugins))
+        rest = f"status = 'pending' AND due_at <= ? AND plugin_id NOT IN ({marks}) ORDER BY rank LIMIT ?"
+        values = (due_before, *not_plugins, limit)
+        sql = f"SELECT rank, seq, id FROM jobs WHERE owner IS NULL AND worker_type = ? AND {rest}"
+        found: list[tuple[float, int, str]] = db.execute(sql, (self._worker_type, *values)).fetchall()
         if from_others:
             sql = "SELECT id FROM owners WHERE worker_type = ? AND id != ?"
-            others += [found for (found,) in db.execute(sql, (self._worker_type, owner))]
-        marks = ", ".join("?" * len(not_plugins))
-        sql = f"""SELECT rank, seq, id FROM jobs WHERE status = 'pending' AND worker_type = ? AND owner IS ?
-            AND due_at <= ? AND (owner IS NULL OR is_shared) AND plugin_id NOT IN ({marks}) ORDER BY rank LIMIT ?"""
-        found: list[tuple[float, int, str]] = []
-        for other in others:  # one after the other, because the index has them so
-            found += db.execute(sql, (self._worker_type, other, due_before, *not_plugins, limit))
+            for (other,) in db.execute(sql, (self._worker_type, owner)).fetchall():
+                found += db.execute(
+                    f"SELECT rank, seq, id FROM jobs WHERE owner = ? AND is_shared AND {rest}", (other, *values)
+                )
         return [job_id for _, _, job_id in sorted(found)[:limit]]
 
     def recover(self, owner: str) -> list[StoredJob]:
@@ -441,7 +448,7 @@ class SQLiteJobStore:
     def ask(self, job_id: str, wish: str) -> bool:
         "Leave a wish for the owner of a job; see `JobStoreProtocol`."
         with self._connections.writing() as db:
-            return db.execute(f"UPDATE jobs SET asked = ? WHERE id = ? AND {_LIVE}", (wish, job_id)).rowcount > 0
+            return db.execute(f"UPDATE jobs SET asked = ?2 WHERE {_THIS} AND {_LIVE}", (job_id, wish)).rowcount > 0
 
     def find(self, job_ids: Collection[str], whole: bool = True) -> list[StoredJob]:
         "Read jobs; see `JobStoreProtocol`."
@@ -450,11 +457,7 @@ class SQLiteJobStore:
 
     def _read(self, db: sqlite3.Connection, ids: Sequence[str], whole: bool) -> list[StoredJob]:
         found: list[StoredJob] = []
-        sql = (
-            f"SELECT {', '.join(_FIELDS)} FROM jobs WHERE id = ?"
-            if whole
-            else f"SELECT {_BRIEF} FROM jobs WHERE id = ?"
-        )
+        sql = f"SELECT {', '.join(_FIELDS) if whole else _BRIEF} FROM jobs WHERE {_THIS}"
         for job_id in ids:
             row = db.execute(sql, (job_id,)).fetchone()
             if row is not None:
@@ -468,23 +471,45 @@ class SQLiteJobStore:
         "Read a page of the history; see `JobStoreProtocol`."
         terms, values = _terms(where)
         with self._connections.reading() as db:
-            newest = db.execute("SELECT max(seq) FROM jobs").fetchone()[0] or 0
-            if where.until is not None:  # nothing newer has to be looked at; clocks differ a little
-                sql = "SELECT max(seq) FROM (SELECT seq FROM jobs WHERE created_at < ? ORDER BY created_at DESC LIMIT 1000)"
-                newest = min(newest, db.execute(sql, (where.until,)).fetchone()[0] or 0)
+            newest, oldest = self._range(db, where)
             first = newest if after is None else min(newest, int(after))
             index, few = _index_for(where)
-            last = 0 if few else max(0, first - self.SCANNED)
+            last = oldest if few else max(oldest, first - (self.SCANNED // 5 if where.text else self.SCANNED))
             sql = f"SELECT seq, {_BRIEF} FROM jobs {index} WHERE seq <= ? AND seq > ?{terms} ORDER BY seq DESC LIMIT ?"
             rows = db.execute(sql, (first, last, *values, limit)).fetchall()
             goes_on = rows[-1][0] - 1 if len(rows) == limit else last
-            more = db.execute("SELECT 1 FROM jobs WHERE seq <= ? LIMIT 1", (goes_on,)).fetchone()
-        return JobPage([_job(row[1:]) for row in rows], str(goes_on) if more else None)
+        return JobPage([_job(row[1:]) for row in rows], str(goes_on) if goes_on > oldest else None)
+
+    def _range(
+        self, db: sqlite3.Connection, where: JobFilter
+    ) -> tuple[int, int]:  # `seq` of the last, and before the first
+        "Between which rows the jobs of a time lie."
+        sql = "SELECT (SELECT coalesce(min(seq), 1) FROM jobs), (SELECT coalesce(max(seq), 0) FROM jobs)"
+        first, last = db.execute(sql).fetchone()  # in one SELECT they would read all rows
+        newest = (
+            last if where.until is None else min(last, self._first_since(db, where.until, first, last) + self.SLACK)
+        )
+        if where.since is None:
+            return newest, first - 1
+        return newest, max(first, self._first_since(db, where.since, first, last) - self.SLACK) - 1
+
+    @staticmethod
+    def _first_since(db: sqlite3.Connection, created_at: str, first: int, last: int) -> int:
+        "Find the first row of a time by halving, since later rows are younger; that costs no index."
+        while first <= last:
+            middle = (first + last) // 2
+            sql = "SELECT seq, created_at FROM jobs WHERE seq >= ? ORDER BY seq LIMIT 1"
+            seq, found = db.execute(sql, (middle,)).fetchone()
+            if found < created_at:
+                first = seq + 1
+            else:
+                last = middle - 1
+        return first
 
     def forget(self, job_ids: Collection[str]) -> int:
         "Delete ended jobs; see `JobStoreProtocol`."
         with self._connections.writing() as db:
-            count, names = self._delete(db, [(job_id,) for job_id in job_ids], "id = ?")
+            count, names = self._delete(db, [(job_id,) for job_id in job_ids], _THIS)
         self._remove_files(names)
         return count
 
@@ -498,6 +523,7 @@ class SQLiteJobStore:
                 count += 1
                 names += [name for (name,) in db.execute("SELECT name FROM files WHERE job_id = ?", (job_id,))]
                 db.execute("DELETE FROM files WHERE job_id = ?", (job_id,))
+        db.execute("UPDATE counts SET ended = ended - ?", (count,))
         return count, names
 
     def _remove_files(self, names: Collection[str]) -> None:
@@ -525,12 +551,8 @@ class SQLiteJobStore:
         oldest: list[tuple[int, str | None]] = db.execute(sql, (most,)).fetchall()
         least = 0
         if rules.max_jobs is not None:
-            (span,) = db.execute("SELECT max(seq) - min(seq) + 1 FROM jobs").fetchone()
-            if (span or 0) > rules.max_jobs:  # else there cannot be too many
-                (count,) = db.execute(
-                    f"SELECT count(*) - (SELECT count(*) FROM jobs WHERE {_LIVE}) FROM jobs"
-                ).fetchone()
-                least = max(0, count - rules.max_jobs)
+            (ended,) = db.execute("SELECT ended FROM counts").fetchone()  # counting a million rows takes half a second
+            least = max(0, ended - rules.max_jobs)
         if rules.max_bytes is not None and self._bytes(db) > rules.max_bytes:
             least = max(least, most // 10)
         limit = "" if rules.max_age_seconds is None else utc_now(time.time() - rules.max_age_seconds)
@@ -551,8 +573,8 @@ class SQLiteJobStore:
 
 _INSERT = f"INSERT INTO jobs ({', '.join(_FIELDS)}) VALUES ({', '.join('?' * len(_FIELDS))})"
 _UPDATE = (
-    f"UPDATE jobs SET {', '.join(f'{field} = ?' for field in _CHANGING)} "
-    "WHERE id = ? AND status = ? AND (owner IS NULL OR owner = ?)"
+    f"UPDATE jobs SET {', '.join(f'{field} = ?{number}' for number, field in enumerate(_CHANGING, 4))} "
+    f"WHERE {_THIS} AND status = ?2 AND (owner IS NULL OR owner = ?3)"
 )
 _EMPTY = {"params": "'{}'", "metadata": "'{}'", "result": "NULL", "traceback": "NULL"}
 _BRIEF = ", ".join(_EMPTY.get(field, field) for field in _FIELDS)
@@ -568,9 +590,10 @@ def _job(row: Sequence[Any]) -> StoredJob:
 
 def _index_for(where: JobFilter) -> tuple[str, bool]:  # As SQL, and whether it leads to few rows
     "Which index a filter needs; SQLite would not find the partial one by itself."
-    if where.statuses and set(where.statuses) <= {"failed", "cancelled"}:
+    wanted = set(where.statuses)
+    if wanted and wanted <= {"failed", "cancelled"}:
         return "INDEXED BY jobs_unsuccessful", not where.text
-    return ("INDEXED BY jobs_plugin", not where.text) if where.plugin_id is not None else ("NOT INDEXED", False)
+    return "NOT INDEXED", bool(wanted) and wanted <= {"pending", "running"}
 
 
 def _terms(where: JobFilter) -> tuple[str, list[Any]]:
@@ -586,6 +609,10 @@ def _terms(where: JobFilter) -> tuple[str, list[Any]]:
         values += where.statuses
         if set(where.statuses) <= {"failed", "cancelled"}:
             terms.append("status IN ('failed', 'cancelled')")  # in the words of the index
+        if set(where.statuses) <= {"pending", "running"}:  # such a job has an owner, or is free
+            owned = "SELECT seq FROM jobs INDEXED BY jobs_owned WHERE owner IS NOT NULL"
+            free = "SELECT seq FROM jobs INDEXED BY jobs_free WHERE owner IS NULL AND status = 'pending'"
+            terms.append(f"seq IN ({owned} UNION ALL {free})")
     for term, value in (("created_at >= ?", where.since), ("created_at < ?", where.until)):
         if value is not None:
             terms.append(term)
