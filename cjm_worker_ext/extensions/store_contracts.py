@@ -475,7 +475,7 @@ def wish_goes_with_the_job(suite: JobStoreSuite, scene: _Scene) -> None:
     finally:
         other.close()
 
-# %% ../../nbs/extensions/store_contracts.ipynb #33555081
+# %% ../../nbs/extensions/store_contracts.ipynb #36b2fd74
 @_contract
 def pages_fit_together(suite: JobStoreSuite, scene: _Scene) -> None:
     "The pages give each job once, the newest first, although jobs are created meanwhile."
@@ -497,7 +497,7 @@ def filters_choose(suite: JobStoreSuite, scene: _Scene) -> None:
     jobs = [scene.new(status=kind, plugin_id="a" if i % 2 else "b") for i, kind in enumerate(kinds * 3)]
     special = scene.new(status="failed", key="KEY-7", error="GRÖSSE 100%_'", params='{"x": "needle"}', owner=None)
     newest = [*reversed(jobs)]
-    mine = {"worker_type": scene.worker_type}
+    mine: dict[str, Any] = {"worker_type": scene.worker_type}
     checks: list[tuple[JobFilter, list[StoredJob]]] = [
         (JobFilter(**mine), [special, *newest]),
         (JobFilter(**mine, statuses=("failed",)), [special, *(j for j in newest if j.status == "failed")]),

@@ -176,7 +176,7 @@ def _holds_text(wanted: str, *parts: object) -> bool:
     "For SQL: whether a text occurs in one of several, in any case; SQLite's LIKE knows the cases of ASCII only."
     return any(wanted in part.casefold() for part in parts if isinstance(part, str))
 
-# %% ../../nbs/05b_stores/03_sqlite.ipynb #099fb1dc
+# %% ../../nbs/05b_stores/03_sqlite.ipynb #3f41e192
 class SQLiteJobStore:
     """Keeps jobs in an SQLite file; implements `JobStoreProtocol`.
 
@@ -185,6 +185,7 @@ class SQLiteJobStore:
     wrong option; the file is opened by `open`.
     """
 
+    durability: Literal["committed", "behind"]  # As the argument
     PRUNED = 300  # Jobs that one call of `prune` deletes at most
     SCANNED = 100_000  # Rows that one page of the history looks at, at most; a fifth of it for a text
     SLACK = 1000  # Rows by which the order of arrival may differ from the order of the jobs' times
@@ -316,6 +317,8 @@ class SQLiteJobStore:
                     sql = f"UPDATE jobs SET owner = NULL WHERE {_THIS} AND owner = ?2 AND NOT {_LIVE}"
                     db.executemany(sql, [(job_id, owner) for job_id in told])
             done = True
+            if self._asked[1]:  # the job may have ended
+                self._asked = (-1, [])
         except OSError as e:  # of a file
             raise self._connections.explained(e) from e
         finally:
@@ -370,6 +373,7 @@ class SQLiteJobStore:
             ids = self._claimable(db, owner, limit, due_before, not_plugins, from_others)
             db.executemany(f"UPDATE jobs SET owner = ?2 WHERE {_THIS}", [(job_id, owner) for job_id in ids])
             found = {job.id: job for job in self._read(db, ids, whole=True)}
+        self._asked = (-1, [])
         return [found[job_id] for job_id in ids]
 
     @contextmanager
@@ -430,6 +434,7 @@ class SQLiteJobStore:
                 db.execute("UPDATE jobs SET owner = ? WHERE owner = ?", (owner, other))
                 db.execute("DELETE FROM owners WHERE id = ?", (other,))
             found = self._read(db, ids, whole=True)
+        self._asked = (-1, [])
         for other in dead:
             self.locks.release(other, remove=True)
         return found
@@ -437,7 +442,7 @@ class SQLiteJobStore:
     def asked(self, owner: str) -> list[tuple[str, str]]:
         "Find the wishes for an owner; see `JobStoreProtocol`."
         with self._reading_here() as db:
-            (version,) = db.execute("PRAGMA data_version").fetchone()  # rises when another connection has committed
+            (version,) = db.execute("PRAGMA data_version").fetchone()  # changes if another connection has committed
             if version != self._asked[0]:
                 sql = f"SELECT id, asked FROM jobs WHERE owner = ? AND asked != '' AND {_LIVE}"
                 self._asked = (version, list(db.execute(sql, (owner,))))
