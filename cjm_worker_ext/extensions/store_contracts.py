@@ -207,7 +207,7 @@ def brief_jobs_lack_payloads(suite: JobStoreSuite, scene: _Scene) -> None:
     _same(wanted, scene.store.find([job.id], whole=False)[0])
     _same(wanted, scene.store.list_jobs(JobFilter(worker_type=scene.worker_type)).jobs[0])
 
-# %% ../../nbs/extensions/store_contracts.ipynb #6184e4e3
+# %% ../../nbs/extensions/store_contracts.ipynb #59a457bf
 @_contract
 def id_is_unique(suite: JobStoreSuite, scene: _Scene) -> None:
     "A second job with the same id is refused and changes nothing."
@@ -250,6 +250,9 @@ def change_needs_its_status(suite: JobStoreSuite, scene: _Scene) -> None:
         refused = scene.refused(replace(job, status=status), was)
         _expect(refused == {job.id: ""}, f"a change of a {was} job gives {refused!r:.60}, although it is pending")
     _expect(scene.found(job).status == "pending", "a change that does not fit was done")
+    ended = scene.new(status="completed")
+    refused = scene.refused(replace(ended, status="failed"), "completed")
+    _expect(refused == {ended.id: ""}, "a job that has ended can be changed; final states are final")
     unknown = scene.job()
     _expect(scene.refused(unknown, "pending") == {unknown.id: ""}, "a change of a job that is not there is not refused")
 

@@ -100,7 +100,7 @@ class Retention:
             if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0):
                 raise ConfigError(f"Retention: {name} must be a number >= 0 or None, got {value!r}")
 
-# %% ../../nbs/extensions/stores.ipynb #487ba125
+# %% ../../nbs/extensions/stores.ipynb #0402bcb4
 @runtime_checkable
 class JobStoreProtocol(Protocol):
     """Keeps jobs, for one or several processes.
@@ -139,7 +139,8 @@ class JobStoreProtocol(Protocol):
         """Commit changes, all in one transaction.
 
         A new job is refused if its id is taken, or if a pending or running job of its worker type has its key. Any
-        other change is refused, with `""`, unless the row has the status `was` and belongs to this owner or to nobody.
+        other change is refused, with `""`, unless the row has the status `was`, which is not a final one, and belongs to this owner or to
+        nobody.
         The other changes of the call are done nevertheless. A change writes the fields that `StoredJob` names for it, and
         leaves `asked` alone.
         """

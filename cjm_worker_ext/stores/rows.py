@@ -22,7 +22,7 @@ from cjm_worker_ext.jobs import BaseJob, JobStatus, utc_now
 # %% auto #0
 __all__ = ['MOST_DEPTH', 'LONG', 'is_json', 'clean', 'Rows']
 
-# %% ../../nbs/05b_stores/00_rows.ipynb #a28aa6b0
+# %% ../../nbs/05b_stores/00_rows.ipynb #9d10e760
 MOST_DEPTH = 50  # Containers in containers
 LONG = 1 << 53  # Whole numbers below it are the same in every JSON reader
 
@@ -38,9 +38,9 @@ def is_json(
     if value is None or kind is bool:
         return True
     if kind is int:
-        return -LONG < value < LONG
+        return bool(-LONG < value < LONG)
     if kind is float:
-        return isfinite(float(value))  # JSON has no infinity and no nan
+        return isfinite(value)  # JSON has no infinity and no nan
     if not depth:
         return False
     if kind is list:

@@ -176,7 +176,7 @@ def _holds_text(wanted: str, *parts: object) -> bool:
     "For SQL: whether a text occurs in one of several, in any case; SQLite's LIKE knows the cases of ASCII only."
     return any(wanted in part.casefold() for part in parts if isinstance(part, str))
 
-# %% ../../nbs/05b_stores/03_sqlite.ipynb #3f41e192
+# %% ../../nbs/05b_stores/03_sqlite.ipynb #bcc16264
 class SQLiteJobStore:
     """Keeps jobs in an SQLite file; implements `JobStoreProtocol`.
 
@@ -579,7 +579,7 @@ class SQLiteJobStore:
 _INSERT = f"INSERT INTO jobs ({', '.join(_FIELDS)}) VALUES ({', '.join('?' * len(_FIELDS))})"
 _UPDATE = (
     f"UPDATE jobs SET {', '.join(f'{field} = ?{number}' for number, field in enumerate(_CHANGING, 4))} "
-    f"WHERE {_THIS} AND status = ?2 AND (owner IS NULL OR owner = ?3)"
+    f"WHERE {_THIS} AND status = ?2 AND {_LIVE} AND (owner IS NULL OR owner = ?3)"
 )
 _EMPTY = {"params": "'{}'", "metadata": "'{}'", "result": "NULL", "traceback": "NULL"}
 _BRIEF = ", ".join(_EMPTY.get(field, field) for field in _FIELDS)
