@@ -59,7 +59,7 @@ UPGRADES = [
 ]
 APPLICATION_ID = 0x636A6D77  # "cjmw": says whose file it is
 
-# %% ../../nbs/05b_stores/03_sqlite.ipynb #e174d79f
+# %% ../../nbs/05b_stores/03_sqlite.ipynb #185ccbce
 _REMEDIES = {
     "SQLITE_FULL": "free some space on its disk",
     "SQLITE_BUSY": "another program holds its lock; end its transaction",
@@ -90,7 +90,10 @@ class Connections:
         "Use a connection for one question."
         db: sqlite3.Connection | None = None
         try:
-            db = self._idle.pop() if self._idle else self.connect()
+            try:
+                db = self._idle.pop()
+            except IndexError:
+                db = self.connect()
             yield db
         except (sqlite3.Error, OSError) as e:
             if db is not None:
@@ -168,15 +171,16 @@ class Connections:
 
     def close(self) -> None:
         "Close what is not in use."
-        while self._idle:
-            self._idle.pop().close()
+        with suppress(IndexError):
+            while True:
+                self._idle.pop().close()
 
 
 def _holds_text(wanted: str, *parts: object) -> bool:
     "For SQL: whether a text occurs in one of several, in any case; SQLite's LIKE knows the cases of ASCII only."
     return any(wanted in part.casefold() for part in parts if isinstance(part, str))
 
-# %% ../../nbs/05b_stores/03_sqlite.ipynb #bcc16264
+# %% ../../nbs/05b_stores/03_sqlite.ipynb #b1114e63
 class SQLiteJobStore:
     """Keeps jobs in an SQLite file; implements `JobStoreProtocol`.
 
@@ -206,6 +210,8 @@ class SQLiteJobStore:
             problems.append(f"synchronous must be 'NORMAL' or 'FULL', got {synchronous!r}")
         if str(path) in ("", ":memory:"):
             problems.append(f"path must be that of a file, got {str(path)!r}")
+        if sqlite3.sqlite_version_info < (3, 35):
+            problems.append(f"SQLite must be 3.35 or later, this Python has {sqlite3.sqlite_version}")
         if problems:
             raise ConfigError("SQLiteJobStore: " + "; ".join(problems))
         self.path, self.durability = Path(path), durability
@@ -214,6 +220,7 @@ class SQLiteJobStore:
         self.files = PayloadFiles(self._beside("files"), sync=synchronous == "FULL")
         self._connections = Connections(self.path, synchronous, busy_seconds)
         self._db: sqlite3.Connection | None = None  # Of the thread that writes
+        self._owner: str | None = None
         self._worker_type = ""
         self._asked: tuple[int, list[tuple[str, str]]] = (-1, [])  # What was found, at which version of the data
 
@@ -224,6 +231,8 @@ class SQLiteJobStore:
 
     def open(self, worker_type: str) -> str:
         "Make or upgrade the tables, and become an owner; see `JobStoreProtocol`."
+        if self._owner is not None:
+            raise StoreFailed(f"job store {self.path}: is in use; make a store object for each manager")
         check_file_system(self.path)
         owner = None
         try:
@@ -237,7 +246,7 @@ class SQLiteJobStore:
             if isinstance(e, (sqlite3.Error, OSError)) and not isinstance(e, StoreFailed):
                 raise self._connections.explained(e) from e
             raise
-        self._worker_type, self._asked = worker_type, (-1, [])
+        self._owner, self._worker_type, self._asked = owner, worker_type, (-1, [])
         return owner
 
     def _upgrade(self, db: sqlite3.Connection) -> None:
@@ -273,7 +282,7 @@ class SQLiteJobStore:
             self.locks.release(owner, remove)
         if self._db is not None:
             self._db.close()
-            self._db = None
+        self._db = self._owner = None
         self._connections.close()
 
     @contextmanager
