@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 # %% auto #0
 __all__ = ['Done', 'JournalHost', 'JobJournal']
 
-# %% ../../nbs/05b_stores/04_journal.ipynb #fbfd2e4f
+# %% ../../nbs/05b_stores/04_journal.ipynb #f5fcd0da
 Done = Callable[[str | None, Exception | None], object]
 """What is called when a change is settled, with two arguments.
 
@@ -36,8 +36,8 @@ nobody tries again.
 class JournalHost(Protocol):
     "Whoever uses a journal."
 
-    def on_claimed(self, jobs: list[StoredJob]) -> None:
-        "Pending jobs of the store are this owner's now, in their order."
+    def on_claimed(self, jobs: list[StoredJob], from_others: bool) -> None:
+        "Pending jobs of the store are this owner's now, in their order; `from_others`: living owners had them."
 
     def on_recovered(self, jobs: list[StoredJob]) -> None:
         "Jobs of a dead owner are this one's now: they ran, or have ended and were not told."
@@ -136,7 +136,7 @@ class Waiting:
         "Sleep until something is signalled; called by the thread alone."
         self._signal.acquire(timeout=seconds)
 
-# %% ../../nbs/05b_stores/04_journal.ipynb #9cfa00b0
+# %% ../../nbs/05b_stores/04_journal.ipynb #703021cb
 class JobJournal:
     """Writes to a store for one manager, in a thread of its own; its methods are called on one event loop.
 
@@ -163,9 +163,8 @@ class JobJournal:
         self.is_behind = store.durability == "behind"
         self.owner = ""  # Once it is open
         self.trouble: str | None = None  # Why the store does not work now
-        self.wanted = 0  # Jobs that this process could start now; the host sets it, again after each `on_claimed`
-        self.claims_from_others = True  # As in `JobStoreProtocol.claim`
-        self.not_plugins: set[str] = set()  # As in `JobStoreProtocol.claim`
+        self._wanted = (0, 0)  # Jobs of nobody, and jobs of others, that this process could take now
+        self.not_plugins: set[str] = set()  # Plugins that are not known here: their jobs stay with their owners
         self.watched: set[str] = set()  # Ids of jobs that other owners have
         self._waiting = Waiting()
         self._wishes: set[tuple[str, str]] = set()  # Told already
@@ -230,6 +229,18 @@ class JobJournal:
             raise
         finally:
             timer.cancel()
+
+    def want(
+        self,
+        free: int,  # Jobs of nobody that this process has room for, >= 0
+        from_others: int = 0,  # Jobs of others that it could start at once, >= 0
+    ) -> None:
+        "Say how many jobs to claim; `on_claimed` follows if there are some, and then it has to be said again."
+        more = free > self._wanted[0] or from_others > self._wanted[1]
+        self._wanted = (free, from_others)
+        if more:
+            self._next["look"] = 0.0
+            self._waiting.signal()
 
     def tell(self, job_id: str) -> None:
         "The end of a job of this owner was announced."
@@ -441,16 +452,22 @@ class JobJournal:
         for wish in sorted(wishes - self._wishes):
             self._call(self._host.on_wish, *wish)
         self._wishes = wishes
-        if self.wanted > 0 and not self._closing:
-            now = time.time()
-            not_plugins, wanted = tuple(self.not_plugins), self.wanted
-            found = self.store.claim(self.owner, wanted, now, not_plugins, self.claims_from_others)
-            if found:
-                self.wanted = 0  # the host knows best how many more there is room for
-                self._call(self._host.on_claimed, found)
+        if not self._closing:
+            self._claim()
         if self.watched:
             self._look_elsewhere()
         return False
+
+    def _claim(self) -> None:
+        "Claim jobs of nobody first; those of a living owner wait for it too."
+        for from_others, wanted in enumerate(self._wanted):
+            if wanted > 0:
+                not_plugins, now = tuple(self.not_plugins) if from_others else (), time.time()
+                found = self.store.claim(self.owner, wanted, now, not_plugins, bool(from_others))
+                if found:
+                    self._wanted = (0, 0)  # the host knows best how many more there is room for
+                    self._call(self._host.on_claimed, found, bool(from_others))
+                    return
 
     def _look_elsewhere(self) -> None:
         watched = sorted(self.watched)
