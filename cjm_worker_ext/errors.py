@@ -11,9 +11,10 @@ if TYPE_CHECKING:  # a worker starts faster without `typing`
 
 # %% auto #0
 __all__ = ['WorkerExtError', 'ProtocolError', 'ConfigError', 'PlatformError', 'UnknownPlugin', 'UnknownJob', 'ManagerClosed',
-           'WrongLoop', 'ForkedManager', 'QueueFull', 'DuplicateJob', 'StreamGap', 'PluginLoadError', 'PluginError',
-           'JobTimeout', 'NotSerializable', 'RefusedType', 'TransientError', 'JobFailed', 'ResourcesUnavailable',
-           'PluginHeldBack', 'WorkersExhausted', 'describe_exit', 'WorkerCrashed', 'JobCancelled']
+           'WrongLoop', 'ForkedManager', 'QueueFull', 'DuplicateJob', 'StoreFailed', 'StreamGap', 'PluginLoadError',
+           'PluginError', 'JobTimeout', 'NotSerializable', 'RefusedType', 'TransientError', 'JobFailed',
+           'ResourcesUnavailable', 'PluginHeldBack', 'WorkersExhausted', 'JobLost', 'describe_exit', 'WorkerCrashed',
+           'JobCancelled']
 
 # %% ../nbs/00_errors.ipynb #b502368d
 class WorkerExtError(Exception):
@@ -31,7 +32,7 @@ class ConfigError(WorkerExtError, ValueError):
 class PlatformError(WorkerExtError, OSError):
     "This operating system cannot start workers; importing and type checking still work."
 
-# %% ../nbs/00_errors.ipynb #05f31b76
+# %% ../nbs/00_errors.ipynb #c17943a0
 class UnknownPlugin(WorkerExtError, LookupError):
     "No plugin has this id, or the plugin that has it names no target to run."
 
@@ -60,13 +61,17 @@ class DuplicateJob(WorkerExtError, ValueError):
     "A job with the same key is pending or running, and `on_duplicate` is `refuse`."
 
 
+class StoreFailed(WorkerExtError, RuntimeError):
+    "The job store cannot read or write now; the message says why and what helps."
+
+
 class StreamGap(WorkerExtError, LookupError):
     """The chunk that a reader wants next is gone: more came than `WorkerConfig.max_buffered_chunks`.
 
     Either it wants to start too far back, or it did not ask for longer than `reader_timeout_seconds`.
     """
 
-# %% ../nbs/00_errors.ipynb #e117f054
+# %% ../nbs/00_errors.ipynb #1d3043b2
 class PluginLoadError(WorkerExtError, ImportError):
     "A plugin could not be imported or its `load` raised; the remote traceback is attached as `traceback`."
 
@@ -130,6 +135,10 @@ class PluginHeldBack(WorkerExtError, RuntimeError):
 
 class WorkersExhausted(WorkerExtError, RuntimeError):
     "No worker is left and the restart policy allows no further one."
+
+
+class JobLost(WorkerExtError, RuntimeError):
+    "The process that ran a stored job is gone, and the job with it; it may have run in part. See `Retry`."
 
 # %% ../nbs/00_errors.ipynb #71a5266a
 def describe_exit(

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from cjm_worker_ext.errors import WorkerExtError
 
 # %% auto #0
-__all__ = ['command_parser', 'printable', 'run_command', 'demo', 'check', 'plugins', 'serve']
+__all__ = ['command_parser', 'printable', 'run_command', 'demo', 'check', 'plugins', 'serve', 'jobs']
 
 # %% ../../nbs/12_commands/00_terminal.ipynb #206d9bbc
 def command_parser(
@@ -37,8 +37,14 @@ def printable(
     "Write control characters as escapes, so that they cannot command a terminal; line breaks stay."
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(text))
 
-# %% ../../nbs/12_commands/00_terminal.ipynb #fa5fda2a
-EXTRAS = {"demo": "demo", "check": "demo", "plugins": "demo,registry", "serve": "monitor"}  # by command
+# %% ../../nbs/12_commands/00_terminal.ipynb #f562f502
+EXTRAS = {
+    "demo": "demo",
+    "check": "demo",
+    "plugins": "demo,registry",
+    "serve": "monitor",
+    "jobs": "postgres",
+}  # by command
 
 
 def missing_package(error: ImportError) -> str | None:
@@ -82,7 +88,7 @@ def run_command(
         status = 128 + signal.SIGINT
     return status
 
-# %% ../../nbs/12_commands/00_terminal.ipynb #3a4b04e3
+# %% ../../nbs/12_commands/00_terminal.ipynb #bd75b432
 def demo() -> int:
     "The command `cjm-worker-demo`: jobs over real files on two workers, with a crash and a cancel."
     return run_command("demo")
@@ -101,3 +107,8 @@ def plugins() -> int:
 def serve() -> int:
     "The command `cjm-worker-serve`: the monitor page on this machine."
     return run_command("serve")
+
+
+def jobs() -> int:
+    "The command `cjm-worker-jobs`: the jobs of a store, from a terminal."
+    return run_command("jobs")

@@ -1,0 +1,60 @@
+"""Plugins whose only trace is a line in a file: what ran, how often, and whether to the end."""
+
+import asyncio
+import os
+import time
+
+from cjm_worker_ext.errors import TransientError
+
+
+def note(path, *words):
+    "Append one line; a write of this size is whole or absent."
+    found = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(found, (" ".join(map(str, words)) + "\n").encode())
+    finally:
+        os.close(found)
+
+
+def add(trace, name, a, b, seconds=0.0):
+    note(trace, "ran", name)
+    time.sleep(seconds)
+    return a + b
+
+
+def stream(trace, name, count):
+    note(trace, "ran", name)
+    for i in range(count):
+        time.sleep(0.001)
+        yield i
+
+
+async def wait(trace, name, seconds):
+    note(trace, "ran", name)
+    await asyncio.sleep(seconds)
+    return name
+
+
+def fail(trace, name):
+    note(trace, "ran", name)
+    raise ValueError(f"{name} fails")
+
+
+def fail_at_first(trace, name):
+    "Fails until it has run twice, whoever ran it."
+    note(trace, "ran", name)
+    with open(trace) as file:
+        times = sum(line == f"ran {name}\n" for line in file)
+    if times < 2:
+        raise TransientError("not yet")
+    return times
+
+
+def crash(trace, name):
+    note(trace, "ran", name)
+    os._exit(7)
+
+
+def large(trace, name, size):
+    note(trace, "ran", name)
+    return "x" * size

@@ -1,0 +1,123 @@
+"""An app is killed again and again at random points; then every acknowledged job is there, and ran and ended once.
+
+`DURABLE_KILLS=200 pytest tests/durable` is the long form. What a seed does differs from run to run, since processes do.
+"""
+
+import inspect
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pytest
+
+from cjm_worker_ext import BaseJobManager
+from cjm_worker_ext.commands.jobs import store_at
+from cjm_worker_ext.extensions.stores import JobFilter
+
+app = str(Path(__file__).with_name("durable_app.py"))
+kills = int(os.environ.get("DURABLE_KILLS", "10"))
+
+if "job_store" not in inspect.signature(BaseJobManager).parameters:
+    pytest.skip("the manager takes no job store yet", allow_module_level=True)
+
+
+class App:
+    "One life of the app."
+
+    def __init__(self, place, trace, seed):
+        command = [sys.executable, app, place, str(trace), str(seed)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.lines, self.errors = [], ""
+        self.threads = [threading.Thread(target=self.read), threading.Thread(target=self.read_errors)]
+        for thread in self.threads:
+            thread.start()
+
+    def read(self):
+        for line in self.process.stdout:
+            if line.endswith("\n"):  # else it was killed in the middle of it
+                self.lines.append(line.split())
+
+    def read_errors(self):
+        self.errors = self.process.stderr.read()
+
+    def end(self, kill=True):
+        if kill:
+            self.process.kill()
+        self.process.wait(120)
+        for thread in self.threads:
+            thread.join(30)
+        return [line for line in self.lines if line[0] == "job"]
+
+
+def live(place, trace, seed, seconds):
+    "One life of the app, that long; what it has acknowledged."
+    one = App(place, trace, seed)
+    try:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:  # the kill is to come at a random time, not at an event
+            assert one.process.poll() is None, one.errors
+            time.sleep(0.01)
+    finally:
+        acknowledged = one.end()
+    return acknowledged
+
+
+def check(place, trace, acknowledged):
+    "What must hold after all lives."
+    store, after, jobs = store_at(place), None, {}
+    while True:
+        page = store.list_jobs(JobFilter(), after, 500)
+        jobs |= {job.id: job for job in store.find([job.id for job in page.jobs])}
+        if (after := page.after) is None:
+            break
+    ran, events = Counter(), defaultdict(list)
+    for words in (line.split() for line in trace.read_text().splitlines()):
+        if words[0] == "ran":
+            ran[words[1]] += 1
+        else:
+            events[words[1]].append(tuple(words[2:]))
+    missing = [line for line in acknowledged if line[1] not in jobs]
+    assert not missing, f"{len(missing)} acknowledged jobs are not in the store: {missing[:3]}"
+    for job in jobs.values():
+        name = json.loads(job.params)["name"]
+        what = f"job {job.id} ({job.plugin_id}, {name}): {job.status}, {job.error_type}: {job.error}"
+        assert job.is_final, what
+        assert ran[name] <= (5 if job.retry else 1), f"{what}; it ran {ran[name]} times"
+        told = events[job.id]
+        assert told and {status for status, _ in told} == {job.status}, f"{what}; told as {told}"
+        assert told.count((job.status, "first")) <= 1, f"{what}; told as {told}"
+        if job.status == "completed":
+            assert ran[name] >= 1, what
+    for _, job_id, _, plugin, _, cancelled, *result in acknowledged:
+        job = jobs[job_id]
+        what = f"job {job_id} ({plugin}): {job.status}, {job.error_type}: {job.error}"
+        if job.status == "completed" and plugin not in ("fail_at_first",):
+            assert repr(json.loads(job.result))[:100] == " ".join(result), what
+        if job.status == "failed" and plugin not in ("fail", "crash", "fail_at_first"):
+            assert job.error_type == "JobLost", what
+        assert job.status != "cancelled" or cancelled == "1", what
+    return Counter((job.status, job.error_type) for job in jobs.values())
+
+
+def run(place, trace, kills, seed):
+    chance, acknowledged = random.Random(seed), []
+    for number in range(1, kills + 1):
+        short = number % 7 in (3, 4)  # twice during the recovery
+        seconds = chance.uniform(0.05, 0.5) if short else chance.uniform(0.5, 2.0)
+        acknowledged += live(place, trace, seed * 1000 + number, seconds)
+    last = App(place, trace, 0)
+    last.end(kill=False)
+    assert last.process.returncode == 0, last.errors
+    return check(place, trace, acknowledged)
+
+
+def test_nothing_is_lost_or_done_twice(tmp_path):
+    found = run(str(tmp_path / "jobs.db"), tmp_path / "trace", kills, seed=1)
+    print(found)
+    assert found["completed", None] > kills and found["failed", "JobLost"], found
