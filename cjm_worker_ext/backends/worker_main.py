@@ -426,7 +426,7 @@ class Interrupter:
             raise JobCancelled(f"job {self._ctx.job_id} is to end")
         self.armed = True
 
-# %% ../../nbs/05_backends/12_worker_main.ipynb #574a1067
+# %% ../../nbs/05_backends/12_worker_main.ipynb #8795c1fe
 class WorkerPlugins:
     "The plugin manager of a worker, and what each plugin was loaded with."
 
@@ -479,7 +479,7 @@ class WorkerPlugins:
             )
         self.together.pop(plugin_id, None)
         if loaded is not None and loaded.batch is not None:
-            kind: Any = type(manager)
+            kind: Any = type(manager)  # pyright: ignore[reportUnknownVariableType]
             if kind.execute_plugin is PluginManager.execute_plugin:
                 self.together[plugin_id] = loaded
             else:  # it wants to see each job
