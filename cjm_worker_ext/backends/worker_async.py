@@ -123,7 +123,7 @@ class StandstillWatch:
             f"them blocks: use await asyncio.to_thread(...) for such a call\n{stack}"
         )
 
-# %% ../../nbs/05_backends/11d_worker_async.ipynb #84306ef4
+# %% ../../nbs/05_backends/11d_worker_async.ipynb #c17490e6
 class AsyncJob:
     "One job on the loop."
 
@@ -213,12 +213,7 @@ class AsyncJobs:
         return bool(self.host.put_aside) and not self.jobs
 
     def _on_readable(self) -> None:
-        try:
-            frame = self.host.channel.receive(once=True)  # not more: half of a large frame may be there
-        except OSError:  # the app is gone, and has left something unread
-            self._leave(None)
-            return
-        self._take_all(frame)
+        self._take_all(self.host.channel.receive(once=True))  # not more: half of a large frame may be there
 
     def _take_all(self, frame: Frame | None) -> None:
         while frame is not None:
