@@ -123,7 +123,7 @@ class StandstillWatch:
             f"them blocks: use await asyncio.to_thread(...) for such a call\n{stack}"
         )
 
-# %% ../../nbs/05_backends/11d_worker_async.ipynb #228df46a
+# %% ../../nbs/05_backends/11d_worker_async.ipynb #c17490e6
 class AsyncJob:
     "One job on the loop."
 
@@ -131,9 +131,9 @@ class AsyncJob:
         self,
         task_number: int,  # Of its order
         ctx: JobContext,
-        outbox: JobOutbox,  # Its own
     ) -> None:
-        self.task_number, self.ctx, self.outbox = task_number, ctx, outbox
+        self.task_number, self.ctx = task_number, ctx
+        self.outbox: JobOutbox | None = None  # Its own, once it has sent a chunk or progress
         self.task: asyncio.Task[None] | None = None
         self.has_begun = False  # Before, a cancelled task would never come to its answer
         self.go_on: asyncio.Event | None = None  # While it is paused
@@ -164,7 +164,7 @@ class AsyncJobs:
         host: AsyncHost,  # The worker
     ) -> None:
         self.host, self.loop, self.jobs = host, event_loop(), dict[int, AsyncJob]()
-        self._thread_id = threading.get_ident()
+        self._thread_id, self._lock = threading.get_ident(), threading.Lock()
         self._found: Frame | None = None  # A frame that is not for a running job
         self._has_found = False
         self._alone: AsyncJob | None = None  # The job beside which no other has run
@@ -275,7 +275,7 @@ class AsyncJobs:
         call: Callable[[], Any],  # Calls the plugin
     ) -> None:
         "Run a job on the loop; it answers by itself."
-        job = AsyncJob(task_number, ctx, self.host.outbox_for(task_number, self._later))
+        job = AsyncJob(task_number, ctx)
         ctx.report_to(lambda fraction, message: self._report(job, fraction, message))
         self._alone = None if self.jobs else job
         self.jobs[task_number], self.host.is_busy = job, True
@@ -311,7 +311,7 @@ class AsyncJobs:
         turn = monotonic()
         try:
             async for chunk in chunks:
-                job.outbox.chunk(chunk)
+                self._outbox_of(job).chunk(chunk)
                 if job.go_on is not None:
                     await job.go_on.wait()
                 elif monotonic() - turn > self.TURN:  # it may never wait: then nobody else would come to run
@@ -341,7 +341,7 @@ class AsyncJobs:
         if self.jobs.pop(job.task_number, None) is None:
             return
         self.host.retire_if_large(job.task_number)
-        job.outbox.reply(answer)
+        (job.outbox or self.host).reply(answer)
         if not self.jobs:
             self.host.rest(self._last_ids)
             self._last_ids = []
@@ -350,7 +350,13 @@ class AsyncJobs:
 
     def _report(self, job: AsyncJob, fraction: float | None, message: str) -> None:
         if job.task_number in self.jobs:  # else a thread or a task that it has left behind
-            job.outbox.progress(fraction, message)
+            self._outbox_of(job).progress(fraction, message)
+
+    def _outbox_of(self, job: AsyncJob) -> JobOutbox:
+        with self._lock:  # progress may come from several threads
+            if job.outbox is None:
+                job.outbox = self.host.outbox_for(job.task_number, self._later)
+        return job.outbox
 
     def _later(self, seconds: float, call: Callable[[], None]) -> None:
         if threading.get_ident() == self._thread_id:

@@ -59,7 +59,7 @@ if TYPE_CHECKING:  # a worker starts faster without `typing`
 # %% auto #0
 __all__ = ['Batch', 'Batches']
 
-# %% ../../nbs/05_backends/11e_worker_batch.ipynb #13ec5076
+# %% ../../nbs/05_backends/11e_worker_batch.ipynb #8d80d5f2
 class Batch:
     "The jobs of one call, and what their plugin may say meanwhile."
 
@@ -138,9 +138,10 @@ class Batch:
                     answers += result(number, job_id, value)
                 except BaseException as e:  # noqa: BLE001  - the plugin boundary: its result may raise anything
                     answers += failed(number, e, skip_frames=1)
+        self.running.clear()  # what a thread says later belongs to no job
         return answers
 
-# %% ../../nbs/05_backends/11e_worker_batch.ipynb #4b8f88cb
+# %% ../../nbs/05_backends/11e_worker_batch.ipynb #6bc98ac5
 class Batches:
     "Gathers orders of a plugin and runs them together; used in the worker's main thread."
 
@@ -170,7 +171,11 @@ class Batches:
             return ()
         numbers = b"".join([number.to_bytes(4, "little") for number in orders])
         self._host.reply(encode(BEGUN, next(iter(orders)), numbers))
-        return Batch(self._host, orders, self._host.config_of(plugin_id), loaded.wants_contexts).run(loaded)
+        batch = Batch(self._host, orders, self._host.config_of(plugin_id), loaded.wants_contexts)
+        try:
+            return batch.run(loaded)
+        finally:
+            orders.clear()  # its context stays until the next job, but large parameters go now
 
     def _gather(self, most: int, deadline: float) -> None:
         aside = self._host.put_aside

@@ -426,7 +426,7 @@ class Interrupter:
             raise JobCancelled(f"job {self._ctx.job_id} is to end")
         self.armed = True
 
-# %% ../../nbs/05_backends/12_worker_main.ipynb #d0bee929
+# %% ../../nbs/05_backends/12_worker_main.ipynb #170971dc
 class WorkerPlugins:
     "The plugin manager of a worker, and what each plugin was loaded with."
 
@@ -479,7 +479,11 @@ class WorkerPlugins:
             )
         self.together.pop(plugin_id, None)
         if loaded is not None and loaded.batch is not None:
-            self.together[plugin_id] = loaded
+            kind: Any = type(manager)  # pyright: ignore[reportUnknownVariableType]
+            if kind.execute_plugin is PluginManager.execute_plugin:
+                self.together[plugin_id] = loaded
+            else:  # it wants to see each job
+                slots = 1
         elif slots > 1 or (loaded is not None and loaded.is_async):
             self.together[plugin_id] = None
             slots = self.max_concurrency or slots
