@@ -752,7 +752,7 @@ def order_numbers() -> Iterator[int]:  # Endless
     more = (memoryview(os.urandom(4096)).cast("I") for _ in itertools.repeat(None))
     return filter(None, itertools.chain.from_iterable(more))  # one call of C for each job
 
-# %% ../../nbs/05_backends/13_local.ipynb #37aec6ba
+# %% ../../nbs/05_backends/13_local.ipynb #ea2707e7
 class LocalOrder:
     "An order that a worker has, or is to get."
 
@@ -988,18 +988,16 @@ class LocalWorker:
         self._strays.add(self.loop.time())
 
     def _on_loaded(self, order: LocalOrder, frame: Frame) -> None:
-        payload = bytes(frame.payload[:6])  # whether it streams, how many jobs at a time, whether it batches them
-        if (
-            not order.loads or len(payload) != 6
-        ):  # said twice, or never asked: the clock of the job must not start again
+        # said twice, or never asked: the clock of the job must not start again
+        if not order.loads or len(frame.payload) != framing.LOADED_DATA.size:
             self._strays.add(self.loop.time())
             return
         order.loads = False
-        slots = min(int.from_bytes(payload[1:5], "little"), MOST_SLOTS)
+        streams, slots, batches = framing.LOADED_DATA.unpack(frame.payload)
         self._batches.pop(order.plugin, None)
         if slots > 1:
-            self._batches[order.plugin] = payload[5] == 1
-        self.host.on_loaded(self.number, order.task_number, payload[0] == 1, max(1, slots))
+            self._batches[order.plugin] = batches
+        self.host.on_loaded(self.number, order.task_number, streams, max(1, min(slots, MOST_SLOTS)))
 
     def _on_begun(self, order: LocalOrder, frame: Frame) -> None:
         numbers, task_numbers = memoryview(bytes(frame.payload)), list[int]()
