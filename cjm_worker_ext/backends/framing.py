@@ -15,13 +15,13 @@ if TYPE_CHECKING:  # a worker starts faster without `typing`
 Bytes = bytes | bytearray | memoryview
 
 # %% auto #0
-__all__ = ['HELLO', 'LOAD', 'EXECUTE', 'UNLOAD', 'CANCEL', 'STOP', 'RELEASE', 'READY', 'LOADED', 'CHUNKS', 'PROGRESS', 'RESULT',
-           'FAILED', 'CANCELLED', 'DONE', 'RETIRE', 'HEADER', 'PLACE', 'FROM_HEAP', 'LARGE', 'MOST_BUFFERS', 'encode',
-           'Frame', 'memory_for', 'FrameReader']
+__all__ = ['HELLO', 'LOAD', 'EXECUTE', 'UNLOAD', 'CANCEL', 'STOP', 'RELEASE', 'DEVICE', 'READY', 'LOADED', 'CHUNKS', 'PROGRESS',
+           'RESULT', 'FAILED', 'CANCELLED', 'DONE', 'RETIRE', 'HEADER', 'PLACE', 'FROM_HEAP', 'LARGE', 'MOST_BUFFERS',
+           'encode', 'Frame', 'memory_for', 'FrameReader']
 
-# %% ../../nbs/05_backends/01_framing.ipynb #82257a90
+# %% ../../nbs/05_backends/01_framing.ipynb #a6be11a2
 # manager to worker
-HELLO, LOAD, EXECUTE, UNLOAD, CANCEL, STOP, RELEASE = range(1, 8)
+HELLO, LOAD, EXECUTE, UNLOAD, CANCEL, STOP, RELEASE, DEVICE = range(1, 9)
 # worker to manager
 READY, LOADED, CHUNKS, PROGRESS, RESULT, FAILED, CANCELLED, DONE, RETIRE = range(16, 25)
 

@@ -119,7 +119,7 @@ class Inbox:
         finally:
             self._busy = False
 
-# %% ../../nbs/07_engine/06_engine.ipynb #0580181b
+# %% ../../nbs/07_engine/06_engine.ipynb #eaae4e02
 class PluginChange:
     "The loading or unloading of a plugin on one worker."
 
@@ -158,8 +158,9 @@ class WorkerInfo(NamedTuple):
     job_id: str | None  # The job that it runs
     plugin_ids: tuple[str, ...]  # Loaded plugins
     started_at: str  # ISO 8601, UTC
+    device: str | None = None  # The card that it was given, for example `GPU 0`; None: none
 
-# %% ../../nbs/07_engine/06_engine.ipynb #f8b8676d
+# %% ../../nbs/07_engine/06_engine.ipynb #d96847b6
 class Engine:
     "Runs jobs; lives on the event loop that made it. Implements `backends.base.BackendHost`."
 
@@ -271,7 +272,9 @@ class Engine:
             if (worker := self.scheduler.workers.all.get(number)) is not None:
                 record = self._job_on(number)
                 job_id = record.job.id if record else None
-                infos.append(WorkerInfo(place.pid, worker.status, job_id, tuple(worker.loaded), place.started_at))
+                infos.append(
+                    WorkerInfo(place.pid, worker.status, job_id, tuple(worker.loaded), place.started_at, place.device)
+                )
         return infos
 
     def log_of(self, record: JobRecord) -> ChunkLog:
@@ -518,6 +521,10 @@ class Engine:
         "A worker takes its first order."
         self.job_events.worker_ready(self.places[worker])
         self.inbox.put(self.scheduler.ready(worker))
+
+    def on_device(self, worker: int, device: str) -> None:
+        "A worker has a device of its own."
+        self.places[worker] = self.places[worker]._replace(device=device)
 
     def on_loaded(self, worker: int, task_number: int, streams: bool) -> None:
         "A plugin is loaded."
