@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 # %% auto #0
 __all__ = ['Card', 'list_cards', 'choose_cards', 'CardTable', 'sees_host_pids', 'wait_for_memory', 'call_apart', 'CardDesk']
 
-# %% ../../nbs/05_backends/11d_cards.ipynb #2eebe1e3
+# %% ../../nbs/05_backends/11d_cards.ipynb #ff9f72a4
 class Card(NamedTuple):
     "A card, or one MIG instance of a card, as NVML has it."
 
@@ -33,6 +33,7 @@ class Card(NamedTuple):
     instance: int | None = None  # Of the MIG instance; None: the whole card
     uuid: str | None = None  # None: NVML does not tell it
     handle: Any = None  # NVML's; None: there is no NVML, or the card is lost
+    by_uuid: bool = False  # CUDA is told the UUID, because it may count in another way
 
     @property
     def key(self) -> tuple[int | None, int | None, str | None]:
@@ -49,7 +50,9 @@ class Card(NamedTuple):
     @property
     def environment(self) -> dict[str, str]:
         "The variables with which a process sees this card and no other."
-        return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": self.uuid or str(self.number)}
+        # Some libraries can read numbers only, so a UUID stands where a number may mean another card.
+        name = self.uuid if self.uuid and (self.by_uuid or self.number is None) else str(self.number)
+        return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": name}
 
 # %% ../../nbs/05_backends/11d_cards.ipynb #545f8ee4
 def list_cards(
@@ -91,7 +94,7 @@ def _uuid(nvml: Any, handle: Any) -> str | None:
         return None
     return found.decode(errors="replace") if isinstance(found, bytes) else str(found)
 
-# %% ../../nbs/05_backends/11d_cards.ipynb #86b67a70
+# %% ../../nbs/05_backends/11d_cards.ipynb #7805448f
 def choose_cards(
     gpus: Any,  # As `WorkerConfig.gpus`, and not None
     found: Sequence[Card] | None,  # As `list_cards` returns them; None: there is no NVML
@@ -113,7 +116,8 @@ def choose_cards(
             logger.warning("%s is lost, and no worker gets it", card.label)
     if not usable:
         raise ConfigError(f"gpus={gpus!r}: no such card can be used now; see nvidia-smi")
-    return list(usable.values())
+    others = found is not None and any(card.handle is None or card.instance is not None for card in found)
+    return [card._replace(by_uuid=others) for card in usable.values()]
 
 
 def _is_named(card: Card, name: object) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from cjm_worker_ext import BaseJobManager, WorkerConfig
 
-PLUGINS = ("touch", "poison", "swallow_everything", "hold", "tensor", "OneByOne", "Batched")
+PLUGINS = ("touch", "poison", "swallow_everything", "hold", "tensor", "which_card", "OneByOne", "Batched")
 
 
 def what_is_missing() -> str:  # Empty: the tests can run
@@ -32,6 +32,8 @@ class Card:
         self._handle = pynvml.nvmlDeviceGetHandleByIndex(0)
         found = pynvml.nvmlDeviceGetName(self._handle)
         self.name = found if isinstance(found, str) else found.decode()
+        found = pynvml.nvmlDeviceGetUUID(self._handle)
+        self.uuid = found if isinstance(found, str) else found.decode()
         self.total = int(pynvml.nvmlDeviceGetMemoryInfo(self._handle).total)
 
     def free(self) -> int:  # Bytes

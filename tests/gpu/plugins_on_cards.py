@@ -96,6 +96,13 @@ def hold(size: int, started: str, go_on: str, end: str = "return") -> int:
     return int(block[-1].item()) + os.getpid()
 
 
+def which_card() -> tuple[int, str]:
+    "How many cards there are for CUDA, and the UUID of the first one."
+    import torch
+
+    return torch.cuda.device_count(), str(torch.cuda.get_device_properties(0).uuid)
+
+
 # ---------------------------------------------------------------- results
 
 
