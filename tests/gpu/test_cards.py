@@ -83,8 +83,7 @@ def test_running_out_of_memory_costs_no_worker(card):
 # ---------------------------------------------------------------- memory
 
 
-@pytest.mark.parametrize("warm", [True, False], ids=["to a loaded worker", "to a new worker"])
-@pytest.mark.parametrize("how", ["cancel", "crash"])
+@pytest.mark.parametrize(("how", "warm"), [("cancel", True), ("crash", True), ("crash", False)])
 def test_the_memory_of_a_killed_worker_is_there_for_the_next_job(card, tmp_path, how, warm):
     "Two jobs of 60 % of the card, one after the other: the second one never runs out of memory."
     size = card.total * 6 // 10

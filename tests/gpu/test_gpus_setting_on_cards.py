@@ -22,7 +22,7 @@ def card():
 
 def test_the_worker_sees_the_card_of_nvml(card):
     async def scene():
-        for gpus in ("all", (0,), (card.uuid,)):
+        for gpus in ("all", (card.uuid,)):
             async with make(gpus=gpus) as manager:
                 job = await ended(manager, "which_card")
                 assert job.status == "completed", job.error
