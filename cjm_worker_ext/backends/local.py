@@ -1131,7 +1131,7 @@ class PluginTargets:
             known = self._known[plugin.plugin_id] = (plugin.target, data)
         return known[1]
 
-# %% ../../nbs/05_backends/13_local.ipynb #fe685245
+# %% ../../nbs/05_backends/13_local.ipynb #435aa60f
 class LocalBackend:
     """The workers of one manager, as processes on this machine; implements `backends.base.Backend`.
 
@@ -1206,7 +1206,8 @@ class LocalBackend:
 
     def execute(self, worker: int, order: JobOrder) -> bool:
         "As `Backend.execute`."
-        self._give_card(worker)
+        if self.desk is not None:
+            self._give_card(self.desk, worker)
         plugin = order.plugin
         load = (self._targets.bytes_of(plugin), plugin.config) if order.load else None
         content: Any = (order.job_id, plugin.plugin_id, load, order.params)
@@ -1245,7 +1246,8 @@ class LocalBackend:
 
     def load(self, worker: int, task_number: int, plugin: PluginEntry) -> bool:
         "As `Backend.load`."
-        self._give_card(worker)
+        if self.desk is not None:
+            self._give_card(self.desk, worker)
         what = f"the configuration of plugin {plugin.plugin_id!r}"
         content = dumps((plugin.plugin_id, self._targets.bytes_of(plugin), plugin.config), what, by_value=True)[0]
         return self._change(worker, task_number, framing.LOAD, content)
@@ -1304,10 +1306,10 @@ class LocalBackend:
             self.host.on_exit(number, WorkerExit(ExitReason.CRASHED))
         self._ticker.end()
 
-    def _give_card(self, worker: int) -> None:
+    def _give_card(self, desk: CardDesk, worker: int) -> None:
         "A worker gets its card with its first order; those that only stand by have none."
         found = self.workers.get(worker)
-        if self.desk is None or found is None or (given := self.desk.give(worker, found.process.pid)) is None:
+        if found is None or (given := desk.give(worker, found.process.pid)) is None:
             return
         card, leaving = given
         found.frames.send(encode(framing.DEVICE, 0, dumps((card.environment, leaving))[0]))
