@@ -126,7 +126,7 @@ class Retry:
 
 _RETRY_RULES = number_rules(Retry)
 
-# %% ../nbs/02_config.ipynb #c2eb8323
+# %% ../nbs/02_config.ipynb #2ed628b6
 # How torch, cupy, jax and numba spell the CUDA errors after which a process cannot use its card any more (CUDA Runtime
 # API, "Error handling"). Out-of-memory is none of them.
 STICKY_ERRORS = (
@@ -134,7 +134,10 @@ STICKY_ERRORS = (
     "illegal instruction was encountered", "uncorrectable ecc", "cudaerrorassert", "cudaerrorillegaladdress",
     "cudaerrorlaunchfailure", "cudaerrormisalignedaddress", "cudaerroreccuncorrectable",
     "cuda_error_assert", "cuda_error_illegal_address", "cuda_error_launch_failed", "cuda_error_misaligned_address",
-    "cuda_error_ecc_uncorrectable",
+    "cuda_error_ecc_uncorrectable", "cudaerrorillegalinstruction", "cuda_error_illegal_instruction",
+    "cudaerrorhardwarestackerror", "cuda_error_hardware_stack_error", "cudaerrorinvalidpc", "cuda_error_invalid_pc",
+    "cudaerrorinvalidaddressspace", "cuda_error_invalid_address_space",
+    "hardware stack error", "invalid program counter", "operation not supported on global/shared address space",
 )  # fmt: skip
 
 
@@ -167,7 +170,22 @@ class Recycle:
 
 _RECYCLE_RULES = number_rules(Recycle)
 
-# %% ../nbs/02_config.ipynb #d007bf9a
+# %% ../nbs/02_config.ipynb #00d288fd
+def gpus_problem(
+    gpus: Any,  # What was given
+    environment: Any,  # Of the workers
+) -> str:  # Empty if it is right
+    "Say what is wrong with `WorkerConfig.gpus`."
+    if gpus is not None and gpus != "all":
+        names = cast(tuple[Any, ...], gpus) if isinstance(gpus, tuple) else (None,)
+        right = all(isinstance(n, str) or (type(n) is int and n >= 0) for n in names)
+        if not (right and names and len(set(names)) == len(names)):
+            return f"gpus must be 'all' or a tuple of different card numbers or UUIDs, got {gpus!r}"
+    if gpus is not None and isinstance(environment, Mapping) and "CUDA_VISIBLE_DEVICES" in environment:
+        return "gpus and environment['CUDA_VISIBLE_DEVICES'] both choose the card; leave one of them out"
+    return ""
+
+# %% ../nbs/02_config.ipynb #38403d46
 @dataclass(frozen=True, kw_only=True)
 class WorkerConfig:
     "How many workers a manager has, and how it treats them; raises `ConfigError` that names every wrong field."
@@ -223,6 +241,9 @@ class WorkerConfig:
     # The environment of the processes
     environment: Mapping[str, str] = field(default_factory=dict[str, str])  # Set in workers over the app's own
     python: str = sys.executable  # The interpreter; one of another environment needs this package too
+    gpus: str | tuple[int | str, ...] | None = (
+        None  # Cards, one for each worker: `"all"`, or numbers as `nvidia-smi` has them, or UUIDs; None: no part of this
+    )
 
     def __post_init__(self) -> None:
         problems = [found for name, rule in _RULES if (found := rule.problem(name, getattr(self, name)))]
@@ -244,6 +265,8 @@ class WorkerConfig:
             problems.append(f"codecs must be a tuple of texts like 'my_app.codecs:waveform', got {codecs!r}")
         if not (isinstance(python, str) and python):
             problems.append(f"python must be the path of an interpreter, got {python!r}")
+        if problem := gpus_problem(self.gpus, environment):
+            problems.append(problem)
         if problems:
             raise ConfigError("WorkerConfig: " + "; ".join(problems))
 

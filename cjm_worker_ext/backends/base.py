@@ -86,14 +86,14 @@ class Lost(NamedTuple):
 
 Answer = Returned | Raised | Interrupted | Lost
 
-# %% ../../nbs/05_backends/00_base.ipynb #16d6da85
+# %% ../../nbs/05_backends/00_base.ipynb #100fa69d
 class Place(NamedTuple):
     "Where a worker runs."
 
     pid: int  # Process id on its node
     started_at: str = ""  # ISO 8601, UTC
     node: str | None = None  # None: this machine
-    device: str | None = None  # For example a card; None: none was given to it
+    device: str | None = None  # For example `GPU 0`; None: it has none of its own
 
 
 class ExitReason(StrEnum):
@@ -120,12 +120,12 @@ class WorkerExit(NamedTuple):
             return "could not be started"
         return "was lost" if self.reason is ExitReason.LOST else describe_exit(self.exitcode)
 
-# %% ../../nbs/05_backends/00_base.ipynb #a8cb1dd8
+# %% ../../nbs/05_backends/00_base.ipynb #ae4903ce
 class BackendHost(Protocol):
     """Whoever uses a backend. `worker` is the number that `Backend.start` was given.
 
     Per worker the order is: `on_waiting` any number of times, `on_started`, `on_ready`, then what belongs to orders,
-    `on_dying`, and `on_exit` last. A worker that is refused has only its `on_exit`.
+    `on_dying`, and `on_exit` last; `on_device` may come after `on_ready`. A worker that is refused has only its `on_exit`.
     """
 
     def on_waiting(self, worker: int, why: str) -> None:
@@ -136,6 +136,9 @@ class BackendHost(Protocol):
 
     def on_ready(self, worker: int) -> None:
         "The worker takes its first order."
+
+    def on_device(self, worker: int, device: str) -> None:
+        "The worker has a device of its own from now on, for example `GPU 0`: it got it with its first order."
 
     def on_loaded(self, worker: int, task_number: int, streams: bool, slots: int) -> None:
         """The plugin of an order is loaded. `streams`: it yields chunks; `slots`: how many of its jobs the worker takes.

@@ -15,13 +15,13 @@ if TYPE_CHECKING:  # a worker starts faster without `typing`
 Bytes = bytes | bytearray | memoryview
 
 # %% auto #0
-__all__ = ['HELLO', 'LOAD', 'EXECUTE', 'UNLOAD', 'CANCEL', 'STOP', 'RELEASE', 'PAUSE', 'READY', 'LOADED', 'CHUNKS', 'PROGRESS',
-           'RESULT', 'FAILED', 'CANCELLED', 'DONE', 'RETIRE', 'BEGUN', 'HEADER', 'LOADED_DATA', 'PLACE', 'FROM_HEAP',
-           'LARGE', 'MOST_BUFFERS', 'encode', 'Frame', 'memory_for', 'FrameReader']
+__all__ = ['HELLO', 'LOAD', 'EXECUTE', 'UNLOAD', 'CANCEL', 'STOP', 'RELEASE', 'PAUSE', 'DEVICE', 'READY', 'LOADED', 'CHUNKS',
+           'PROGRESS', 'RESULT', 'FAILED', 'CANCELLED', 'DONE', 'RETIRE', 'BEGUN', 'HEADER', 'LOADED_DATA', 'PLACE',
+           'FROM_HEAP', 'LARGE', 'MOST_BUFFERS', 'encode', 'Frame', 'memory_for', 'FrameReader']
 
-# %% ../../nbs/05_backends/01_framing.ipynb #9c200f41
+# %% ../../nbs/05_backends/01_framing.ipynb #e34fc3c3
 # manager to worker
-HELLO, LOAD, EXECUTE, UNLOAD, CANCEL, STOP, RELEASE, PAUSE = range(1, 9)
+HELLO, LOAD, EXECUTE, UNLOAD, CANCEL, STOP, RELEASE, PAUSE, DEVICE = range(1, 10)
 # worker to manager
 READY, LOADED, CHUNKS, PROGRESS, RESULT, FAILED, CANCELLED, DONE, RETIRE, BEGUN = range(16, 26)
 

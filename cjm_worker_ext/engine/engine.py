@@ -119,7 +119,7 @@ class Inbox:
         finally:
             self._busy = False
 
-# %% ../../nbs/07_engine/06_engine.ipynb #69730503
+# %% ../../nbs/07_engine/06_engine.ipynb #dafa22c7
 class PluginChange:
     "The loading or unloading of a plugin on one worker."
 
@@ -159,8 +159,9 @@ class WorkerInfo(NamedTuple):
     plugin_ids: tuple[str, ...]  # Loaded plugins
     started_at: str  # ISO 8601, UTC
     job_ids: tuple[str, ...] = ()  # All jobs that it runs
+    device: str | None = None  # The card that it was given, for example `GPU 0`; None: none
 
-# %% ../../nbs/07_engine/06_engine.ipynb #998fae21
+# %% ../../nbs/07_engine/06_engine.ipynb #337c4c12
 class Engine:
     "Runs jobs; lives on the event loop that made it. Implements `backends.base.BackendHost`."
 
@@ -271,8 +272,12 @@ class Engine:
         for number, place in self.places.items():
             if (worker := self.scheduler.workers.all.get(number)) is not None:
                 ids = tuple(record.job.id for record in self._jobs_on(number))
-                job_id = ids[0] if ids else None
-                infos.append(WorkerInfo(place.pid, worker.status, job_id, tuple(worker.loaded), place.started_at, ids))
+                infos.append(
+                    WorkerInfo(
+                        place.pid, worker.status, ids[0] if ids else None, tuple(worker.loaded), place.started_at,
+                        ids, place.device,
+                    )
+                )  # fmt: skip
         return infos
 
     def log_of(self, record: JobRecord) -> ChunkLog:
@@ -525,6 +530,10 @@ class Engine:
         "A worker takes its first order."
         self.job_events.worker_ready(self.places[worker])
         self.inbox.put(self.scheduler.ready(worker))
+
+    def on_device(self, worker: int, device: str) -> None:
+        "A worker has a device of its own."
+        self.places[worker] = self.places[worker]._replace(device=device)
 
     def on_loaded(self, worker: int, task_number: int, streams: bool, slots: int) -> None:
         "A plugin is loaded."

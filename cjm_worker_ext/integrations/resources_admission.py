@@ -112,7 +112,10 @@ class _Reservation:
         warm = rows.get(self.warm_pid) if self.warm_pid is not None else None
         return _less(self.demand, _used_by(warm if warm and warm.plugin_id == self.job.plugin_id else None))
 
-# %% ../../nbs/11_integrations/07_resources_admission.ipynb #b0892357
+# %% ../../nbs/11_integrations/07_resources_admission.ipynb #d7e9c6f8
+NO_NVML = "no NVML"  # The source of a figure that nobody will ever know
+
+
 @dataclass(frozen=True, slots=True)
 class _MemoryKind:
     "The figures of one kind of memory, for one job."
@@ -167,12 +170,13 @@ class _Ledger:
         room, (gpu_free, gpu_total) = self.snapshot.memory, most_free(self.snapshot.gpus or ())
         free, limit = (room.available_bytes, room.limit_bytes) if room else (None, None)
         source, head = room.available_source if room else "unknown", self.headroom_bytes
+        cards = "NVML" if self.snapshot.gpus is not None else NO_NVML
         memory = sum(u.memory_bytes for u in unused)
         gpu = sum(u.gpu_bytes for u in unused)
         free, limit = (None if amount is None else max(0, amount - head) for amount in (free, limit))
         kinds = [
             _MemoryKind("memory", demand.memory_bytes, extra.memory_bytes, free, limit, source, memory),
-            _MemoryKind("GPU memory", demand.gpu_bytes, extra.gpu_bytes, gpu_free, gpu_total, "NVML", gpu),
+            _MemoryKind("GPU memory", demand.gpu_bytes, extra.gpu_bytes, gpu_free, gpu_total, cards, gpu),
         ]
         return [kind for kind in kinds if kind.needed]
 
@@ -181,10 +185,15 @@ class _Ledger:
         fits = (r for r in self._rows.values() if r.status == "idle" and r.plugin_id == job.plugin_id)
         return next((row.pid for row in fits if row.pid not in taken), None)
 
-# %% ../../nbs/11_integrations/07_resources_admission.ipynb #07713039
+# %% ../../nbs/11_integrations/07_resources_admission.ipynb #8298cc59
 def _never(job: BaseJob, kinds: list[_MemoryKind]) -> str | None:
     "The reason why this job could not start even on an empty machine; None if it could."
     for kind in kinds:
+        if kind.source == NO_NVML and kind.extra:
+            return (
+                f"plugin {job.plugin_id!r}: job {job.id} needs {describe_bytes(kind.extra)} of {kind.name}, and without NVML "
+                "it is unknown how much there is; install cjm-worker-ext[gpu], or declare no gpu_memory in the plugin"
+            )
         if kind.limit is not None and kind.needed > kind.limit:
             return (
                 f"plugin {job.plugin_id!r}: job {job.id} needs {describe_bytes(kind.needed)} of {kind.name}, but never "
@@ -196,6 +205,11 @@ def _never(job: BaseJob, kinds: list[_MemoryKind]) -> str | None:
 def _shortage(job: BaseJob, kinds: list[_MemoryKind]) -> str | None:
     "The reason why this job cannot start now; None if it can."
     for kind in kinds:
+        if kind.free is None and kind.extra:
+            return (
+                f"plugin {job.plugin_id!r}: job {job.id} needs {describe_bytes(kind.extra)} of {kind.name}, but it is unknown "
+                f"how much is free ({kind.source}); wait, or declare none in the plugin"
+            )
         if kind.free is not None and kind.extra > kind.free - kind.reserved:
             reserved = f", of which {describe_bytes(kind.reserved)} are reserved" if kind.reserved else ""
             return (
@@ -253,7 +267,7 @@ class _AdmissionQueue:
             waiter.answer.set_result(waiter.reason)
         return True
 
-# %% ../../nbs/11_integrations/07_resources_admission.ipynb #29848e8b
+# %% ../../nbs/11_integrations/07_resources_admission.ipynb #e6b2cd1d
 class MemoryAdmission:
     """Decides whether a job may start, from the memory that its plugin declares and the memory that is free.
 

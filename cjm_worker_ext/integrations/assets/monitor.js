@@ -173,6 +173,7 @@ function drawWorker(card, row) {
   setText(field(card, "plugins"), row.plugins || "no plugin loaded");
   setText(field(card, "pid"), `pid ${row.pid}`);
   setText(field(card, "type"), row.worker_type);
+  setText(field(card, "device"), row.device || "");
   setText(field(card, "job"), row.job_id ? `job ${row.job_id.slice(0, 8)}` : "");
   const figures = row.figures;
   field(card, "charts").hidden = !figures;
@@ -203,6 +204,25 @@ function drawWorkers(rows) {
     workers.delete(pid);
   }
   byId("no-workers").hidden = rows.length > 0;
+}
+
+// ---- graphics cards
+function drawGpus(rows) {
+  const list = byId("gpus");
+  list.hidden = !rows.length;
+  while (list.children.length > rows.length) list.lastElementChild.remove();
+  rows.forEach((row, i) => {
+    const line = list.children[i] || list.appendChild(document.createElement("li"));
+    while (line.children.length < 2) line.append(document.createElement("span"));
+    const [label, text, meter] = line.children;
+    label.className = "badge";
+    setText(label, row.label);
+    setText(text, row.text);
+    if (row.used === null) return meter && meter.remove();
+    const bar = meter || line.appendChild(document.createElement("meter"));
+    bar.value = row.used;
+    bar.setAttribute("aria-label", `Memory in use on ${row.label}`);
+  });
 }
 
 // ---- details
@@ -274,6 +294,7 @@ function applyState(state, started) {
   clockOffset = Date.parse(state.now) - Date.now();
   for (const input of tokenInputs()) input.value = state.token;
   drawWorkers(state.workers);
+  drawGpus(state.cards);
   if (!state.jobs) return;
   more = state.more;
   const there = new Set(state.jobs.map(keyOf));
