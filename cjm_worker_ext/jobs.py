@@ -256,7 +256,7 @@ def chunks_to_jsonable(
                 found.append("…")
     return found
 
-# %% ../nbs/01_jobs.ipynb #8d2eb2d8
+# %% ../nbs/01_jobs.ipynb #d3ba22b6
 def approximate_bytes(
     value: Any,  # Anything
     depth: int = 4,  # Containers in containers that are looked into
@@ -274,10 +274,15 @@ def approximate_bytes(
         items: list[Any] = list(islice(value.items() if kind is dict else value, 32))
         if kind is dict:
             size = sum(approximate_bytes(k, 0) + approximate_bytes(v, depth - 1) for k, v in items)
+        elif _PLAIN_NUMBERS.issuperset(map(type, items)):  # no call for each: parameters are often lists of numbers
+            size = 32 * len(items)
         else:
             size = sum(approximate_bytes(item, depth - 1) for item in items)
         return 56 + size * count // len(items)
     return 32 + _own_size(value)
+
+
+_PLAIN_NUMBERS = frozenset((int, float, bool, type(None)))
 
 
 def _own_size(value: Any) -> int:

@@ -56,7 +56,7 @@ if sys.platform != "win32":  # where no worker can be started
     from termios import FIONREAD, TIOCOUTQ
 
 # %% auto #0
-__all__ = ['NOTHING_WAITS', 'Copy', 'T', 'MOST_REASON', 'MOST_SLOTS', 'count_oom_kills', 'LineReader', 'ExitWatch',
+__all__ = ['NOTHING_WAITS', 'MOST_PIECES', 'Copy', 'T', 'MOST_REASON', 'MOST_SLOTS', 'count_oom_kills', 'LineReader', 'ExitWatch',
            'interpreter_flags', 'ChildProcess', 'FairShare', 'waiting_bytes', 'FrameSocket', 'allowed_by',
            'ResultReader', 'LaterFrames', 'StackReader', 'Strays', 'Ticker', 'order_numbers', 'LocalOrder',
            'LocalWorker', 'PluginTargets', 'LocalBackend']
@@ -335,7 +335,10 @@ def waiting_bytes(fd: int, sent: bool = False) -> int:  # 0 also where the syste
 
 NOTHING_WAITS = bytes(4)
 
-# %% ../../nbs/05_backends/13_local.ipynb #830a4fc3
+# %% ../../nbs/05_backends/13_local.ipynb #923f0065
+MOST_PIECES = 1000  # That one system call takes (IOV_MAX is 1,024)
+
+
 class FrameSocket:
     "The app's end of a worker's socket: frames in, frames out; lives on one event loop."
 
@@ -353,18 +356,33 @@ class FrameSocket:
         self.reader, self.received = FrameReader(limit), 0  # Bytes so far
         self._scratch, self._share = memoryview(scratch), FairShare(len(scratch))
         self._unsent: deque[memoryview] = deque()
+        self._soon: list[Bytes] = []  # What is sent at the end of this turn of the loop
         self._when_sent: Callable[[], object] | None = None
 
     @property
     def has_unsent(self) -> bool:  # True while the socket has not taken everything
-        return bool(self._unsent)
+        return bool(self._unsent or self._soon)
 
     def unread(self) -> int:  # 0: the worker has read everything; else a number that changes while it reads
         "Ask how much of what was sent the worker has not read."
-        return sum(map(len, self._unsent)) + waiting_bytes(self._sock.fileno(), sent=True)
+        return sum(map(len, self._soon)) + sum(map(len, self._unsent)) + waiting_bytes(self._sock.fileno(), sent=True)
+
+    def send_soon(self, pieces: Sequence[Bytes]) -> None:
+        "Write a frame together with others of this turn of the loop: one system call, and the worker wakes once."
+        if not self._soon:
+            self._loop.call_soon(self.flush)
+        self._soon += pieces
+
+    def flush(self) -> None:
+        "Write what was to be sent soon."
+        pieces, self._soon = self._soon, []
+        for start in range(0, len(pieces), MOST_PIECES):
+            self.send(pieces[start : start + MOST_PIECES])
 
     def send(self, pieces: Sequence[Bytes]) -> bool:  # False if the worker is gone and did not get it
         "Write a frame without waiting."
+        if self._soon:
+            self.flush()
         if self._unsent:
             self._unsent.extend(memoryview(p).cast("B") for p in pieces)
             return True
@@ -753,7 +771,7 @@ def order_numbers() -> Iterator[int]:  # Endless
     more = (memoryview(os.urandom(4096)).cast("I") for _ in itertools.repeat(None))
     return filter(None, itertools.chain.from_iterable(more))  # one call of C for each job
 
-# %% ../../nbs/05_backends/13_local.ipynb #53e509b7
+# %% ../../nbs/05_backends/13_local.ipynb #2053337b
 class LocalOrder:
     "An order that a worker has, or is to get."
 
@@ -853,6 +871,9 @@ class LocalWorker:
             pieces = [*encode(framing.RELEASE, 0, offsets), *pieces]
         if not self._ticker.runs:
             self._ticker.start()
+        if order.plugin in self._batches:
+            self.frames.send_soon(pieces)
+            return True
         return self.frames.send(pieces)
 
     def expect(self, order: LocalOrder) -> None:

@@ -238,7 +238,7 @@ class PendingTasks:
         "Return the tasks that wait."
         return [task for _, ticket, task in sorted([*self._usual, *self._others]) if task.ticket == ticket]
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #178ab8d3
+# %% ../../nbs/07_engine/01_scheduler.ipynb #1cfa29fc
 class WorkerPhase(StrEnum):
     "Where a worker stands."
 
@@ -349,12 +349,15 @@ class OpenWorkers:
 
     def update(self, worker: WorkerState) -> None:
         "Something has changed for a worker. One that is to do something else takes no more tasks, so that it gets there."
-        self.remove(worker)
         has_room = 0 < len(worker.tasks) < worker.slots
-        if has_room and worker.phase is WorkerPhase.READY and not worker.retires and not worker.own:
+        if not has_room or worker.phase is not WorkerPhase.READY or worker.retires or worker.own:
+            self.remove(worker)
+        elif worker.room_for is None:
             task = next(iter(worker.tasks.values()))
             worker.room_for = (task.plugin, task.version)
             self.by_plugin.setdefault(worker.room_for, {})[worker.number] = worker
+        elif len(group := self.by_plugin[worker.room_for]) > 1:  # the others are next
+            group[worker.number] = group.pop(worker.number)
 
     def remove(self, worker: WorkerState) -> None:
         "A worker takes no more tasks; nothing happens if it took none."
@@ -430,7 +433,7 @@ class WorkerTable:
         "The workers that have a plugin loaded, or are about to load it."
         return [w for w in self.all.values() if plugin in w.loaded or w.plugin == plugin]
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #ddb12977
+# %% ../../nbs/07_engine/01_scheduler.ipynb #32262300
 class Scheduler:
     "Decides: every method returns the actions that follow, in the order in which they are to be done."
 
@@ -466,10 +469,16 @@ class Scheduler:
             self.pending.append(task)
             return self._go_on()
         workers, idle = self.workers, self.workers.idle
-        quick = idle.all and not self.pending.count and not workers.open.by_plugin
-        if quick and workers.busy < self.config.max_workers:  # the usual case
-            actions = self._give(idle.choose(task.plugin), task)
+        if (
+            not self.pending.count
+            and idle.all
+            and not workers.open.by_plugin
+            and workers.busy < self.config.max_workers
+        ):
+            actions = self._give(idle.choose(task.plugin), task)  # the usual case
             return actions if len(workers.all) >= self._enough else actions + self._start_missing()
+        if not self.pending.count and not idle.all and (worker := workers.open.choose(task)) is not None:
+            return self._give(worker, task)
         self.pending.append(task)
         return self._go_on()
 
