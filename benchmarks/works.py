@@ -388,6 +388,29 @@ async def w12(peer: Peer, quick: bool) -> Figures:
     return {"none_p50_us": none, "all_p50_us": all_three, "ratio": all_three / none}
 
 
+async def _durable(peer: Peer, quick: bool) -> Figures:
+    times, seconds, began = [], 0.7 if quick else 2, now()
+    while now() - began < seconds or len(times) < 20:
+        start = now()
+        await peer.call("noop")
+        times.append(now() - start)
+    count = 300 if quick else 2000
+    began = now()
+    await peer.many("noop", count)
+    figures = {"jobs_per_s": count / (now() - began)}
+    return figures | {"p50_ms": percentile(times, 0.5) * 1e3, "p99_ms": percentile(times, 0.99) * 1e3}
+
+
+async def w13(peer: Peer, quick: bool, workers: int) -> Figures:
+    "Jobs that are on the disk: one at a time from submit to result, and many at once."
+    await peer.open(workers=workers)
+    try:
+        await peer.many("noop", 50)
+        return await _durable(peer, quick)
+    finally:
+        await peer.close()
+
+
 def imports(quick: bool) -> Figures:
     "CPU time of an interpreter that imports something, less that of one that does not; in turns."
     statements = {
@@ -427,5 +450,7 @@ RUN = {
     "W10-workers": w10_workers,
     "W10-plugins": w10_plugins,
     "W12": w12,
+    "W13-1": lambda peer, quick: w13(peer, quick, 1),
+    "W13-2": lambda peer, quick: w13(peer, quick, 2),
     "W16": w16,
 }
