@@ -69,7 +69,7 @@ UPGRADES = [
     """,
 ]
 
-# %% ../../nbs/05b_stores/06_postgres.ipynb #3b134cd8
+# %% ../../nbs/05b_stores/06_postgres.ipynb #a6706e35
 class PostgresJobStore:
     """Keeps jobs in a PostgreSQL database (12 or later); implements `JobStoreProtocol`.
 
@@ -109,6 +109,7 @@ class PostgresJobStore:
         self._session = OwnerSession(self._sessions, channel=schema)
         self._worker_type = self._process = ""
         self._asked: list[tuple[str, str]] = []
+        self._stopped: dict[str, float] = {}  # When an owner was last seen to be stopped
         self._doubtful: set[str] = set()  # Jobs of the last call of `write`, if it failed: perhaps it was done
 
     # an owner's life
@@ -268,7 +269,10 @@ class PostgresJobStore:
                 others = db.execute(_OTHERS, (self._session.since, self._worker_type, owner))
             for other, process, is_closed, silent in others.fetchall():
                 state = "gone" if is_closed else process_state(process)
-                if state == "gone" or (state != "stopped" and silent > self.lease_seconds):
+                if state == "stopped":
+                    self._stopped[other] = time.monotonic()  # it has its lease from the moment on which it goes on
+                silent = min(silent, time.monotonic() - self._stopped.get(other, float("-inf")))
+                if state == "gone" or silent > self.lease_seconds:
                     found += self._inherit(db, owner, other, is_certain=state == "gone")
         self._session.was_told = True
         return found
@@ -282,6 +286,7 @@ class PostgresJobStore:
             db.execute("UPDATE jobs SET owner = '' WHERE owner = %s AND status = 'pending'", (other,))
             rows = db.execute(_INHERIT, (owner, other), binary=True).fetchall()
             db.execute("DELETE FROM owners WHERE id = %s", (other,))
+        self._stopped.pop(other, None)
         return [_job(row) for row in sorted(rows, key=_seq)]
 
     def asked(self, owner: str) -> list[tuple[str, str]]:
