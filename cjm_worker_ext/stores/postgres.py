@@ -69,7 +69,7 @@ UPGRADES = [
     """,
 ]
 
-# %% ../../nbs/05b_stores/06_postgres.ipynb #a6706e35
+# %% ../../nbs/05b_stores/06_postgres.ipynb #f315d963
 class PostgresJobStore:
     """Keeps jobs in a PostgreSQL database (12 or later); implements `JobStoreProtocol`.
 
@@ -393,8 +393,9 @@ class PostgresJobStore:
         with self._session.using() as db:
             terms: list[str] = ["false"]
             if rules.max_jobs is not None:
-                sql = f"SELECT seq FROM jobs WHERE {_ENDED} ORDER BY seq DESC OFFSET %s LIMIT 1"
-                found = db.execute(sql.encode(), (int(rules.max_jobs),)).fetchone()
+                sql = f"""SELECT seq FROM jobs WHERE {_ENDED} AND (SELECT max(seq) - min(seq) >= %s FROM jobs)
+                    ORDER BY seq DESC OFFSET %s LIMIT 1"""  # usually there are not so many, and nothing is counted
+                found = db.execute(sql.encode(), (int(rules.max_jobs), int(rules.max_jobs))).fetchone()
                 terms += [f"seq <= {int(found[0])}"] if found else []
             if rules.max_age_seconds is not None:
                 terms.append(f"completed_at < '{utc_now(time.time() - rules.max_age_seconds)}'")

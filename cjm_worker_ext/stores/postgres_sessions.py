@@ -60,7 +60,7 @@ def process_state(
         return "gone"
     return "stopped" if state in "Tt" else "runs"
 
-# %% ../../nbs/05b_stores/05_postgres_sessions.ipynb #b6b91124
+# %% ../../nbs/05b_stores/05_postgres_sessions.ipynb #8cc78db7
 # By the class of an error, which is the beginning of its code: https://www.postgresql.org/docs/current/errcodes-appendix.html
 _REMEDIES = {
     "08": "see that the server runs and can be reached",
@@ -152,6 +152,12 @@ class Sessions:
             "client_encoding": "UTF8",
             "statement_timeout": f"{round(self._timeout * 1000)}ms",
             "lock_timeout": f"{round(self._timeout * 500)}ms",
+            # The tables grow from nothing to a million rows, and a plan that was made for few rows must do for many.
+            "enable_seqscan": "off",
+            "enable_hashjoin": "off",
+            "enable_mergejoin": "off",
+            "enable_bitmapscan": "off",  # a page wants the first fifty rows of an index, in its order
+            "jit": "off",
             # So that the lock of a machine that has vanished is free soon
             "tcp_keepalives_idle": str(max(1, round(self._timeout / 2))),
             "tcp_keepalives_interval": "1",
