@@ -69,7 +69,7 @@ UPGRADES = [
     """,
 ]
 
-# %% ../../nbs/05b_stores/06_postgres.ipynb #f315d963
+# %% ../../nbs/05b_stores/06_postgres.ipynb #7d1a3420
 class PostgresJobStore:
     """Keeps jobs in a PostgreSQL database (12 or later); implements `JobStoreProtocol`.
 
@@ -110,7 +110,7 @@ class PostgresJobStore:
         self._worker_type = self._process = ""
         self._asked: list[tuple[str, str]] = []
         self._stopped: dict[str, float] = {}  # When an owner was last seen to be stopped
-        self._doubtful: set[str] = set()  # Jobs of the last call of `write`, if it failed: perhaps it was done
+        self._doubtful: dict[str, StoredJob] = {}  # What was to be written by calls that failed: perhaps it is
 
     # an owner's life
 
@@ -119,7 +119,7 @@ class PostgresJobStore:
         try:
             with self._sessions.any() as db, db.transaction():
                 self._upgrade(db)
-            self._worker_type, self._process, self._doubtful = worker_type, process_identity(), set()
+            self._worker_type, self._process, self._doubtful = worker_type, process_identity(), {}
             owner = self._session.new()
             with self._session.using() as db:
                 self._stay(db, owner)
@@ -176,30 +176,36 @@ class PostgresJobStore:
 
     def write(self, owner: str, changes: Sequence[JobChange], told: Collection[str] = ()) -> Mapping[str, str]:
         "Commit changes; see `JobStoreProtocol`."
-        doubtful, self._doubtful = self._doubtful, {change.job.id for change in changes}
-        if any(job_id in self._doubtful for job_id, _ in self._asked):
+        if any(change.job.id == job_id for job_id, _ in self._asked for change in changes):
             self._session.was_told = True  # a wish may be done with now
         try:
-            done = self._write(owner, changes, told)
-        except (UnicodeEncodeError, StoreFailed) as e:
-            if isinstance(e, StoreFailed) and not isinstance(e.__cause__, psycopg.DataError):
-                raise
-            changes = [JobChange(_storable(job), was) for job, was in changes]
-            done = self._write(owner, changes, told)
-        refused: dict[str, str | None] = {}
-        left = [change for change in changes if change.job.id not in done]
-        while left:
-            refused |= (found := self._reasons(left, doubtful))
-            left = [change for change in left if change.job.id not in found]
-            if left:  # what was in the way has gone
-                done = self._write(owner, left)
-                left = [change for change in left if change.job.id not in done]
-        self._doubtful = set()
-        return {job_id: why for job_id, why in refused.items() if why is not None}
+            left, refused = self._undone(changes, self._write(owner, changes, told)), dict[str, str]()
+            while left:
+                found, left = self._reasons(left)
+                refused |= found
+                left = left and self._undone(left, self._write(owner, left))
+        except BaseException:
+            self._doubtful |= {change.job.id: change.job for change in changes}
+            raise
+        for change in changes:
+            self._doubtful.pop(change.job.id, None)
+        return refused
+
+    @staticmethod
+    def _undone(changes: Sequence[JobChange], done: Collection[str]) -> list[JobChange]:
+        return [change for change in changes if change.job.id not in done]
 
     def _write(
         self, owner: str, changes: Sequence[JobChange], told: Collection[str] = ()
     ) -> set[str]:  # Ids of the jobs whose change was done
+        try:
+            return self._send(owner, changes, told)
+        except (UnicodeEncodeError, StoreFailed) as e:
+            if isinstance(e, StoreFailed) and not isinstance(e.__cause__, psycopg.DataError):
+                raise
+            return self._send(owner, [JobChange(_storable(job), was) for job, was in changes], told)
+
+    def _send(self, owner: str, changes: Sequence[JobChange], told: Collection[str]) -> set[str]:
         new = [_new_row(job) for job, was in changes if not was]
         changed = [(was, *_changed_row(job)) for job, was in changes if was]
         answers: list[psycopg.Cursor[Any]] = []
@@ -214,27 +220,28 @@ class PostgresJobStore:
         return {job_id for answer in answers for (job_id,) in answer.fetchall()}
 
     def _reasons(
-        self, refused: Sequence[JobChange], doubtful: Collection[str]
-    ) -> dict[
-        str, str | None
-    ]:  # None: it was done by the last call; a new job that nothing is in the way of is left out
-        "Say what is in the way of changes that were not done."
+        self, refused: Sequence[JobChange]
+    ) -> tuple[dict[str, str], list[JobChange]]:  # What is in the way by job id, and what to send again
+        "Say why changes were not done. A call that failed before may have been committed nevertheless."
         ids, types, keys = ([getattr(job, name) for job, _ in refused] for name in ("id", "worker_type", "key"))
-        reasons: dict[str, str | None] = {job.id: "" for job, was in refused if was}
+        reasons, again = {job.id: "" for job, was in refused if was}, list[JobChange]()
+        rows: dict[str, tuple[Any, ...]] = {}
         with self._session.using() as db:
             for job_id, in_the_way in db.execute(_IN_THE_WAY, (ids, ids, types, keys)):
                 reasons.setdefault(job_id, in_the_way)
-            perhaps = [change for change in refused if change.job.id in doubtful]
-            sql = f"SELECT jobs.id, status, owner, attempts, created_at FROM unnest(%s::text[]) AS one (id) JOIN jobs ON {_SAME}"
-            known = db.execute(sql.encode(), ([job.id for job, _ in perhaps],)) if perhaps else ()
-            rows = {row[0]: row for row in known}
-        for job, was in perhaps:
-            # A new job may have been taken over or have gone on since; its id is random, so it is the same job.
-            if (row := rows.get(job.id)) is not None:
-                as_wanted = row[1:4] == (job.status, job.owner or "", job.attempts)
-                if as_wanted if was else row[4] == job.created_at:
-                    reasons[job.id] = None
-        return reasons
+            if doubtful := [job_id for job_id in ids if job_id in self._doubtful]:
+                rows = {row[0]: row for row in db.execute(_STATES, (doubtful,))}
+        for job, was in refused:
+            tried, row = self._doubtful.get(job.id), rows.get(job.id)
+            if job.id not in reasons:
+                again.append(JobChange(job, was))  # what was in the way of it has gone
+            elif tried is not None and row is not None and _is_state(row, tried):
+                del reasons[job.id]
+                if not _is_state(row, job):  # it has changed since then
+                    again.append(JobChange(job, tried.status))
+            elif tried is not None and row is not None and not was and row[4] == job.created_at:
+                del reasons[job.id]  # another owner has taken it since then
+        return reasons, again
 
     # what an owner looks for
 
@@ -471,9 +478,7 @@ _UPDATE = f"""
     UPDATE jobs SET {", ".join(f"{name} = one.{name}" for name in _CHANGED if name != "id")}
     FROM unnest(%s::text[], {_arrays(_CHANGED)}) AS one (was, {", ".join(_CHANGED)})
     WHERE {_SAME} AND jobs.status = one.was AND jobs.owner IN ('', %s)
-    AND (one.was IN ('pending', 'running') OR one.{_NOT_LIVE} OR jobs.key IS NULL OR NOT EXISTS (
-        SELECT 1 FROM jobs other WHERE other.worker_type = jobs.worker_type AND other.key = jobs.key AND other.{_LIVE}
-    )) RETURNING jobs.id
+    AND jobs.{_LIVE} RETURNING jobs.id
 """.encode()
 _TOLD = f"""
     UPDATE jobs SET owner = '' FROM unnest(%s::text[]) AS one (id) WHERE {_SAME} AND owner = %s AND {_NOT_LIVE}
@@ -483,6 +488,7 @@ _IN_THE_WAY = f"""
     UNION ALL SELECT one.id, jobs.id FROM unnest(%s::text[], %s::text[], %s::text[]) AS one (id, worker_type, key)
     JOIN jobs ON jobs.worker_type = one.worker_type AND jobs.key = one.key AND {_LIVE}
 """.encode()
+_STATES = f"SELECT jobs.id, status, owner, attempts, created_at FROM unnest(%s::text[]) AS one (id) JOIN jobs ON {_SAME}".encode()
 
 # What an owner may claim: what is nobody's, and of one other owner after the other, because their index has that order.
 _FITS = """status = 'pending' AND due_at <= %(due)s AND plugin_id <> ALL(%(not)s::text[])
@@ -536,6 +542,10 @@ def _job(row: Sequence[Any]) -> StoredJob:
     job.metadata = row[-4] if row[-4] is not None else row[-3]
     job.result = row[-2] if row[-2] is not None else row[-1]
     return job
+
+
+def _is_state(row: Sequence[Any], job: StoredJob) -> bool:  # The row is one of `_STATES`
+    return tuple(row[1:4]) == (job.status, job.owner or "", job.attempts)
 
 
 def _is_unsuccessful(where: JobFilter) -> bool:

@@ -57,7 +57,7 @@ class Looker:
     "An owner in this process."
 
     def __init__(self, dsn: str) -> None:
-        self.store = PostgresJobStore(dsn, lease_seconds=2)
+        self.dsn, self.store = dsn, PostgresJobStore(dsn, lease_seconds=2)
         self.owner = self.store.open("text")
 
     def recovered(self) -> list[str]:
@@ -240,6 +240,29 @@ def test_answer_that_got_lost_is_no_refusal(looker):
             store.write(owner, [change])
         assert store.write(owner, [change]) == {}
         assert store.write(owner, [change]) == {"j1": "" if was else "j1"}, "it is refused only once"
+
+
+def test_change_that_was_to_follow_a_lost_one_is_done(looker):
+    "What was not written is joined with what comes next: it says the status before both."
+    store, owner = looker.store, looker.owner
+    job, other = looker.job("j1", key="k"), looker.job("j2")
+    changes = [JobChange(job), JobChange(other)]
+    _lose_the_next_answer(store)
+    with pytest.raises(StoreFailed):
+        store.write(owner, changes)
+    assert store.write(owner, [JobChange(replace(job, status="running"))]) == {}  # one by one
+    second = PostgresJobStore(looker.dsn)
+    (claimed,) = second.claim(second.open("text"), 5, time.time())
+    assert store.write(owner, [JobChange(other)]) == {}, "it was submitted, and somebody has it"
+    assert claimed.id == "j2" and store.find(["j2"])[0].owner == claimed.owner
+
+    _lose_the_next_answer(store)
+    with pytest.raises(StoreFailed):
+        store.write(owner, [JobChange(replace(job, status="pending", attempts=1), "running")])
+    assert store.write(owner, [JobChange(replace(job, status="failed", attempts=1), "running")]) == {}
+    assert store.find(["j1"])[0].status == "failed"
+    assert not store._doubtful
+    second.close(claimed.owner)
 
 
 def _lose_the_next_answer(store: PostgresJobStore) -> None:
