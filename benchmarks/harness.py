@@ -51,6 +51,7 @@ WORKS: dict[str, tuple[tuple[str, ...], bool, int, int]] = {
     "W12": (("ours",), True, 3, 60),
     "W13-1": (KEEPING, False, 3, 90),
     "W13-2": (KEEPING, False, 3, 90),
+    "W13-old": (OURS_DURABLE[1:], False, 1, 900),
     "W16": (("ours", "executor", "ray"), False, 3, 90),
     "import": (("ours",), False, 1, 180),
 }

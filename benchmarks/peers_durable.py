@@ -101,25 +101,51 @@ class OursDurable(Ours):
     "This library; without a store it is what the others are compared with."
 
     kind = ""
-    resource: Any = None
+    resource: Any = None  # What holds the data: a server or a folder
 
     def store(self) -> Any:
-        if not self.kind:
-            return None
+        "A store object; each has the same data."
+        from cjm_worker_ext.extensions.stores import Retention
+
+        everything = Retention(max_jobs=None)
         if self.kind == "postgres":
             from cjm_worker_ext.stores.postgres import PostgresJobStore
 
-            self.resource = postgres()
-            return PostgresJobStore(self.resource.dsn())
+            return PostgresJobStore(self.dsn, retention=everything)
         from cjm_worker_ext.stores.sqlite import SQLiteJobStore
 
-        self.resource = Folder()
-        options = {"behind": {"durability": "behind"}, "fsync": {"synchronous": "FULL"}}
-        return SQLiteJobStore(self.resource.path / "jobs.db", **options.get(self.kind, {}))
+        options = {"behind": {"durability": "behind"}, "fsync": {"synchronous": "FULL"}}.get(self.kind, {})
+        return SQLiteJobStore(self.resource.path / "jobs.db", retention=everything, **options)
 
     async def open(self, workers=1, standby=0, **options):
+        if self.kind == "postgres":
+            self.resource = postgres()
+            self.dsn = self.resource.dsn()
+        elif self.kind:
+            self.resource = Folder()
+        if self.kind:
+            options["job_store"] = self.store()
+        await super().open(workers, standby, **options)
+
+    def add_old_jobs(self, count: int) -> None:
+        "What has ended long ago; one of fifty failed."
+        from cjm_worker_ext.extensions.stores import JobChange, StoredJob
+        from cjm_worker_ext.jobs import utc_now
+
         store = self.store()
-        await super().open(workers, standby, **(options | ({"job_store": store} if store else {})))
+        owner = store.open("old")
+        for first in range(0, count, 5000):
+            began = time.time() - count + first
+            jobs = [
+                StoredJob(
+                    f"{os.urandom(10).hex()}{int((began + i) * 1000):012x}", "old", "noop", utc_now(began + i),
+                    params='{"text": "one two three"}', status="completed" if i % 50 else "failed", result="null",
+                    completed_at=utc_now(began + i),
+                )
+                for i in range(min(5000, count - first))
+            ]  # fmt: skip
+            assert not store.write(owner, [JobChange(job) for job in jobs])
+        store.close(owner)
 
     async def many(self, task, count):
         manager = self.manager

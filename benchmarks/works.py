@@ -411,6 +411,33 @@ async def w13(peer: Peer, quick: bool, workers: int) -> Figures:
         await peer.close()
 
 
+async def w13_old(peer: Peer, quick: bool) -> Figures:
+    "The same with few old jobs in the store and with a million, in turns on two stores."
+    from copy import copy
+
+    few, many = peer, copy(peer)
+    await few.open()
+    await many.open()
+    figures: dict[str, list[Figures]] = {"few": [], "many": []}
+    try:
+        await asyncio.to_thread(many.add_old_jobs, 20_000 if quick else 1_000_000)  # type: ignore[attr-defined]
+        for one in (few, many):
+            await one.many("noop", 50)
+        for _ in range(1 if quick else 5):
+            for name, one in (("few", few), ("many", many)):
+                figures[name].append(await _durable(one, quick=True))
+    finally:
+        await few.close()
+        await many.close()
+    found = {
+        f"{name}_{f}": statistics.median(x[f] for x in rounds) for name, rounds in figures.items() for f in rounds[0]
+    }
+    return found | {
+        "p50_ratio": found["many_p50_ms"] / found["few_p50_ms"],
+        "time_ratio": found["few_jobs_per_s"] / found["many_jobs_per_s"],
+    }
+
+
 def imports(quick: bool) -> Figures:
     "CPU time of an interpreter that imports something, less that of one that does not; in turns."
     statements = {
@@ -452,5 +479,6 @@ RUN = {
     "W12": w12,
     "W13-1": lambda peer, quick: w13(peer, quick, 1),
     "W13-2": lambda peer, quick: w13(peer, quick, 2),
+    "W13-old": w13_old,
     "W16": w16,
 }

@@ -276,6 +276,21 @@ def _lose_the_next_answer(store: PostgresJobStore) -> None:
     store._write = lost
 
 
+def test_last_transaction_of_a_dead_owner_is_waited_for(looker, dsn, monkeypatch):
+    "It may still be at work on the server when its process is gone; what it adds must not be left without an owner."
+    monkeypatch.setattr("cjm_worker_ext.stores.postgres.process_state", lambda identity: "gone")
+    dead = Looker(dsn)
+    dead.store.write(dead.owner, [JobChange(dead.job("j1", status="running"))])
+    with dead.store._session.using() as db, db.transaction():
+        dead.store._stay(db, dead.owner)
+        db.execute(
+            "UPDATE jobs SET id = 'j2' WHERE id = 'j1'"  # stands for all that a transaction does
+        )
+        assert looker.recovered() == []
+    assert looker.recovered() == ["j2"]
+    dead.store._session.close()
+
+
 def test_two_processes_make_the_tables_at_once(dsn):
     stores = [PostgresJobStore(dsn) for _ in range(4)]
     owners, errors = [], []
