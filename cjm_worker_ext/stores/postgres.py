@@ -69,7 +69,7 @@ UPGRADES = [
     """,
 ]
 
-# %% ../../nbs/05b_stores/06_postgres.ipynb #7d1a3420
+# %% ../../nbs/05b_stores/06_postgres.ipynb #79a6b9b6
 class PostgresJobStore:
     """Keeps jobs in a PostgreSQL database (12 or later); implements `JobStoreProtocol`.
 
@@ -148,9 +148,10 @@ class PostgresJobStore:
                 f"job store {self._sessions.name}: its tables have version {version}, and this release knows "
                 f"{len(UPGRADES)}; use a later one"
             )
-        for script in UPGRADES[version:]:
-            db.execute(script.encode())
         if version < len(UPGRADES):
+            db.execute("SET LOCAL statement_timeout = 0")  # a million rows take their time
+            for script in UPGRADES[version:]:
+                db.execute(script.encode())
             db.execute("UPDATE version SET number = %s", (len(UPGRADES),))
 
     def _stay(self, db: psycopg.Connection[Any], owner: str) -> None:
