@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 integrations = {"registry": "registry", "resources": "resources", "sse": "sse", "monitor": "monitor"}
+modules = {**{f"integrations.{name}": extra for name, extra in integrations.items()}, "stores.postgres": "postgres"}
 commands = {"demo": "demo", "check": "demo", "plugins": "demo,registry", "serve": "monitor"}
 
 
@@ -25,13 +26,13 @@ async def core():
 
 
 def main():
-    for name, extra in integrations.items():
+    for name, extra in modules.items():
         try:
-            importlib.import_module(f"cjm_worker_ext.integrations.{name}")
+            importlib.import_module(f"cjm_worker_ext.{name}")
         except ImportError as e:
-            assert f"pip install 'cjm-worker-ext[{extra}]'" in str(e), f"integrations.{name}: {e}"
+            assert f"pip install 'cjm-worker-ext[{extra}]'" in str(e), f"{name}: {e}"
         else:
-            raise AssertionError(f"integrations.{name} can be imported without its extra: is its dependency installed?")
+            raise AssertionError(f"{name} can be imported without its extra: is its dependency installed?")
     for name, extra in commands.items():
         code = f"import sys; from cjm_worker_ext.commands.terminal import {name}; sys.exit({name}())"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.harness import POOLS, SERVICES, as_markdown, shown, summary
+from benchmarks.harness import DURABLE, DURABLE_POSTGRES, POOLS, SERVICES, as_markdown, shown, summary
 
 Rows = dict[str, Any]
 Outcome = tuple[str, bool]
@@ -146,6 +146,38 @@ def when_stuck(figure: str, least: float, most: float) -> Callable[[Figures], Ou
     return judge
 
 
+def durable(ours: str, peers: tuple[str, ...]) -> Callable[[Figures], Outcome]:
+    "Faster than each of them, by jobs per second and from submit to result, with one worker and with two."
+
+    def judge(f: Figures) -> Outcome:
+        said, good = [], True
+        for work in ("W13-1", "W13-2"):
+            for figure, most in (("jobs_per_s", True), ("p50_ms", False)):
+                found = {peer: f.get(work, peer, figure) for peer in peers if peer in f.table[work, False]}
+                name = (max if most else min)(found, key=found.__getitem__)
+                own = f.get(work, ours, figure)
+                said.append(f"{shown(own)} {figure}, {name} {shown(found[name])}")
+                good = good and (own >= found[name] if most else own <= found[name])
+        return "; ".join(said), good
+
+    return judge
+
+
+def behind(f: Figures) -> Outcome:
+    ratios = [f.get(w, "ours", "jobs_per_s") / f.get(w, "ours-behind", "jobs_per_s") for w in ("W13-1", "W13-2")]
+    ratios += [f.get(w, "ours-behind", "p50_ms") / f.get(w, "ours", "p50_ms") for w in ("W13-1", "W13-2")]
+    return ", ".join(f"{r:.2f}" for r in ratios) + " times (two times per job, two p50)", max(ratios) <= 1.3
+
+
+def old_jobs(f: Figures) -> Outcome:
+    rows = {name: row for name, row in f.table["W13-old", False].items() if isinstance(row, dict)}
+    text = ", ".join(f"{name} {row['p50_ratio']:.2f} and {row['time_ratio']:.2f}" for name, row in rows.items())
+    return f"{text} times", bool(rows) and max(max(r["p50_ratio"], r["time_ratio"]) for r in rows.values()) <= 1.2
+
+
+ON_DISK = tuple(peer for peer in DURABLE if peer.endswith("-fsync"))
+IN_CACHE = tuple(peer for peer in DURABLE if not peer.endswith("-fsync"))
+
 GOALS: list[tuple[str, str, Callable[[Figures], Outcome]]] = [
     ("W1", "pinned p50 at most 2.5 times the raw socket pair", limit_of("W1", "p50_us", "socket", 2.5, True)),
     ("W1", "pinned p50 at most 0.6 times the fastest pool", best_pool("W1", "p50_us", 0.6, pinned=True)),
@@ -181,6 +213,11 @@ GOALS: list[tuple[str, str, Callable[[Figures], Outcome]]] = [
     ("W11", f"{RATE} as before with a stuck client (at least 0.85 times)", when_stuck("per_cpu_s", 0.85, 99)),
     ("W11", "p99 as before with a stuck client (at most 1.5 times, a tie)", when_stuck("p99_ms", 0, 1.5)),
     ("W12", "all three integrations add at most 30 %", ratio("W12", "all_p50_us", "none_p50_us", 1.3, True)),
+    ("W13", "behind: at most 1.3 times no store", behind),
+    ("W13", "committed: faster than each peer that outlives processes", durable("ours-sqlite", IN_CACHE)),
+    ("W13", "committed, waiting for the disk: faster than each peer that does", durable("ours-sqlite-fsync", ON_DISK)),
+    ("W13", "PostgreSQL: faster than each peer on the same server", durable("ours-postgres", DURABLE_POSTGRES)),
+    ("W13", "a million old jobs slow nothing by more than 1.2 times", old_jobs),
     (
         "W16",
         "a DataFrame at most 1.3 times the same bytes as an array",

@@ -22,7 +22,11 @@ SERVICES = ("dask", "ray", "celery")
 RAW = ("socket", "pipe")
 ALL = ("ours", *RAW, *POOLS, *SERVICES)
 STREAMS = ("plain", "sse-starlette", "sse-bytes")  # of events over HTTP; see w11_sse
-PEERS = (*ALL, *STREAMS)
+OURS_DURABLE = ("ours-behind", "ours-sqlite", "ours-sqlite-fsync", "ours-postgres")
+DURABLE = ("huey", "saq-redis", "celery-redis", "huey-fsync", "saq-redis-fsync", "celery-redis-fsync")
+DURABLE_POSTGRES = ("saq-postgres", "procrastinate", "pgqueuer")
+KEEPING = ("ours", *OURS_DURABLE, *DURABLE, *DURABLE_POSTGRES)  # ours without a store is what is compared with
+PEERS = tuple(dict.fromkeys((*ALL, *STREAMS, *KEEPING)))
 # work: its peers, whether it runs pinned to one core too, rounds, seconds that one measurement may take
 WORKS: dict[str, tuple[tuple[str, ...], bool, int, int]] = {
     "W1": (ALL, True, 5, 60),
@@ -45,12 +49,16 @@ WORKS: dict[str, tuple[tuple[str, ...], bool, int, int]] = {
     "W11-500": (("ours", *STREAMS), False, 4, 60),
     "W11-2000": (("ours", *STREAMS), False, 3, 90),
     "W12": (("ours",), True, 3, 60),
+    "W13-1": (KEEPING, False, 3, 90),
+    "W13-2": (KEEPING, False, 3, 90),
+    "W13-old": (OURS_DURABLE[1:], False, 1, 900),
     "W16": (("ours", "executor", "ray"), False, 3, 90),
     "import": (("ours",), False, 1, 180),
 }
 PACKAGES = (
     *("cjm-worker-ext", "pebble", "loky", "mpire", "anyio", "distributed", "ray", "celery", "redis", "numpy"),
     *("sse-starlette", "starlette", "uvicorn", "uvloop", "httptools"),
+    *("huey", "saq", "procrastinate", "pgqueuer", "asyncpg", "psycopg"),
 )
 
 

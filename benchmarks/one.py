@@ -17,6 +17,20 @@ PEERS = {
     "dask": "benchmarks.peer_services:Dask",
     "ray": "benchmarks.peer_services:Ray",
     "celery": "benchmarks.peer_services:CeleryRedis",
+    # of W13
+    "ours-behind": "benchmarks.peers_durable:OursBehind",
+    "ours-sqlite": "benchmarks.peers_durable:OursSQLite",
+    "ours-sqlite-fsync": "benchmarks.peers_durable:OursSQLiteFsync",
+    "ours-postgres": "benchmarks.peers_durable:OursPostgres",
+    "huey": "benchmarks.peers_durable:Huey",
+    "huey-fsync": "benchmarks.peers_durable:HueyFsync",
+    "saq-redis": "benchmarks.peers_durable:Saq",
+    "saq-redis-fsync": "benchmarks.peers_durable:SaqFsync",
+    "saq-postgres": "benchmarks.peers_durable:SaqPostgres",
+    "celery-redis": "benchmarks.peers_durable:Celery",
+    "celery-redis-fsync": "benchmarks.peers_durable:CeleryFsync",
+    "procrastinate": "benchmarks.peers_durable:Procrastinate",
+    "pgqueuer": "benchmarks.peers_durable:PgQueuer",
 }
 
 

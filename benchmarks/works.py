@@ -388,6 +388,56 @@ async def w12(peer: Peer, quick: bool) -> Figures:
     return {"none_p50_us": none, "all_p50_us": all_three, "ratio": all_three / none}
 
 
+async def _durable(peer: Peer, quick: bool) -> Figures:
+    times, seconds, began = [], 0.7 if quick else 2, now()
+    while now() - began < seconds or len(times) < 20:
+        start = now()
+        await peer.call("noop")
+        times.append(now() - start)
+    count = 300 if quick else 2000
+    began = now()
+    await peer.many("noop", count)
+    figures = {"jobs_per_s": count / (now() - began)}
+    return figures | {"p50_ms": percentile(times, 0.5) * 1e3, "p99_ms": percentile(times, 0.99) * 1e3}
+
+
+async def w13(peer: Peer, quick: bool, workers: int) -> Figures:
+    "Jobs that are on the disk: one at a time from submit to result, and many at once."
+    await peer.open(workers=workers)
+    try:
+        await peer.many("noop", 50)
+        return await _durable(peer, quick)
+    finally:
+        await peer.close()
+
+
+async def w13_old(peer: Peer, quick: bool) -> Figures:
+    "The same with few old jobs in the store and with a million, in turns on two stores."
+    from copy import copy
+
+    few, many = peer, copy(peer)
+    await few.open()
+    await many.open()
+    figures: dict[str, list[Figures]] = {"few": [], "many": []}
+    try:
+        await asyncio.to_thread(many.add_old_jobs, 20_000 if quick else 1_000_000)  # type: ignore[attr-defined]
+        for one in (few, many):
+            await one.many("noop", 50)
+        for _ in range(1 if quick else 5):
+            for name, one in (("few", few), ("many", many)):
+                figures[name].append(await _durable(one, quick=True))
+    finally:
+        await few.close()
+        await many.close()
+    found = {
+        f"{name}_{f}": statistics.median(x[f] for x in rounds) for name, rounds in figures.items() for f in rounds[0]
+    }
+    return found | {
+        "p50_ratio": found["many_p50_ms"] / found["few_p50_ms"],
+        "time_ratio": found["few_jobs_per_s"] / found["many_jobs_per_s"],
+    }
+
+
 def imports(quick: bool) -> Figures:
     "CPU time of an interpreter that imports something, less that of one that does not; in turns."
     statements = {
@@ -427,5 +477,8 @@ RUN = {
     "W10-workers": w10_workers,
     "W10-plugins": w10_plugins,
     "W12": w12,
+    "W13-1": lambda peer, quick: w13(peer, quick, 1),
+    "W13-2": lambda peer, quick: w13(peer, quick, 2),
+    "W13-old": w13_old,
     "W16": w16,
 }
