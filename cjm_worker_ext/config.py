@@ -167,7 +167,7 @@ class Recycle:
 
 _RECYCLE_RULES = number_rules(Recycle)
 
-# %% ../nbs/02_config.ipynb #a5b40706
+# %% ../nbs/02_config.ipynb #d454306f
 @dataclass(frozen=True, kw_only=True)
 class WorkerConfig:
     "How many workers a manager has, and how it treats them; raises `ConfigError` that names every wrong field."
@@ -200,6 +200,7 @@ class WorkerConfig:
         None, least=1
     )  # Delayed ones count too. `start_job` raises `QueueFull` beyond it; None: no limit
     max_finished_jobs: int = whole(1000)  # Ended jobs that are remembered, with their results
+    max_finished_seconds: float | None = seconds(None)  # Time for which they are remembered; None: no limit
     max_finished_bytes: int = whole(2**28)  # About as many bytes are kept of them; parameters go first, then the oldest
     max_buffered_chunks: int = whole(10_000, least=1)  # Chunks of one job kept for readers of its stream
     max_buffered_bytes: int = whole(2**28, least=1)  # About as many bytes of chunks of one job are kept

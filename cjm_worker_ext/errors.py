@@ -12,8 +12,9 @@ if TYPE_CHECKING:  # a worker starts faster without `typing`
 # %% auto #0
 __all__ = ['WorkerExtError', 'ProtocolError', 'ConfigError', 'PlatformError', 'UnknownPlugin', 'UnknownJob', 'ManagerClosed',
            'WrongLoop', 'ForkedManager', 'QueueFull', 'DuplicateJob', 'StreamGap', 'PluginLoadError', 'PluginError',
-           'JobTimeout', 'NotSerializable', 'RefusedType', 'TransientError', 'JobFailed', 'ResourcesUnavailable',
-           'PluginHeldBack', 'WorkersExhausted', 'describe_exit', 'WorkerCrashed', 'JobCancelled']
+           'JobTimeout', 'NotSerializable', 'RefusedType', 'TransientError', 'JobFailed', 'JobNotEnded',
+           'ResourcesUnavailable', 'PluginHeldBack', 'WorkersExhausted', 'describe_exit', 'WorkerCrashed',
+           'JobCancelled']
 
 # %% ../nbs/00_errors.ipynb #b502368d
 class WorkerExtError(Exception):
@@ -66,7 +67,7 @@ class StreamGap(WorkerExtError, LookupError):
     Either it wants to start too far back, or it did not ask for longer than `reader_timeout_seconds`.
     """
 
-# %% ../nbs/00_errors.ipynb #e117f054
+# %% ../nbs/00_errors.ipynb #cd8f2295
 class PluginLoadError(WorkerExtError, ImportError):
     "A plugin could not be imported or its `load` raised; the remote traceback is attached as `traceback`."
 
@@ -105,7 +106,7 @@ class TransientError(WorkerExtError):
 
 
 class JobFailed(WorkerExtError):
-    "Raised by `await job` if the job failed or was cancelled; the traceback in the worker is a note of it."
+    "Raised by `await job` and `run` if the job failed or was cancelled; the traceback in the worker is a note of it."
 
     def __init__(
         self,
@@ -118,6 +119,10 @@ class JobFailed(WorkerExtError):
         self.status, self.error_type, self.traceback = status, error_type, traceback
         if traceback:
             self.add_note(f"In the worker:\n{traceback}")
+
+
+class JobNotEnded(WorkerExtError, RuntimeError):
+    "A job is pending or runs, and the call is for jobs that have ended."
 
 
 class ResourcesUnavailable(WorkerExtError):
