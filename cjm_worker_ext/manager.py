@@ -353,7 +353,7 @@ def _end_soon(loop: asyncio.AbstractEventLoop, guard: AsyncGenerator[None]) -> N
     else:
         loop.call_soon_threadsafe(lambda: _step(guard.aclose()))
 
-# %% ../nbs/08_manager.ipynb #e2c8b3e0
+# %% ../nbs/08_manager.ipynb #cb429a8b
 class BaseJobManager:
     """Runs jobs of plugins in worker processes.
 
@@ -1007,10 +1007,12 @@ class BaseJobManager:
         ends = "on_job_ended", "on_job_completed"  # neither is called unless it does something
         hears_ends = any(getattr(type(self), name) is not getattr(BaseJobManager, name) for name in ends)
         jobs = self._jobs or JobBook(config.max_finished_jobs, config.max_finished_bytes, config.max_finished_seconds)
-        return Engine(
+        engine = Engine(
             hooks, config, job_events, self._failures, lambda host: make_backend(config, host, setup), jobs,
             self._recycle, hears_ends or not vars(self).keys().isdisjoint(ends),
         )  # fmt: skip
+        engine.endings.streams = engine.streams
+        return engine
 
     async def _change_plugin(self, kind: TaskKind, entry: PluginEntry, everywhere: bool) -> None:
         "Load or unload a plugin; raises the first error once every worker has answered."
