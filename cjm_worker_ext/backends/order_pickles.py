@@ -101,16 +101,11 @@ class _Read(BytesIO):
         "Give a piece."
         return super().read(size)
 
-# %% ../../nbs/05_backends/10_order_pickles.ipynb #0463bd7b
+# %% ../../nbs/05_backends/10_order_pickles.ipynb #5ffc1ee9
 def _cached_again(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
     from functools import lru_cache
 
     return lru_cache(**parameters)(function)
-
-
-source_texts: dict[
-    str, str
-] = {}  # Of code that stands in no file, as in a notebook; for tracebacks, see `show_sources`
 
 
 def _source_of(name: str) -> str:  # Empty: a worker finds it in the file, or nobody has it
@@ -122,16 +117,10 @@ def _source_of(name: str) -> str:  # Empty: a worker finds it in the file, or no
 
 def _code_again(arguments: tuple[Any, ...], name: str, source: str) -> Any:
     if source:
+        from cjm_worker_ext.backends.codec_errors import source_texts
+
         source_texts[name] = source
     return type(_code_again.__code__)(*arguments)
-
-
-def show_sources() -> None:
-    "Let tracebacks show the lines of code that was sent."
-    import linecache
-
-    for name, text in source_texts.items():
-        linecache.cache[name] = len(text), None, text.splitlines(keepends=True), name
 
 
 def _code_pickler(large: bool) -> Any:  # A class
