@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # a worker starts faster without `typing`
 # %% auto #0
 __all__ = ['WorkerExtError', 'ProtocolError', 'ConfigError', 'PlatformError', 'UnknownPlugin', 'UnknownJob', 'ManagerClosed',
            'WrongLoop', 'ForkedManager', 'QueueFull', 'DuplicateJob', 'StoreFailed', 'StreamGap', 'PluginLoadError',
-           'PluginError', 'JobTimeout', 'NotSerializable', 'RefusedType', 'TransientError', 'JobFailed',
+           'PluginError', 'JobTimeout', 'NotSerializable', 'RefusedType', 'TransientError', 'JobFailed', 'JobNotEnded',
            'ResourcesUnavailable', 'PluginHeldBack', 'WorkersExhausted', 'JobLost', 'describe_exit', 'WorkerCrashed',
            'JobCancelled']
 
@@ -71,7 +71,7 @@ class StreamGap(WorkerExtError, LookupError):
     Either it wants to start too far back, or it did not ask for longer than `reader_timeout_seconds`.
     """
 
-# %% ../nbs/00_errors.ipynb #1d3043b2
+# %% ../nbs/00_errors.ipynb #4d05d417
 class PluginLoadError(WorkerExtError, ImportError):
     "A plugin could not be imported or its `load` raised; the remote traceback is attached as `traceback`."
 
@@ -110,7 +110,7 @@ class TransientError(WorkerExtError):
 
 
 class JobFailed(WorkerExtError):
-    "Raised by `await job` if the job failed or was cancelled; the traceback in the worker is a note of it."
+    "Raised by `await job` and `run` if the job failed or was cancelled; the traceback in the worker is a note of it."
 
     def __init__(
         self,
@@ -123,6 +123,10 @@ class JobFailed(WorkerExtError):
         self.status, self.error_type, self.traceback = status, error_type, traceback
         if traceback:
             self.add_note(f"In the worker:\n{traceback}")
+
+
+class JobNotEnded(WorkerExtError, RuntimeError):
+    "A job is pending or runs, and the call is for jobs that have ended."
 
 
 class ResourcesUnavailable(WorkerExtError):

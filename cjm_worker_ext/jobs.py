@@ -31,7 +31,7 @@ class JobStatus(StrEnum):
     def is_final(self) -> bool:  # True for completed, failed and cancelled
         return self in (JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED)
 
-# %% ../nbs/01_jobs.ipynb #804a3474
+# %% ../nbs/01_jobs.ipynb #272843d8
 def utc_now(
     seconds: float = 0.0,  # Another moment, as `time.time()` returns it; 0: now
 ) -> str:  # For example `2026-01-31T12:00:00.000001+00:00`
@@ -80,7 +80,9 @@ class BaseJob:
     progress_message: str = ""  # What the plugin said with it
     stalled_stack: str | None = None  # Where its worker's threads were when it last stalled; None: it never did
     attempts: int = 0  # How often it went to a worker; more than once only with a `Retry`
-    metadata: dict[str, Any] = field(default_factory=_no_items)  # The app's own notes; never sent to a worker
+    metadata: dict[str, Any] = field(
+        default_factory=_no_items
+    )  # The app's own notes: in each event about the job, and never sent to a worker
     worker_pid: int | None = None  # Process that runs or ran it
     chunks_dropped: int = 0  # Chunks at the beginning that are gone: nobody read them, and more came than are kept
     duration_seconds: float | None = None  # Time on the worker, load included, whatever the wall clock did meanwhile

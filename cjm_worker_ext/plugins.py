@@ -20,8 +20,8 @@ if TYPE_CHECKING:  # a worker starts faster without `typing`
 
 # %% auto #0
 __all__ = ['context_of_thread', 'JobContext', 'current_context', 'set_current_context', 'set_context_of_task', 'resolve_target',
-           'is_stream', 'has_event_loop', 'event_loop', 'close_event_loop', 'finished', 'LoadedPlugin', 'PluginManager',
-           'describe_error', 'describe_load_error']
+           'target_problem', 'is_stream', 'has_event_loop', 'event_loop', 'close_event_loop', 'finished',
+           'LoadedPlugin', 'PluginManager', 'describe_error', 'describe_load_error']
 
 # %% ../nbs/04_plugins.ipynb #d724c9bd
 class JobContext:
@@ -118,6 +118,28 @@ def resolve_target(
         except AttributeError as e:
             raise PluginLoadError(f"target {target!r}: module {module_name!r} has no attribute {path!r}") from e
     return found
+
+# %% ../nbs/04_plugins.ipynb #4a6ec039
+def target_problem(
+    plugin_id: object,  # As the app calls it
+    target: Any,  # What the app gave for it
+) -> str | None:  # None: a worker will see
+    "Say why a target can be no plugin."
+    if not isinstance(plugin_id, str):
+        return f"plugins must map plugin ids to targets, got the id {plugin_id!r}"
+    if isinstance(target, str):
+        module, colon, path = target.partition(":")
+        if module and colon and path:
+            return None
+        name, dot, last = target.rpartition(".")
+        example = f"{name}:{last}" if name and dot and last and not colon else "package.module:attribute"
+        return f"plugin {plugin_id!r}: target {target!r} names no attribute; write it as {example!r}"
+    if isinstance(target, type) or callable(target) or hasattr(target, "execute"):
+        return None
+    return (
+        f"plugin {plugin_id!r}: {target!r} is no plugin; give a function, a class or an object with an execute method, "
+        "or a name like 'package.module:attribute'"
+    )
 
 # %% ../nbs/04_plugins.ipynb #02faf898
 CO_VARKEYWORDS, CO_GENERATOR, CO_COROUTINE, CO_ASYNC_GENERATOR = (

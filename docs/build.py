@@ -493,6 +493,10 @@ def build(run: bool = True, render: bool = True) -> None:
 
 
 def main(command: str = "build", *arguments: str) -> None:
+    known = {"build": 0, "serve": 0, "preview": 0, "process": 0, "check": 0, "execute": 2}  # Words that follow
+    if known.get(command) != len(arguments):
+        words = " ".join([command, *arguments])
+        sys.exit(f"docs/build.py {words}: not known; write one of build, serve, preview, process, check")
     if command == "execute":
         return execute(*map(Path, arguments))
     if command == "process":

@@ -127,18 +127,39 @@ def test_another_loop_and_no_loop():
     loop.close()
 
 
-def test_a_job_where_its_id_belongs():
+def test_a_job_serves_as_well_as_its_id():
     async def scene():
         async with make() as manager:
             job = await manager.start_job("echo", value=1)
-            with pytest.raises(UnknownJob, match="got BaseJob; pass job.id"):
-                await manager.wait(job)
-            with pytest.raises(UnknownJob, match="pass job.id"):
-                await manager.cancel_job(job)
-            for plain in (manager.get_job, manager.get_job_result, manager.get_job_output, manager.stream):
-                with pytest.raises(UnknownJob, match="pass job.id"):
-                    plain(job)
-            await manager.wait(job.id, 20)
+            assert await manager.wait(job, 20) is job and await manager.result_of(job.id) == 1
+            assert not await manager.cancel_job(job)
+            plain = (manager.get_job, manager.get_job_result, manager.get_job_output, manager.get_job_chunks)
+            assert [call(job) for call in plain] == [call(job.id) for call in plain]
+            assert [chunk async for chunk in manager.stream(job)] == []
+            manager.forget(job)
+            assert await manager.wait(job) is job  # who has the job need not find it
+            with pytest.raises(UnknownJob, match="it was forgotten"):
+                manager.stream(job)
+
+    run(scene())
+
+
+@pytest.mark.parametrize("wrong", [None, 7, ["j1"], b"j1"])
+def test_what_is_neither_a_job_nor_an_id(wrong):
+    async def scene():
+        async with make() as manager:
+            for call in (manager.wait, manager.cancel_job, manager.result_of, manager.retry_job):
+                with pytest.raises(UnknownJob, match="by itself or its id, a text, got"):
+                    await call(wrong)
+            for plain in (
+                manager.get_job,
+                manager.get_job_result,
+                manager.get_job_output,
+                manager.stream,
+                manager.forget,
+            ):
+                with pytest.raises(UnknownJob, match="by itself or its id"):
+                    plain(wrong)
 
     run(scene())
 

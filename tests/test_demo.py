@@ -114,14 +114,14 @@ def test_json_has_the_same_content(script: list[str], texts: Path) -> None:
 def test_bars_on_a_terminal(script: list[str], texts: Path) -> None:
     status, shown = on_terminal([*script, str(texts)])
     assert status == 0, shown
-    for expected in ("━━━━", "100%", "cancelled", "WorkerCrashed", "a.txt:2: TODO: decide", "\x1b[?25h"):
+    for expected in ("def slow(", "━━━━", "100%", "cancelled", "WorkerCrashed", "a.txt:2: TODO: decide", "\x1b[?25h"):
         assert expected in shown, shown
     assert "\x1b[2J" not in shown, "a file name reached the terminal unescaped"
 
 
 @pytest.mark.parametrize(("stop", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_is_quiet_and_leaves_nothing(script: list[str], texts: Path, stop: int, status: int) -> None:
-    found, shown = on_terminal([*script, str(texts)], until="step ", stop=stop)
+    found, shown = on_terminal([*script, str(texts)], until="step 1", stop=stop)
     assert found == status, shown
     assert "Traceback" not in shown and "Error" not in shown.replace("WorkerCrashed", "")
     assert shown.rfind("\x1b[?25h") > shown.rfind("\x1b[?25l"), "the cursor is still hidden"

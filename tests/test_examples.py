@@ -1,9 +1,11 @@
-"""The example apps, as their users start them: a story is told, and the page shows it."""
+"""The examples, as their users start them: in a terminal, and in a browser."""
 
 import contextlib
 import importlib.util
+import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,49 +19,154 @@ import pytest
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def run_example(name: str) -> None:
-    "Start an example, tell a story, look at the page, stop it with one signal."
+@contextlib.contextmanager
+def served(name, **environment):
+    "Start an example, wait until its page is there, give its address and its process, and stop it with one signal."
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
     path = os.pathsep.join([str(EXAMPLES), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "uvicorn", f"{name}:app", "--port", str(port), "--log-level", "warning"]
-    server = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, start_new_session=True)
+    server = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path, **environment}, start_new_session=True)
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", follow_redirects=True, timeout=60) as client:
-            deadline = time.monotonic() + 60
-            while True:
-                with contextlib.suppress(httpx.TransportError):
-                    assert "Tell" in client.get("/").text
-                    break
-                assert server.poll() is None and time.monotonic() < deadline
-                time.sleep(0.1)
-            answer = client.post("/", data={"story": "There <was> a king"})
-            assert re.search(r"<h1>Jobs</h1>", answer.text), answer.text
-            assets = re.findall(r'(?:href|src)="(assets/[^"]+)"', answer.text)
-            kinds = [client.get(f"/jobs/{asset}").raise_for_status().headers["content-type"] for asset in assets]
-            assert [kind.partition(";")[0] for kind in kinds] == ["text/css", "text/javascript"]
-            while "There &lt;was&gt; a king </pre>" not in (text := client.get("/jobs/").text):
-                assert time.monotonic() < deadline, text
-                time.sleep(0.1)
-        began = time.monotonic()
+        deadline = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                httpx.get(f"http://127.0.0.1:{port}/", timeout=60).raise_for_status()
+                break
+            assert server.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
         server.send_signal(signal.SIGINT)
         server.wait(30)
-        assert time.monotonic() - began < 5
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGKILL)
         server.wait(30)
 
 
-@pytest.mark.parametrize("name", ["starlette_app", "fasthtml_app"])
-def test_example(name):
-    source = EXAMPLES / f"{name}.py"
-    assert len(source.read_text().splitlines()) < 60
-    if name == "fasthtml_app" and not importlib.util.find_spec("fasthtml"):
-        pytest.skip("FastHTML wants fastcore 2; .ci/run runs this example in an environment with the newest")
-    run_example(name)
+def run_stories(name: str) -> None:
+    "Tell a story, and look at the monitor."
+    deadline = time.monotonic() + 60
+    with served(name) as address, httpx.Client(base_url=address, follow_redirects=True, timeout=60) as client:
+        assert "Tell" in client.get("/").text
+        answer = client.post("/", data={"story": "There <was> a king"})
+        assert re.search(r"<h1>Jobs</h1>", answer.text), answer.text
+        assets = re.findall(r'(?:href|src)="(assets/[^"]+)"', answer.text)
+        kinds = [client.get(f"/jobs/{asset}").raise_for_status().headers["content-type"] for asset in assets]
+        assert [kind.partition(";")[0] for kind in kinds] == ["text/css", "text/javascript"]
+        while "There &lt;was&gt; a king </pre>" not in (text := client.get("/jobs/").text):
+            assert time.monotonic() < deadline, text
+            time.sleep(0.1)
 
 
-if __name__ == "__main__":  # without pytest, from .ci/with_newest.py
-    run_example("fasthtml_app")
+def run_tokens() -> None:
+    "Ask the parrot, without a browser; then stop it in the middle."
+    with served("fasthtml_tokens") as address, httpx.Client(base_url=address, timeout=60) as client:
+        assert "Tell me a story" in client.get("/").text
+        job = client.post("/ask", data={"prompt": "a <b> c"}).json()["job"]
+        lines = client.get(f"/tokens/{job}").text.split("\n\n")
+        tokens = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
+        assert "".join(tokens) == "As you said: a <b> c " and lines[-2] == 'event: end\ndata: "completed"', lines
+        job = client.post("/ask", data={"prompt": "word " * 10_000}).json()["job"]
+        with client.stream("GET", f"/tokens/{job}") as answer:
+            received = answer.iter_lines()
+            next(received)
+            assert client.post(f"/stop/{job}").json() == {"stopped": True}
+            assert list(received)[-3:-1] == ["event: end", 'data: "cancelled"']
+
+
+FASTHTML = pytest.mark.skipif(
+    not importlib.util.find_spec("fasthtml"),
+    reason="FastHTML wants fastcore 2; .ci/run runs this example in an environment with the newest",
+)
+
+
+@pytest.mark.parametrize("name", ["starlette_app", pytest.param("fasthtml_app", marks=FASTHTML)])
+def test_stories(name):
+    run_stories(name)
+
+
+@FASTHTML
+def test_tokens():
+    run_tokens()
+
+
+def test_every_example_is_short():
+    for example in EXAMPLES.glob("*.py"):
+        assert len(example.read_text(encoding="utf-8").splitlines()) < 80, example
+
+
+def test_many_files(tmp_path):
+    for n in range(199):
+        (tmp_path / f"{n:03}.txt").write_text("to be or not to be\n" * n)
+    (tmp_path / "no_text.bin").write_bytes(b"\xff\xfe")
+    command = [sys.executable, EXAMPLES / "many_files.py", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, "COLUMNS": "80"})
+    assert (done.returncode, done.stderr) == (1, ""), done
+    lines = done.stdout.splitlines()
+    assert "100%" in lines[0], lines
+    assert lines[1] == f"{6 * sum(range(199)):,} words in 199 files"
+    assert lines[2].startswith(f"{tmp_path}/no_text.bin: UnicodeDecodeError: ") and len(lines) == 3
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if not chromium:
+        pytest.skip("chromium is not installed")
+    options = "no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update"
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=[f"--{o}" for o in options.split()])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser):
+    context = browser.new_context()
+    context.route("**/*", lambda route: route.continue_() if "//127.0.0.1" in route.request.url else route.abort())
+    page = context.new_page()
+    page.set_default_timeout(30_000)
+    yield page
+    context.close()
+
+
+def test_an_upload_in_a_browser(page, tmp_path):
+    text = tmp_path / "words.txt"
+    text.write_text("to be or not to be\n" * 200_000)
+    (copies := tmp_path / "copies").mkdir()
+    with served("fastapi_upload", TMPDIR=str(copies)) as address:
+        page.goto(address)
+        shares = page.evaluate_handle("""() => {
+          const seen = [], bar = document.querySelector("progress");
+          new MutationObserver(() => seen.push(bar.value)).observe(bar, {attributes: true});
+          return seen;
+        }""")
+        page.locator("input").set_input_files(text)
+        page.locator("button").click()
+        page.get_by_text("1,200,000 words, done").wait_for()
+        shares = shares.json_value()
+        assert page.locator("progress").evaluate("bar => bar.value") == shares[-1] == 1, shares
+        assert all(0 <= share <= 1 for share in shares)
+    assert list(copies.iterdir()) == []
+
+
+@FASTHTML
+def test_tokens_in_a_browser(page):
+    with served("fasthtml_tokens") as address:
+        page.goto(address)
+        page.locator("input").fill("a <b> story")
+        page.locator("#ask button").click()
+        page.get_by_text("As you said: a <b> story (completed)").wait_for()
+        page.locator("input").fill("word " * 10_000)
+        page.locator("#ask button").click()
+        page.get_by_text("As you said: word word").wait_for()
+        page.locator("#stop").click()
+        page.get_by_text("word (cancelled)").wait_for()
+
+
+if __name__ == "__main__":  # without pytest's own environment, from .ci/with_newest.py
+    run_stories("fasthtml_app")
+    run_tokens()

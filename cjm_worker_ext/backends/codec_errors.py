@@ -16,10 +16,11 @@ if TYPE_CHECKING:  # a worker starts faster without `typing`
     from typing import Any
 
 # %% auto #0
-__all__ = ['MOST_MESSAGE', 'MOST_TRACEBACK', 'MOST_EXCEPTION', 'MOST_ARGUMENT', 'MOST_CAUSES', 'CATEGORIES', 'BUILTIN',
-           'is_group', 'category_of', 'encode_exception', 'exception_class', 'refuse_arguments', 'decode_exception']
+__all__ = ['MOST_MESSAGE', 'MOST_TRACEBACK', 'MOST_EXCEPTION', 'MOST_ARGUMENT', 'MOST_CAUSES', 'CATEGORIES', 'source_texts',
+           'BUILTIN', 'is_group', 'category_of', 'encode_exception', 'exception_class', 'refuse_arguments',
+           'decode_exception']
 
-# %% ../../nbs/05_backends/06_codec_errors.ipynb #a90c4753
+# %% ../../nbs/05_backends/06_codec_errors.ipynb #9acc60bd
 MOST_MESSAGE, MOST_TRACEBACK = 10_000, 50_000  # characters that are kept
 MOST_EXCEPTION = 1 << 16  # Bytes of an exception with its causes; a larger one crosses as text only
 MOST_ARGUMENT = 1 << 13  # Bytes of one argument or attribute
@@ -87,14 +88,20 @@ def category_of(
     return "resource" if isinstance(error, MemoryError) else ""
 
 
+source_texts: dict[str, str] = {}  # By name of the file: of code that the app has sent, and that stands in no file
+
+
 def encode_exception(
     error: BaseException,  # What was raised
     skip_frames: int = 0,  # Outermost frames of the traceback to leave out: they are the worker's own
     codecs: Sequence[Codec] = (),  # The app's own, for arguments
 ) -> dict[str, Any]:  # `type`, `message`, `traceback` (text) and `exception` (bytes, or None)
     "Describe an exception so that it can be sent, whatever it is made of; raises nothing."
+    import linecache
     import traceback
 
+    for name, source in source_texts.items():
+        linecache.cache[name] = len(source), None, source.splitlines(keepends=True), name
     tb = error.__traceback__
     for _ in range(skip_frames):
         tb = tb.tb_next if tb is not None and tb.tb_next is not None else tb

@@ -101,11 +101,26 @@ class _Read(BytesIO):
         "Give a piece."
         return super().read(size)
 
-# %% ../../nbs/05_backends/10_order_pickles.ipynb #c663bd6a
+# %% ../../nbs/05_backends/10_order_pickles.ipynb #5ffc1ee9
 def _cached_again(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
     from functools import lru_cache
 
     return lru_cache(**parameters)(function)
+
+
+def _source_of(name: str) -> str:  # Empty: a worker finds it in the file, or nobody has it
+    import linecache
+    from os.path import exists
+
+    return "" if exists(name) else "".join(linecache.getlines(name))
+
+
+def _code_again(arguments: tuple[Any, ...], name: str, source: str) -> Any:
+    if source:
+        from cjm_worker_ext.backends.codec_errors import source_texts
+
+        source_texts[name] = source
+    return type(_code_again.__code__)(*arguments)
 
 
 def _code_pickler(large: bool) -> Any:  # A class
@@ -114,12 +129,22 @@ def _code_pickler(large: bool) -> Any:  # A class
     from importlib import import_module
 
     cloudpickle: Any = import_module("cloudpickle")
-    cached = type(lru_cache(_code_pickler))
+    cached: Any = type(lru_cache(_code_pickler))
+    code: Any = type(_code_pickler.__code__)
+    reduce_code: Any = cloudpickle.Pickler.dispatch_table[code]
+    sources: dict[str, str] = {}  # One text for all the code of a file, so that it is sent once
 
     class CodePickler(cloudpickle.Pickler):  # type: ignore[misc]  # pyright: ignore
         def reducer_override(self, obj: Any) -> Any:
             if type(obj) is cached and _has_to_be_code(obj):
                 return _cached_again, (obj.__wrapped__, obj.cache_parameters())
+            if type(obj) is code and obj is not _code_again.__code__:  # whose own module may be sent as code
+                name, arguments = obj.co_filename, reduce_code(obj)[1]
+                # cloudpickle leaves the name of the file out
+                named = tuple(name if part == "<dynamic-code>" else part for part in arguments)
+                if name not in sources:
+                    sources[name] = _source_of(name)
+                return _code_again, (named, name, sources[name])
             usual: Any = super()
             return usual.reducer_override(obj)
 
@@ -160,7 +185,7 @@ def _names_code(data: bytes) -> bool:
         return True
     return "cloudpickle" in sys.modules and any(module.encode() in data for module in _code_modules())
 
-# %% ../../nbs/05_backends/10_order_pickles.ipynb #af925e0d
+# %% ../../nbs/05_backends/10_order_pickles.ipynb #789ca827
 def dumps(
     value: Any,  # What is to be sent
     what: str = "value",  # How an error calls it, for example `the parameters of job 'j1'`

@@ -76,7 +76,17 @@ def plugin_table(
         )
     return table
 
-# %% ../../nbs/12_commands/06_plugins.ipynb #7c4efc25
+# %% ../../nbs/12_commands/06_plugins.ipynb #83e423ec
+HOW_TO_MAKE_ONE = """
+A package offers a plugin, a function or a class, in its pyproject.toml:
+
+    [project.entry-points."cjm_worker_ext.plugins.{category}"]
+    count-words = "my_package:count_words"
+
+After `pip install -e .` it is listed here. An app without packages gives its
+plugins to the manager: BaseJobManager("text", plugins={{"count": count_words}})."""
+
+# %% ../../nbs/12_commands/06_plugins.ipynb #12d1448c
 def list_plugins(
     registry: EntryPointPluginRegistry,
     plugin: str = "",  # Unique id or name; empty: all
@@ -97,7 +107,9 @@ def list_plugins(
     elif records:
         Console().print(plugin_table(records))
     else:
-        Console().print(f"No plugins{f' of category {category!r}' if category else ''} are installed.", markup=False)
+        which = f" of category {category!r}" if category else ""
+        Console().print(f"No plugins{which} are installed.", markup=False, highlight=False)
+        Console().print(HOW_TO_MAKE_ONE.format(category=category or "text"), markup=False, highlight=False)
     return 0 if all_ready else 1
 
 

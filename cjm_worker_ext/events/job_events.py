@@ -16,10 +16,12 @@ from cjm_worker_ext.jobs import BaseJob, chunks_to_jsonable, to_jsonable
 # %% auto #0
 __all__ = ['job_data', 'queued_data', 'end_data', 'JobEvents']
 
-# %% ../../nbs/06_events/02_job_events.ipynb #e770e24b
+# %% ../../nbs/06_events/02_job_events.ipynb #527c8f39
 def job_data(job: BaseJob, pid: int | None = None) -> dict[str, Any]:
     "What each event about a job says."
     data: dict[str, Any] = {"job_id": job.id, "plugin_id": job.plugin_id}
+    if job.metadata:
+        data["metadata"] = to_jsonable(job.metadata)
     return data if pid is None else data | {"pid": pid}
 
 
@@ -123,19 +125,18 @@ class JobEvents:
         if not self._has_listener:
             return
         progress, message = to_jsonable((job.progress, job.progress_message))
-        data = {"progress": progress, "message": message, "pid": place.pid}
-        self.event_queue.event("job:progress", job_id=job.id, plugin_id=job.plugin_id, **data)
+        self.event_queue.event("job:progress", **job_data(job, place.pid), progress=progress, message=message)
 
     def job_stalled(self, job: BaseJob, place: Place, seconds: float, stacks: str) -> None:
         "A job has given no sign of life for `seconds`."
-        data = {"seconds": seconds, "stacks": to_jsonable(stacks), "pid": place.pid}
-        self.event_queue.event("job:stalled", job_id=job.id, plugin_id=job.plugin_id, **data)
+        data = {"seconds": seconds, "stacks": to_jsonable(stacks)}
+        self.event_queue.event("job:stalled", **job_data(job, place.pid), **data)
 
     def job_chunks(self, job: BaseJob, place: Place, chunks: Sequence[Any], index: int) -> None:
         "A job has yielded chunks; `index` is the position of the first one."
         if self._has_listener:
-            data = {"chunks": chunks_to_jsonable(chunks), "index": index, "pid": place.pid}
-            self.event_queue.event("job:chunk", job_id=job.id, plugin_id=job.plugin_id, **data)
+            data = {"chunks": chunks_to_jsonable(chunks), "index": index}
+            self.event_queue.event("job:chunk", **job_data(job, place.pid), **data)
 
     def job_ended(self, job: BaseJob) -> None:
         "A job is in its final state."
