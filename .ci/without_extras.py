@@ -7,7 +7,10 @@ import re
 import subprocess
 import sys
 
-integrations = {"registry": "registry", "resources": "resources", "sse": "sse", "monitor": "monitor"}
+integrations = {
+    **{name: name for name in ("registry", "resources", "sse", "monitor")},
+    **{"channel_redis": "redis", "channel_postgres": "postgres"},
+}
 commands = {"demo": "demo", "check": "demo", "plugins": "demo,registry", "serve": "monitor"}
 
 

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 # %% auto #0
 __all__ = ['OutgoingEntries', 'ChannelFeed']
 
-# %% ../../nbs/06_events/03_channel_feed.ipynb #84c5ee88
+# %% ../../nbs/06_events/03_channel_feed.ipynb #bfd4d357
 class OutgoingEntries:
     "A bounded queue of entries; what is dropped first is up to the one who adds."
 
@@ -60,7 +60,7 @@ class OutgoingEntries:
     ) -> list[bytes]:
         "Remove and return the oldest entries."
         taken: list[bytes] = []
-        size = 0
+        size = last = 0
         for number, entry in self._entries.items():
             size += len(entry)
             if taken and (len(taken) >= max_entries or size > max_bytes):

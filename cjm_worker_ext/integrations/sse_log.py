@@ -142,7 +142,7 @@ def coalesce(
             frames.append(event.frame)
     return frames
 
-# %% ../../nbs/11_integrations/09_sse_log.ipynb #5b5ae503
+# %% ../../nbs/11_integrations/09_sse_log.ipynb #558453ec
 class EventLog:
     "A bounded log of encoded events, whose positions only rise."
 
@@ -187,6 +187,14 @@ class EventLog:
         self._bytes, self.start = size, self.start + count
         return dropped
 
+    def restart(self, epoch: str, position: int) -> Sequence[Event]:
+        "Go on after another position, perhaps of another epoch, without any event; returns what was there."
+        dropped, self._events = self._events, []
+        self.epoch, self._id = epoch, b"id: " + epoch.encode()
+        self.start = self.end = position
+        self._bytes, self._piece = 0, (-1, -1, (b"", 0))
+        return dropped
+
     def after(self, position: int) -> Sequence[Event]:
         "The events after a position, which must be `start` or later."
         return self._events[position - self.start :]
@@ -215,11 +223,11 @@ class EventLog:
             return events[0].frame, events[0].seq
         return b"".join(coalesce(events[:count], self.epoch)), events[count - 1].seq if count else self.end
 
-# %% ../../nbs/11_integrations/09_sse_log.ipynb #f9c16543
+# %% ../../nbs/11_integrations/09_sse_log.ipynb #729af866
 class Subscriber:
     "One client's place in a log."
 
-    __slots__ = ("closed", "held", "log", "missed", "position", "select")
+    __slots__ = ("closed", "held", "log", "missed", "position", "restarted", "select")
 
     def __init__(
         self,
@@ -232,6 +240,7 @@ class Subscriber:
         self.held: list[Event] = []  # terminal events that the log dropped before this client took them
         self.missed = 0  # other events that this client has lost since it was last told
         self.closed = False
+        self.restarted = False  # True if the log has another epoch than what this client has; `missed` is set then
 
     def take(self) -> bytes:
         "The next bytes to send, `b''` if there are none now. Must not be called while `missed` is set."
@@ -261,13 +270,21 @@ class Subscriber:
             self.missed += len(self.held)
             self.held = []
 
+    def restart(self) -> None:
+        "Prepare for another epoch: terminal events not yet taken are held, without their ids, which nobody will know."
+        self.skip_to_end()
+        self.held = [
+            Event(e.event_type, e.data, e.seq, e.body if e.frame.startswith(b"id: ") else e.frame) for e in self.held
+        ]
+        self.missed, self.restarted = 1, True
+
     def skip_to_end(self) -> None:
         "Move to the end of the log before a snapshot is sent; terminal events on the way are held."
         rest = self.log.after(self.position)
         self.held += [e for e in rest if e.event_type in TERMINAL_TYPES and (self.select is None or self.select(e))]
         self.position, self.missed = self.log.end, 0
 
-# %% ../../nbs/11_integrations/09_sse_log.ipynb #bfbd5fa9
+# %% ../../nbs/11_integrations/09_sse_log.ipynb #5055795a
 class FanOut:
     "The subscribers of one log, and which of them wait."
 
@@ -293,6 +310,28 @@ class FanOut:
             for subscriber in self.subscribers:
                 if subscriber.position < start:
                     subscriber.lose(dropped)
+
+    def move(self, epoch: str, position: int) -> None:
+        """Go on after a position that a channel has told, perhaps of another epoch; nothing happens if that is the end.
+
+        Subscribers are told of another epoch by a `resync`, and of events that were never here by a `gap`.
+        """
+        log, unknown = self.log, position - self.log.end
+        if epoch == log.epoch and unknown <= 0:
+            return
+        if epoch != log.epoch:
+            for subscriber in self.subscribers:
+                subscriber.restart()
+            log.restart(epoch, position)
+            for subscriber in self.subscribers:
+                subscriber.position = position
+        else:
+            dropped = log.restart(epoch, position)
+            for subscriber in self.subscribers:
+                subscriber.lose(dropped)
+                subscriber.missed += unknown
+        for subscriber in list(self.waiting):
+            self.wake(subscriber)
 
     def wake(self, subscriber: Subscriber) -> None:
         "Wake one subscriber; nothing happens if it does not wait."
