@@ -27,7 +27,7 @@ class ChannelPage:
         "The position of the last entry; `start` if there is none."
         return self.start + len(self.entries)
 
-# %% ../../nbs/extensions/channels.ipynb #b53afe10
+# %% ../../nbs/extensions/channels.ipynb #109a6dbe
 @runtime_checkable
 class EventChannelProtocol(Protocol):
     """One ordered log of entries that several processes append to and read from.
@@ -59,7 +59,8 @@ class EventChannelProtocol(Protocol):
 
         The page begins later if the channel no longer has what follows the position. If the channel has another epoch,
         the page begins with the oldest entry that there is. If the channel's last position is lower than `position`, the
-        page is empty and its `start` is that last position. The last two answers do not wait.
+        page is empty and its `start` is that last position. Another epoch is told at once, also if it has no entries yet;
+        a lower end when the wait is over at the latest, and so is an epoch that is new since the wait began.
         """
         ...
 

@@ -30,7 +30,7 @@ except ImportError as e:
 # %% auto #0
 __all__ = ['RedisChannel']
 
-# %% ../../nbs/11_integrations/14_channel_redis.ipynb #877f1083
+# %% ../../nbs/11_integrations/14_channel_redis.ipynb #40ebc376
 class _Script:
     def __init__(self, text: str) -> None:
         self.text, self.sha = text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
@@ -54,7 +54,7 @@ _APPEND = _Script(
 local done = redis.call('GET', KEYS[3])
 if done and tonumber(done) >= tonumber(ARGV[2]) then return 0 end
 last = last + tonumber(ARGV[3])
-redis.call('XADD', KEYS[2], 'MINID', '~', id(math.max(0, last - tonumber(ARGV[5]))), id(last),
+redis.call('XADD', KEYS[2], 'MINID', '=', id(math.max(0, last - tonumber(ARGV[5]))), id(last),
            'e', epoch, 'n', ARGV[3], 'd', ARGV[4])
 redis.call('HSET', KEYS[1], 'last', string.format('%.0f', last))
 redis.call('SET', KEYS[3], ARGV[2], 'EX', ARGV[6])
@@ -124,7 +124,7 @@ class _Link:
         if connection is not None:
             await connection.disconnect(nowait=True)
 
-# %% ../../nbs/11_integrations/14_channel_redis.ipynb #603718e9
+# %% ../../nbs/11_integrations/14_channel_redis.ipynb #7f0f88a2
 class RedisChannel:
     """A channel in Redis or Valkey; see `EventChannelProtocol`.
 
@@ -148,6 +148,7 @@ class RedisChannel:
         if max_entries < 1 or not timeout_seconds > 0:
             raise ConfigError(f"RedisChannel {name!r}: max_entries must be >= 1 and timeout_seconds > 0")
         self.name, self._max_entries = name, max_entries
+        self._known = ""  # the epoch that was there when a script last looked
         self._state, self._log, self._writers = (f"{{{name}}}:{part}" for part in ("state", "log", "writer:"))
         pool: Any = cast("Any", ConnectionPool).from_url(
             url, protocol=2, client_name="cjm-worker-ext", decode_responses=False
@@ -163,7 +164,7 @@ class RedisChannel:
 
     async def read(self, epoch: str, position: int, wait_seconds: float) -> ChannelPage:
         "See `EventChannelProtocol.read`."
-        if not epoch or wait_seconds <= 0:
+        if not epoch or epoch != self._known or wait_seconds <= 0:
             return await self._look(epoch, position)
         wait = max(1, int(wait_seconds * 1000))
         count = self.READ_AT_ONCE
@@ -177,7 +178,8 @@ class RedisChannel:
     async def _look(self, epoch: str, position: int) -> ChannelPage:
         keys, fresh = (self._state, self._log), secrets.token_hex(4)
         found, last, batches = await self._reading.run(_LOOK, keys, fresh, epoch, position, self.READ_AT_ONCE)
-        known, end = found.decode(), int(last)
+        self._known, end = found.decode(), int(last)
+        known = self._known
         if known == epoch and position > end:
             return ChannelPage(known, end)
         page = _page(known, position if known == epoch else -1, batches)
