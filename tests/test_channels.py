@@ -351,10 +351,7 @@ def calls_of(broadcast) -> int:
 
 
 def test_without_a_channel_a_broadcast_calls_what_it_called():
-    assert calls_of(SSEBroadcaster().broadcast) <= CALLS
-
-
-CALLS = 99
+    assert calls_of(SSEBroadcaster().broadcast) <= 35  # 33 on Python 3.11, as before there were channels
 
 
 def test_a_process_that_ends_sends_its_last_events(tmp_path):

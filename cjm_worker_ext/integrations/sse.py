@@ -268,7 +268,7 @@ class _OpenStreams:
                 logger.warning("an event stream was closed: its client has read nothing for a while")
                 stream.abort()
 
-# %% ../../nbs/11_integrations/10_sse.ipynb #cb7a1ead
+# %% ../../nbs/11_integrations/10_sse.ipynb #25310e13
 _Step = tuple[Callable[..., None], tuple[Any, ...]]  # A function that changes the log, and its arguments
 
 
@@ -298,6 +298,7 @@ class _Hub:
         self._handed_over: deque[_Step] = deque()  # on their way to this loop
         self.feed: ChannelFeed | None = None  # connects the log with a channel, if there is one
         self.caught_up, self.stale = False, False  # whether the log has what the channel has, and whether that is away
+        self._history: list[ChannelPage] | None = []  # what was read so far; None when all of it was
         self._arrivals: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []  # wait for the next step
 
     def publish(self, event_type: str, data: Mapping[str, Any], body: bytes) -> None:
@@ -327,11 +328,19 @@ class _Hub:
     # ---------------------------------------------------------------- with a channel
     def receive(self, page: ChannelPage) -> None:
         "Bring what a channel has delivered into the log; called in the feed's thread."
-        steps: list[_Step] = [(self.fan_out.move, (page.epoch, page.start))]
-        steps += [(self.fan_out.publish, decode_entry(entry)) for entry in page.entries]
-        if not page.more and not self.caught_up:
-            steps.append((self._set_caught_up, ()))
-        self._take_steps(steps)
+        if self._history is None:
+            steps: list[_Step] = [(self.fan_out.move, (page.epoch, page.start))]
+            steps += [(self.fan_out.publish, decode_entry(entry)) for entry in page.entries]
+            self._take_steps(steps)
+            return
+        if self._history and self._history[0].epoch != page.epoch:
+            self._history = []
+        self._history.append(page)
+        if not page.more:
+            entries = [entry for page in self._history for entry in page.entries][-self.fan_out.log.max_events :]
+            begin = (page.epoch, page.end - len(entries), [decode_entry(entry) for entry in entries])
+            self._history = None  # here and not in `_begin`, which comes later: the next page may be faster
+            self._take_steps([(self._begin, begin)])
 
     def tell_away(self, away: bool) -> None:
         "Tell every client whether the channel is away; called in the feed's thread."
@@ -351,7 +360,9 @@ class _Hub:
                 step(*arguments)
             self._tell_arrivals()
 
-    def _set_caught_up(self) -> None:
+    def _begin(self, epoch: str, position: int, events: Sequence[tuple[str, Mapping[str, Any], bytes]]) -> None:
+        "Take what the channel held before this process came, all at once: it is no news to anybody."
+        self.fan_out.begin(epoch, position, events)
         self.caught_up = True
 
     def _set_stale(self, stale: bool) -> None:
@@ -459,7 +470,8 @@ class _Hub:
         if not last_event_ids:
             return b""
         positions = [parse_event_id(last_event_id, log.epoch) for last_event_id in last_event_ids]
-        position = max((p for p in positions if p is not None and p <= log.end), default=None)
+        # while the channel is away, a client may have seen elsewhere what will come here later
+        position = max((p for p in positions if p is not None and (p <= log.end or self.stale)), default=None)
         if position is not None and position >= log.start:
             subscriber.position = position
             return None

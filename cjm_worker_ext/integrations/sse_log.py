@@ -223,7 +223,7 @@ class EventLog:
             return events[0].frame, events[0].seq
         return b"".join(coalesce(events[:count], self.epoch)), events[count - 1].seq if count else self.end
 
-# %% ../../nbs/11_integrations/09_sse_log.ipynb #729af866
+# %% ../../nbs/11_integrations/09_sse_log.ipynb #fd20421a
 class Subscriber:
     "One client's place in a log."
 
@@ -233,7 +233,8 @@ class Subscriber:
         self,
         log: EventLog,
         select: Callable[[Event], bool] | None = None,  # Whether it gets an event; None: it gets all
-        position: int | None = None,  # The last event it has; None: the newest
+        position: int
+        | None = None,  # The last event it has, perhaps one that the log does not have yet; None: the newest
     ) -> None:
         self.log, self.select = log, select
         self.position = log.end if position is None else position
@@ -248,7 +249,7 @@ class Subscriber:
             held, self.held = self.held, []
             return b"".join(event.frame for event in held)
         log = self.log
-        if self.position == log.end:
+        if self.position >= log.end:
             return b""
         if self.select is None:
             body, self.position = log.piece(self.position)
@@ -284,7 +285,7 @@ class Subscriber:
         self.held += [e for e in rest if e.event_type in TERMINAL_TYPES and (self.select is None or self.select(e))]
         self.position, self.missed = self.log.end, 0
 
-# %% ../../nbs/11_integrations/09_sse_log.ipynb #5055795a
+# %% ../../nbs/11_integrations/09_sse_log.ipynb #b759b0a7
 class FanOut:
     "The subscribers of one log, and which of them wait."
 
@@ -302,7 +303,7 @@ class FanOut:
         for subscriber in list(self.waiting):
             if subscriber.select is None or subscriber.select(event):
                 self.wake(subscriber)
-            else:
+            elif subscriber.position < event.seq:
                 subscriber.position = event.seq
         dropped = self.log.trim()
         if dropped:
@@ -310,6 +311,15 @@ class FanOut:
             for subscriber in self.subscribers:
                 if subscriber.position < start:
                     subscriber.lose(dropped)
+
+    def begin(self, epoch: str, position: int, events: Iterable[tuple[str, Mapping[str, Any], bytes]]) -> None:
+        "Begin with what a channel holds already: it is there for replay, and subscribers are told to begin anew."
+        self.move(epoch, position)
+        for event in events:
+            self.log.append(*event)
+            self.log.trim()
+        for subscriber in self.subscribers:
+            subscriber.position = self.log.end
 
     def move(self, epoch: str, position: int) -> None:
         """Go on after a position that a channel has told, perhaps of another epoch; nothing happens if that is the end.
