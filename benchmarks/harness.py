@@ -46,6 +46,9 @@ WORKS: dict[str, tuple[tuple[str, ...], bool, int, int]] = {
     "W11-2000": (("ours", *STREAMS), False, 3, 90),
     "W12": (("ours",), True, 3, 60),
     "W16": (("ours", "executor", "ray"), False, 3, 90),
+    "W17-redis": (("ours",), False, 3, 90),
+    "W17-sqlite": (("ours",), False, 3, 90),
+    "W17-postgres": (("ours",), False, 3, 90),
     "import": (("ours",), False, 1, 180),
 }
 PACKAGES = (

@@ -116,7 +116,7 @@ class _Place:
     def forget(self) -> None:
         self.epoch, self.position, self.last, self.doubtful = "", 0, b"", False
 
-# %% ../../nbs/06_events/03_channel_feed.ipynb #67438f76
+# %% ../../nbs/06_events/03_channel_feed.ipynb #abc6168e
 class ChannelFeed:
     """The one thread of a process that reads from a channel and appends to it.
 
@@ -127,6 +127,7 @@ class ChannelFeed:
     WAIT_SECONDS = 1.0  # The longest wait for an entry; then the channel is asked for its epoch too
     CALL_SECONDS = 15.0  # A call that takes longer than this and its wait has failed
     BATCH_ENTRIES, BATCH_BYTES = 500, 256 << 10
+    BATCH_SECONDS = 0.001  # From one append to the next: an append costs every process more than what is in it
     PAUSES = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)  # Seconds between tries, about
 
     def __init__(
@@ -143,6 +144,7 @@ class ChannelFeed:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._news = asyncio.Event()  # there is something to send, or the end has come
         self._writer_waits = self._ending = False
+        self._grace_seconds = 0.0  # for sending what is queued at the end
         self._away_for: dict[str, int] = {}  # failures in a row, for `read` and `append`
         self._away_since = 0.0
 
@@ -174,9 +176,9 @@ class ChannelFeed:
     ) -> None:
         "Send what is queued, close the channel and end the thread. Blocks; may be called several times."
         with self._lock:
-            self._ending, thread = True, self._thread
+            self._ending, self._grace_seconds, thread = True, seconds, self._thread
             if self._loop is not None:
-                self._loop.call_soon_threadsafe(self._end, seconds)
+                self._loop.call_soon_threadsafe(self._end)
         if thread is not None and thread is not threading.current_thread():
             thread.join(seconds + 1)
         atexit.unregister(self.stop)
@@ -194,7 +196,7 @@ class ChannelFeed:
         with self._lock:
             self._loop = asyncio.get_running_loop()
             if self._ending:
-                self._end(2.0)
+                self._end()
         await asyncio.gather(self._reader, self._writer, return_exceptions=True)
         with self._lock:
             self._loop = None
@@ -209,15 +211,18 @@ class ChannelFeed:
             if not task.cancelled():
                 task.result()
 
-    def _end(self, seconds: float) -> None:
+    def _end(self) -> None:
         self._reader.cancel()
         self._news.set()
-        asyncio.get_running_loop().call_later(seconds, self._writer.cancel)
+        asyncio.get_running_loop().call_later(self._grace_seconds, self._writer.cancel)
 
     async def _write(self) -> None:
         "Append what is queued, batch after batch."
-        writer, number = secrets.token_hex(8), 0
+        writer, number, clock = secrets.token_hex(8), 0, asyncio.get_running_loop().time
+        due = 0.0
         while True:
+            if self._outgoing and due > clock() and not self._ending:
+                await asyncio.sleep(due - clock())
             with self._lock:
                 batch = self._outgoing.take(self.BATCH_ENTRIES, self.BATCH_BYTES)
                 self._writer_waits = not batch
@@ -227,7 +232,7 @@ class ChannelFeed:
                 await self._news.wait()
                 self._news.clear()
                 continue
-            number += 1
+            number, due = number + 1, clock() + self.BATCH_SECONDS
             while True:
                 try:
                     async with asyncio.timeout(self.CALL_SECONDS):
