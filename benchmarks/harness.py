@@ -21,7 +21,7 @@ POOLS = ("executor", "pebble", "loky", "mpire", "anyio")
 SERVICES = ("dask", "ray", "celery")
 RAW = ("socket", "pipe")
 ALL = ("ours", *RAW, *POOLS, *SERVICES)
-STREAMS = ("plain", "sse-starlette", "sse-bytes")  # of events over HTTP; see w11_sse
+STREAMS = ("ours-redis", "plain", "sse-starlette", "sse-bytes")  # of events over HTTP; see w11_sse
 PEERS = (*ALL, *STREAMS)
 # work: its peers, whether it runs pinned to one core too, rounds, seconds that one measurement may take
 WORKS: dict[str, tuple[tuple[str, ...], bool, int, int]] = {
