@@ -60,7 +60,13 @@ def broadcaster(kind: str, address: str) -> Any:
 
 def payload(n: int) -> dict[str, object]:
     "An event of usual size; the time stands last."
-    return {"seq": n, "at": "2026-01-01T00:00:00Z", "worker_type": "text", "job_id": f"{n:032}", "t": time.monotonic_ns()}
+    return {
+        "seq": n,
+        "at": "2026-01-01T00:00:00Z",
+        "worker_type": "text",
+        "job_id": f"{n:032}",
+        "t": time.monotonic_ns(),
+    }
 
 
 def listen(kind: str, address: str, orders: Any) -> None:

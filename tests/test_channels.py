@@ -10,6 +10,7 @@ import sys
 import postgres_server
 import pytest
 import redis_server
+from test_contracts_ours import TestSSEBroadcaster
 from test_sse_hub import Page, frames
 
 from cjm_worker_ext.events.channel_feed import ChannelFeed
@@ -107,6 +108,27 @@ class TestSQLiteChannel(SQLiteTests):
     def test_every_contract_is_kept(self):
         report = asyncio.run(run_contracts(self))
         assert report.kept == list(self.contracts), str(report)
+
+
+class TestSSEBroadcasterWithChannel(TestSSEBroadcaster):
+    "A broadcaster with a channel keeps what it promises without one."
+
+    @pytest.fixture(autouse=True)
+    def _folder(self, tmp_path):
+        self.folder = tmp_path
+
+    async def make(self):
+        self.pages = []
+        events = SSEBroadcaster(channel=SQLiteChannel(self.folder / f"events{next(numbers)}.db"))
+        await events.ready()
+        return events
+
+    async def close(self, broadcaster):
+        await super().close(broadcaster)
+        await asyncio.to_thread(broadcaster._feed.stop)
+
+
+del TestSSEBroadcaster  # its own tests are where it comes from
 
 
 # ---------------------------------------------------------------- a server that comes and goes

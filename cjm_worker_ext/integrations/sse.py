@@ -268,7 +268,7 @@ class _OpenStreams:
                 logger.warning("an event stream was closed: its client has read nothing for a while")
                 stream.abort()
 
-# %% ../../nbs/11_integrations/10_sse.ipynb #25310e13
+# %% ../../nbs/11_integrations/10_sse.ipynb #6c4d2895
 _Step = tuple[Callable[..., None], tuple[Any, ...]]  # A function that changes the log, and its arguments
 
 
@@ -328,7 +328,10 @@ class _Hub:
     # ---------------------------------------------------------------- with a channel
     def receive(self, page: ChannelPage) -> None:
         "Bring what a channel has delivered into the log; called in the feed's thread."
+        log = self.fan_out.log
         if self._history is None:
+            if not page.entries and (page.epoch, page.start) == (log.epoch, log.end):
+                return  # as once a second when nothing happens: the clients' loop may sleep on
             steps: list[_Step] = [(self.fan_out.move, (page.epoch, page.start))]
             steps += [(self.fan_out.publish, decode_entry(entry)) for entry in page.entries]
             self._take_steps(steps)
@@ -337,7 +340,7 @@ class _Hub:
             self._history = []
         self._history.append(page)
         if not page.more:
-            entries = [entry for page in self._history for entry in page.entries][-self.fan_out.log.max_events :]
+            entries = [entry for page in self._history for entry in page.entries][-log.max_events :]
             begin = (page.epoch, page.end - len(entries), [decode_entry(entry) for entry in entries])
             self._history = None  # here and not in `_begin`, which comes later: the next page may be faster
             self._take_steps([(self._begin, begin)])
