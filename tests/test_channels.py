@@ -278,6 +278,46 @@ def test_another_process_that_wrote_over_what_was_seen_is_noticed(redis):
     logging.disable(logging.NOTSET)
 
 
+# ---------------------------------------------------------------- who may see what
+def test_visible_and_filters_hold_for_events_of_other_processes(tmp_path):
+    "Each process asks its own functions, live and in a replay."
+
+    async def main():
+        def make():
+            return SSEBroadcaster(
+                authorize=lambda request: request.query_params.get("user"),
+                visible=lambda event, user: event.data.get("owner") == user,
+                channel=SQLiteChannel(tmp_path / "events.db"),
+            )
+
+        here, there = make(), make()
+        await here.ready(), await there.ready()
+        since = there.position
+        live = {user: Page(there.endpoint, query=f"user={user}".encode()) for user in ("ann", "bob")}
+        for page in live.values():
+            await page.until(b"snapshot")
+        for n in range(1, 11):
+            await here.broadcast("job:completed", {"job_id": f"j{n}", "owner": "bob" if n % 2 else "ann"})
+        await live["ann"].until(b"j10")
+        await live["bob"].until(b"j9")
+        again = Page(there.endpoint, query=f"user=ann&last_event_id={since}".encode())
+        await again.until(b"j10")
+        one = Page(there.endpoint, query=f"user=ann&job=j4&last_event_id={since}".encode())
+        await one.until(b"j4")
+        stranger = Page(there.endpoint)
+        await stranger.until(b"Forbidden")
+        for page, owner in ((live["ann"], "ann"), (again, "ann"), (live["bob"], "bob")):
+            assert len(seen(page)) == 5 and all(f'"owner":"{owner}"' in data for _, data in seen(page))
+        assert [event_id for event_id, _ in seen(one)] == [since.replace("-0", "-4")]
+        assert stranger.status == 403
+        for page in (*live.values(), again, one):
+            await page.leave()
+        for events in (here, there):
+            await events.aclose()
+
+    asyncio.run(main())
+
+
 # ---------------------------------------------------------------- bounds
 class Away:
     "A channel that cannot be reached."

@@ -116,7 +116,7 @@ class _Place:
     def forget(self) -> None:
         self.epoch, self.position, self.last, self.doubtful = "", 0, b"", False
 
-# %% ../../nbs/06_events/03_channel_feed.ipynb #abc6168e
+# %% ../../nbs/06_events/03_channel_feed.ipynb #9527aa04
 class ChannelFeed:
     """The one thread of a process that reads from a channel and appends to it.
 
@@ -249,6 +249,8 @@ class ChannelFeed:
             try:
                 async with asyncio.timeout(wait + self.CALL_SECONDS):
                     page = await self._channel.read(place.epoch, place.before, 0 if place.doubtful else wait)
+                    if not (page.epoch.isascii() and page.epoch.isalnum() and len(page.epoch) <= 32):
+                        raise ValueError(f"epoch {page.epoch!r:.50}: must be 1 to 32 letters and digits")
                     new = place.next_page(page)
                     if new is None:
                         logger.warning("event channel: entries that were read are gone; it gets a new epoch")

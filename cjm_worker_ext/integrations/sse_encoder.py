@@ -91,7 +91,7 @@ def parse_event_id(
     match = _EVENT_ID.fullmatch(text)
     return int(match[2]) if match and match[1] == epoch else None
 
-# %% ../../nbs/11_integrations/08_sse_encoder.ipynb #0b03915a
+# %% ../../nbs/11_integrations/08_sse_encoder.ipynb #74e23a55
 def encode_entry(
     event_type: str,  # One line
     data: bytes,  # JSON
@@ -106,7 +106,7 @@ def decode_entry(
     "Read an entry of a channel. What `encode_entry` did not write becomes the event `unreadable`. Raises nothing."
     kind, _, encoded = entry.partition(b"\n")
     try:
-        event_type, data = kind.decode(), json.loads(encoded)
+        event_type, data = kind.decode(), json.loads(encoded.decode())  # given bytes, it would guess the encoding
         check_event_type(event_type)
         if isinstance(data, dict):
             return event_type, cast("dict[str, Any]", data), encode_frame(event_type, encoded)
