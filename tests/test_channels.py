@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 
 import postgres_server
 import pytest
@@ -350,6 +351,42 @@ def test_what_waits_for_a_channel_is_bounded_and_ends_of_jobs_are_kept():
     logging.disable(logging.CRITICAL)
     asyncio.run(main())
     logging.disable(logging.NOTSET)
+
+
+def test_an_app_whose_loop_is_blocked_does_not_pile_up_what_others_publish(tmp_path):
+    "Its reader stops, and goes on when the loop does: nothing is lost that the channel keeps."
+    count = 25_000
+    program = tmp_path / "others.py"
+    program.write_text(
+        "import asyncio, sys\n"
+        "from cjm_worker_ext.integrations.channel_sqlite import SQLiteChannel\n"
+        "async def main():\n"
+        "    channel = SQLiteChannel(sys.argv[1], max_entries=100_000)\n"
+        f"    for n in range(1, {count} // 100 + 1):\n"
+        "        await channel.append([b'note\\n{}'] * 99 + [b'job:completed\\n{}'], 'w1', n)\n"
+        "    await channel.close()\n"
+        "asyncio.run(main())\n"
+    )
+
+    async def main():
+        path = tmp_path / "events.db"
+        events = SSEBroadcaster(channel=SQLiteChannel(path, max_entries=100_000))
+        await events.ready()
+        page = Page(events.endpoint, query=b"event=job:completed")
+        await page.until(b"snapshot")
+        subprocess.run([sys.executable, program, path], check=True, timeout=60)  # noqa: ASYNC221  - it blocks the loop
+        deadline = time.monotonic() + 60
+        while len(events._hub._handed_over) < 10_000:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)  # noqa: ASYNC251
+        time.sleep(0.2)  # noqa: ASYNC251  - it could go on reading now
+        assert len(events._hub._handed_over) <= 10_000 + 2 * SQLiteChannel.READ_AT_ONCE
+        await page.until(f"-{count}\n".encode())
+        assert len(seen(page)) == count // 100
+        await page.leave()
+        await events.aclose()
+
+    asyncio.run(main())
 
 
 def test_a_reader_that_was_away_for_long_says_how_much_is_missing(tmp_path):

@@ -116,7 +116,7 @@ class _Place:
     def forget(self) -> None:
         self.epoch, self.position, self.last, self.doubtful = "", 0, b"", False
 
-# %% ../../nbs/06_events/03_channel_feed.ipynb #9527aa04
+# %% ../../nbs/06_events/03_channel_feed.ipynb #9223d455
 class ChannelFeed:
     """The one thread of a process that reads from a channel and appends to it.
 
@@ -128,6 +128,7 @@ class ChannelFeed:
     CALL_SECONDS = 15.0  # A call that takes longer than this and its wait has failed
     BATCH_ENTRIES, BATCH_BYTES = 500, 256 << 10
     BATCH_SECONDS = 0.001  # From one append to the next: an append costs every process more than what is in it
+    CROWDED_SECONDS = 0.05  # Between looks whether there is room again
     PAUSES = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)  # Seconds between tries, about
 
     def __init__(
@@ -135,9 +136,10 @@ class ChannelFeed:
         channel: EventChannelProtocol,
         receive: Callable[[ChannelPage], None],  # Gets what was read: a page of another epoch begins anew
         tell_away: Callable[[bool], None],  # Gets True when the channel is away, and False when it is back
+        has_room: Callable[[], bool] = lambda: True,  # While it returns False nothing is read; the channel keeps it
         max_queued: int = 10_000,  # Entries, > 0, that wait while the channel is away; see `OutgoingEntries`
     ) -> None:
-        self._channel, self._receive, self._tell_away = channel, receive, tell_away
+        self._channel, self._receive, self._tell_away, self._has_room = channel, receive, tell_away, has_room
         self._outgoing = OutgoingEntries(max_queued)
         self._lock = threading.Lock()  # held for the queue and for the life of the thread
         self._thread: threading.Thread | None = None
@@ -264,6 +266,9 @@ class ChannelFeed:
             self._worked("read")
             wait = 0.0 if new.more else self.WAIT_SECONDS
             self._receive(new)
+            # rare: the app's event loop is blocked or stands still, so nobody could tell that there is room again
+            while not (self._has_room() or self._ending):  # noqa: ASYNC110
+                await asyncio.sleep(self.CROWDED_SECONDS)
 
     async def _failed(self, call: str, error: Exception) -> None:
         "Note a failure, and wait before the next try; the second one in a row is told."

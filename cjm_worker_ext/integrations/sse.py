@@ -268,7 +268,7 @@ class _OpenStreams:
                 logger.warning("an event stream was closed: its client has read nothing for a while")
                 stream.abort()
 
-# %% ../../nbs/11_integrations/10_sse.ipynb #6c4d2895
+# %% ../../nbs/11_integrations/10_sse.ipynb #10a43bdf
 _Step = tuple[Callable[..., None], tuple[Any, ...]]  # A function that changes the log, and its arguments
 
 
@@ -280,7 +280,9 @@ class _Hub:
     "Connects a broadcaster with the clients of its endpoint."
 
     HANDED_OVER_AT_ONCE = 64  # Events of another loop; then the clients' loop gets a turn
-    HANDED_OVER_AT_MOST = 50_000  # Events that wait for a loop that stands still
+    HANDED_OVER_AT_MOST = (
+        10_000  # Events that wait for a loop that is blocked; above it no more are read from a channel
+    )
     BEHIND_SECONDS = 2.0  # How long a client may wait until this process has what it has seen in another one
 
     def __init__(
@@ -345,6 +347,10 @@ class _Hub:
             self._history = None  # here and not in `_begin`, which comes later: the next page may be faster
             self._take_steps([(self._begin, begin)])
 
+    def has_room(self) -> bool:
+        "Whether more may be received; called in the feed's thread."
+        return len(self._handed_over) < self.HANDED_OVER_AT_MOST
+
     def tell_away(self, away: bool) -> None:
         "Tell every client whether the channel is away; called in the feed's thread."
         self._take_steps([(self._set_stale, (away,))])
@@ -352,9 +358,8 @@ class _Hub:
     def _take_steps(self, steps: Sequence[_Step]) -> None:
         "Take steps on the clients' loop, or here if there are no clients."
         with self._lock:
-            # a loop that only stands still, as in a test, keeps its clients, unless too much waits for it
-            waits = len(self._handed_over) < self.HANDED_OVER_AT_MOST and self.fan_out.subscribers
-            if self.loop is not None and (self.loop.is_closed() or not waits):
+            # a loop that only stands still, as in a test, keeps its clients
+            if self.loop is not None and (self.loop.is_closed() or not self.fan_out.subscribers):
                 self._forget_ended_loop()
             if self.loop is not None:
                 self._hand_over(self.loop, steps)
@@ -619,7 +624,7 @@ def _check_positive(**settings: float) -> None:
     if problems:
         raise ConfigError("; ".join(problems))
 
-# %% ../../nbs/11_integrations/10_sse.ipynb #64b0cfe9
+# %% ../../nbs/11_integrations/10_sse.ipynb #a03f18de
 def _feed_of(channel: EventChannelProtocol, hub: _Hub) -> ChannelFeed:
     "Connect a hub with a channel. Raises `ProtocolError` if it is none."
     from cjm_worker_ext.events.channel_feed import ChannelFeed
@@ -627,7 +632,7 @@ def _feed_of(channel: EventChannelProtocol, hub: _Hub) -> ChannelFeed:
     from cjm_worker_ext.extensions.conformance import require_protocols
 
     require_protocols({"channel": (channel, EventChannelProtocol)})
-    return ChannelFeed(channel, hub.receive, hub.tell_away)
+    return ChannelFeed(channel, hub.receive, hub.tell_away, hub.has_room)
 
 
 def _rank(event_type: str) -> int:
