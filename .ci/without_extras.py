@@ -7,10 +7,9 @@ import re
 import subprocess
 import sys
 
-integrations = {
-    **{name: name for name in ("registry", "resources", "sse", "monitor")},
-    **{"channel_redis": "redis", "channel_postgres": "postgres"},
-}
+integrations = {"registry": "registry", "resources": "resources", "sse": "sse", "monitor": "monitor"}
+integrations |= {"channel_redis": "redis", "channel_postgres": "postgres"}
+modules = {f"integrations.{name}": extra for name, extra in integrations.items()}
 commands = {"demo": "demo", "check": "demo", "plugins": "demo,registry", "serve": "monitor"}
 
 
@@ -28,13 +27,13 @@ async def core():
 
 
 def main():
-    for name, extra in integrations.items():
+    for name, extra in modules.items():
         try:
-            importlib.import_module(f"cjm_worker_ext.integrations.{name}")
+            importlib.import_module(f"cjm_worker_ext.{name}")
         except ImportError as e:
-            assert f"pip install 'cjm-worker-ext[{extra}]'" in str(e), f"integrations.{name}: {e}"
+            assert f"pip install 'cjm-worker-ext[{extra}]'" in str(e), f"{name}: {e}"
         else:
-            raise AssertionError(f"integrations.{name} can be imported without its extra: is its dependency installed?")
+            raise AssertionError(f"{name} can be imported without its extra: is its dependency installed?")
     for name, extra in commands.items():
         code = f"import sys; from cjm_worker_ext.commands.terminal import {name}; sys.exit({name}())"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -6,6 +6,7 @@ there is none.
 
 from __future__ import annotations
 
+import atexit
 import getpass
 import itertools
 import os
@@ -58,6 +59,7 @@ class PostgresServer:
         self.folder = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp"))  # the path of a socket has 107 bytes at most
         self.user = _user()
         self.process: subprocess.Popen[bytes] | None = None
+        atexit.register(self.close)  # a notebook that fails does not reach its last cell
         if not os.geteuid():
             shutil.chown(self.folder, self.user)
         self._run(
@@ -119,6 +121,7 @@ class PostgresServer:
         return f"host={self.folder} user=postgres dbname={name}"
 
     def close(self) -> None:
+        atexit.unregister(self.close)
         self.crash()  # nobody needs what it has: no checkpoint
         shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -5,6 +5,7 @@ It needs the program of Debian's package `redis-server`, and no service that run
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import signal
@@ -38,6 +39,7 @@ class RedisServer:
         self.url = f"redis://127.0.0.1:{self.port}"
         self.folder = Path(tempfile.mkdtemp(prefix="redis"))
         self.process: subprocess.Popen[bytes] | None = None
+        atexit.register(self.close)  # a notebook or a benchmark that fails does not reach its end
 
     def start(self) -> RedisServer:
         "Start it, with the data that is there, and return when it answers."
@@ -98,6 +100,7 @@ class RedisServer:
         shutil.rmtree(self.folder / "data", ignore_errors=True)
 
     def close(self) -> None:
+        atexit.unregister(self.close)
         if self.process and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
