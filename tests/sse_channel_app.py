@@ -62,6 +62,7 @@ async def life(app):
     await events.ready()
     async with manager:
         yield
+    await events.aclose()
 
 
 app = Starlette(

@@ -641,7 +641,7 @@ def _rank(event_type: str) -> int:
         return 2
     return 0 if event_type in TERMINAL_TYPES else 1
 
-# %% ../../nbs/11_integrations/10_sse.ipynb #5a367aa9
+# %% ../../nbs/11_integrations/10_sse.ipynb #fd3724c7
 class SSEBroadcaster:
     """Serves a manager's events as server-sent events at its `endpoint`; several managers may share one.
 
@@ -758,8 +758,8 @@ class SSEBroadcaster:
     ) -> None:
         """End all streams, send what waits for the channel, and leave the channel.
 
-        Call it after the manager's shutdown. An app that does not call it does the same when it ends, without a signal
-        that kills.
+        Call it after the manager's shutdown, at the end of the lifespan. A program that does not call it does the same
+        when Python ends. Under uvicorn that is not enough: it ends by the signal that it was sent.
         """
         self.close()
         if self._feed is not None:
