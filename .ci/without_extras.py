@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 integrations = {"registry": "registry", "resources": "resources", "sse": "sse", "monitor": "monitor"}
+integrations |= {"channel_redis": "redis", "channel_postgres": "postgres"}
 modules = {**{f"integrations.{name}": extra for name, extra in integrations.items()}, "stores.postgres": "postgres"}
 commands = {"demo": "demo", "check": "demo", "plugins": "demo,registry", "serve": "monitor"}
 

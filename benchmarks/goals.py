@@ -224,6 +224,12 @@ GOALS: list[tuple[str, str, Callable[[Figures], Outcome]]] = [
         ratio("W16", "pandas_64mib_ms", "numpy_64mib_ms", 1.3),
     ),
     ("W16", "an Arrow table, the same", ratio("W16", "pyarrow_64mib_ms", "numpy_64mib_ms", 1.3)),
+    (
+        "W17",
+        "events through Redis: at least 10,000 a second",
+        above("W17-redis-flood", "per_s", 10_000, "events/s"),
+    ),
+    ("W17", "events through Redis at 10,000 a second: p50 under 3 ms", below("W17-redis-paced", "p50_ms", 3)),
     ("import", "protocols costs what typing costs", ratio("import", "protocols_ms", "typing_ms", 1.1)),
     ("import", "manager at most 1.3 times asyncio", ratio("import", "manager_ms", "asyncio_ms", 1.3)),
 ]

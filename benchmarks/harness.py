@@ -21,7 +21,7 @@ POOLS = ("executor", "pebble", "loky", "mpire", "anyio")
 SERVICES = ("dask", "ray", "celery")
 RAW = ("socket", "pipe")
 ALL = ("ours", *RAW, *POOLS, *SERVICES)
-STREAMS = ("plain", "sse-starlette", "sse-bytes")  # of events over HTTP; see w11_sse
+STREAMS = ("ours-redis", "plain", "sse-starlette", "sse-bytes")  # of events over HTTP; see w11_sse
 OURS_DURABLE = ("ours-behind", "ours-sqlite", "ours-sqlite-fsync", "ours-postgres")
 DURABLE = ("huey", "saq-redis", "celery-redis", "huey-fsync", "saq-redis-fsync", "celery-redis-fsync")
 DURABLE_POSTGRES = ("saq-postgres", "procrastinate", "pgqueuer")
@@ -53,6 +53,9 @@ WORKS: dict[str, tuple[tuple[str, ...], bool, int, int]] = {
     "W13-2": (KEEPING, False, 3, 90),
     "W13-old": (OURS_DURABLE[1:], False, 1, 900),
     "W16": (("ours", "executor", "ray"), False, 3, 90),
+    "W17-redis": (("ours",), False, 3, 90),
+    "W17-sqlite": (("ours",), False, 3, 90),
+    "W17-postgres": (("ours",), False, 3, 90),
     "import": (("ours",), False, 1, 180),
 }
 PACKAGES = (

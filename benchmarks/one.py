@@ -46,6 +46,10 @@ def measure(work, peer_name, quick):
         from benchmarks import w11_sse
 
         return w11_sse.measure(peer_name, int(work.removeprefix("W11-")), quick)
+    if work.startswith("W17-"):
+        from benchmarks import w17_channels
+
+        return w17_channels.measure(work.removeprefix("W17-"), quick)
     module, _, name = PEERS[peer_name].partition(":")
     peer = getattr(importlib.import_module(module), name)()
 

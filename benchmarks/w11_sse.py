@@ -2,6 +2,7 @@
 
 Servers, all under uvicorn with uvloop and httptools, in a process of their own:
   ours           SSEBroadcaster
+  ours-redis     the same with a RedisChannel: every event goes to a Redis server on this machine and back
   plain          the least that does it: an ASGI app, a deque and a future per client, joined where several wait
   sse-starlette  one asyncio.Queue per client, given an event as its documentation does; its JSON is made once
   sse-bytes      the same, given ready bytes: nothing is serialised per client
@@ -50,6 +51,13 @@ def ours() -> App:
     from cjm_worker_ext.integrations.sse import SSEBroadcaster
 
     events = SSEBroadcaster()
+    return events.endpoint, lambda padding: events.broadcast("job:started", payload(padding)), lambda: events.clients
+
+
+def ours_with_redis() -> App:
+    from benchmarks.w17_channels import broadcaster
+
+    events = broadcaster("redis", os.environ["BENCHMARK_REDIS"])
     return events.endpoint, lambda padding: events.broadcast("job:started", payload(padding)), lambda: events.clients
 
 
@@ -127,6 +135,7 @@ def sse_starlette(ready: bool) -> App:
 
 SERVERS: dict[str, Callable[[], App]] = {
     "ours": ours,
+    "ours-redis": ours_with_redis,
     "plain": plain,
     "sse-starlette": lambda: sse_starlette(False),
     "sse-bytes": lambda: sse_starlette(True),
@@ -339,6 +348,11 @@ def shown(phase: dict[str, float], clients: int) -> dict[str, float]:
 
 def measure(peer: str, clients: int, quick: bool) -> dict[str, float]:
     "Figures named `mode/figure`; first without, then with a client that reads nothing."
+    if peer == "ours-redis" and "BENCHMARK_REDIS" not in os.environ:
+        from benchmarks.w17_channels import served
+
+        with served("redis") as os.environ["BENCHMARK_REDIS"]:
+            return measure(peer, clients, quick)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if hard != resource.RLIM_INFINITY and hard < clients + 100:
         raise NotImplementedError(f"{clients} clients need more descriptors than the {hard} allowed here")

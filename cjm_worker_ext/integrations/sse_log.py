@@ -142,7 +142,7 @@ def coalesce(
             frames.append(event.frame)
     return frames
 
-# %% ../../nbs/11_integrations/09_sse_log.ipynb #5b5ae503
+# %% ../../nbs/11_integrations/09_sse_log.ipynb #558453ec
 class EventLog:
     "A bounded log of encoded events, whose positions only rise."
 
@@ -187,6 +187,14 @@ class EventLog:
         self._bytes, self.start = size, self.start + count
         return dropped
 
+    def restart(self, epoch: str, position: int) -> Sequence[Event]:
+        "Go on after another position, perhaps of another epoch, without any event; returns what was there."
+        dropped, self._events = self._events, []
+        self.epoch, self._id = epoch, b"id: " + epoch.encode()
+        self.start = self.end = position
+        self._bytes, self._piece = 0, (-1, -1, (b"", 0))
+        return dropped
+
     def after(self, position: int) -> Sequence[Event]:
         "The events after a position, which must be `start` or later."
         return self._events[position - self.start :]
@@ -215,23 +223,25 @@ class EventLog:
             return events[0].frame, events[0].seq
         return b"".join(coalesce(events[:count], self.epoch)), events[count - 1].seq if count else self.end
 
-# %% ../../nbs/11_integrations/09_sse_log.ipynb #f9c16543
+# %% ../../nbs/11_integrations/09_sse_log.ipynb #fd20421a
 class Subscriber:
     "One client's place in a log."
 
-    __slots__ = ("closed", "held", "log", "missed", "position", "select")
+    __slots__ = ("closed", "held", "log", "missed", "position", "restarted", "select")
 
     def __init__(
         self,
         log: EventLog,
         select: Callable[[Event], bool] | None = None,  # Whether it gets an event; None: it gets all
-        position: int | None = None,  # The last event it has; None: the newest
+        position: int
+        | None = None,  # The last event it has, perhaps one that the log does not have yet; None: the newest
     ) -> None:
         self.log, self.select = log, select
         self.position = log.end if position is None else position
         self.held: list[Event] = []  # terminal events that the log dropped before this client took them
         self.missed = 0  # other events that this client has lost since it was last told
         self.closed = False
+        self.restarted = False  # True if the log has another epoch than what this client has; `missed` is set then
 
     def take(self) -> bytes:
         "The next bytes to send, `b''` if there are none now. Must not be called while `missed` is set."
@@ -239,7 +249,7 @@ class Subscriber:
             held, self.held = self.held, []
             return b"".join(event.frame for event in held)
         log = self.log
-        if self.position == log.end:
+        if self.position >= log.end:
             return b""
         if self.select is None:
             body, self.position = log.piece(self.position)
@@ -261,13 +271,21 @@ class Subscriber:
             self.missed += len(self.held)
             self.held = []
 
+    def restart(self) -> None:
+        "Prepare for another epoch: terminal events not yet taken are held, without their ids, which nobody will know."
+        self.skip_to_end()
+        self.held = [
+            Event(e.event_type, e.data, e.seq, e.body if e.frame.startswith(b"id: ") else e.frame) for e in self.held
+        ]
+        self.missed, self.restarted = 1, True
+
     def skip_to_end(self) -> None:
         "Move to the end of the log before a snapshot is sent; terminal events on the way are held."
         rest = self.log.after(self.position)
         self.held += [e for e in rest if e.event_type in TERMINAL_TYPES and (self.select is None or self.select(e))]
         self.position, self.missed = self.log.end, 0
 
-# %% ../../nbs/11_integrations/09_sse_log.ipynb #bfbd5fa9
+# %% ../../nbs/11_integrations/09_sse_log.ipynb #b759b0a7
 class FanOut:
     "The subscribers of one log, and which of them wait."
 
@@ -285,7 +303,7 @@ class FanOut:
         for subscriber in list(self.waiting):
             if subscriber.select is None or subscriber.select(event):
                 self.wake(subscriber)
-            else:
+            elif subscriber.position < event.seq:
                 subscriber.position = event.seq
         dropped = self.log.trim()
         if dropped:
@@ -293,6 +311,37 @@ class FanOut:
             for subscriber in self.subscribers:
                 if subscriber.position < start:
                     subscriber.lose(dropped)
+
+    def begin(self, epoch: str, position: int, events: Iterable[tuple[str, Mapping[str, Any], bytes]]) -> None:
+        "Begin with what a channel holds already: it is there for replay, and subscribers are told to begin anew."
+        self.move(epoch, position)
+        for event in events:
+            self.log.append(*event)
+            self.log.trim()
+        for subscriber in self.subscribers:
+            subscriber.position = self.log.end
+
+    def move(self, epoch: str, position: int) -> None:
+        """Go on after a position that a channel has told, perhaps of another epoch; nothing happens if that is the end.
+
+        Subscribers are told of another epoch by a `resync`, and of events that were never here by a `gap`.
+        """
+        log, unknown = self.log, position - self.log.end
+        if epoch == log.epoch and unknown <= 0:
+            return
+        if epoch != log.epoch:
+            for subscriber in self.subscribers:
+                subscriber.restart()
+            log.restart(epoch, position)
+            for subscriber in self.subscribers:
+                subscriber.position = position
+        else:
+            dropped = log.restart(epoch, position)
+            for subscriber in self.subscribers:
+                subscriber.lose(dropped)
+                subscriber.missed += unknown
+        for subscriber in list(self.waiting):
+            self.wake(subscriber)
 
     def wake(self, subscriber: Subscriber) -> None:
         "Wake one subscriber; nothing happens if it does not wait."
