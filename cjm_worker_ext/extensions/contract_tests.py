@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['with_tests', 'RegistryTests', 'ResourceManagerTests', 'BroadcasterTests', 'JobStoreTests', 'ChannelTests']
 
-# %% ../../nbs/extensions/contract_tests.ipynb #8bc9d577
+# %% ../../nbs/extensions/contract_tests.ipynb #b96fb595
 _Suite = TypeVar("_Suite", bound=type[ContractSuite])
 
 
@@ -91,5 +91,6 @@ class JobStoreTests(JobStoreSuite):
     "Contracts of `JobStoreProtocol` as pytest tests; see `JobStoreSuite` for what to write."
 
 
+@with_tests
 class ChannelTests(ChannelSuite):
     "Contracts of `EventChannelProtocol` as pytest tests; see `ChannelSuite` for what to write."
