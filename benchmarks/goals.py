@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.harness import POOLS, SERVICES, as_markdown, shown, summary
+from benchmarks.harness import MODELS, POOLS, SERVICES, as_markdown, shown, summary
 
 Rows = dict[str, Any]
 Outcome = tuple[str, bool]
@@ -146,6 +146,28 @@ def when_stuck(figure: str, least: float, most: float) -> Callable[[Figures], Ou
     return judge
 
 
+def batches(f: Figures) -> Outcome:
+    times = f.get("W15-users-batch", "ours", "jobs_per_s") / f.get("W15-users-single", "ours", "jobs_per_s")
+    return f"{times:.1f} times", times >= 8
+
+
+def ahead(ours: str, peers: tuple[str, ...]) -> Callable[[Figures], Outcome]:
+    "More jobs per second than each peer, and no later p99."
+
+    def judge(f: Figures) -> Outcome:
+        parts, good = [], True
+        for peer in peers:
+            jobs, p99 = (
+                f.get("W15-users-batch", ours, figure) / f.get("W15-users-batch", peer, figure)
+                for figure in ("jobs_per_s", "p99_ms")
+            )
+            parts.append(f"{jobs:.1f} times {peer} at {p99:.2f} times its p99")
+            good = good and jobs > 1 and p99 <= 1
+        return ", ".join(parts), good
+
+    return judge
+
+
 GOALS: list[tuple[str, str, Callable[[Figures], Outcome]]] = [
     ("W1", "pinned p50 at most 2.5 times the raw socket pair", limit_of("W1", "p50_us", "socket", 2.5, True)),
     ("W1", "pinned p50 at most 0.6 times the fastest pool", best_pool("W1", "p50_us", 0.6, pinned=True)),
@@ -181,6 +203,10 @@ GOALS: list[tuple[str, str, Callable[[Figures], Outcome]]] = [
     ("W11", f"{RATE} as before with a stuck client (at least 0.85 times)", when_stuck("per_cpu_s", 0.85, 99)),
     ("W11", "p99 as before with a stuck client (at most 1.5 times, a tie)", when_stuck("p99_ms", 0, 1.5)),
     ("W12", "all three integrations add at most 30 %", ratio("W12", "all_p50_us", "none_p50_us", 1.3, True)),
+    ("W15", "32 users, batches of 16: at least 8 times one at a time", batches),
+    ("W15", "the same: more jobs per second than each model server, at no later p99", ahead("ours", MODELS)),
+    ("W15", "the same when ours is behind HTTP as they are", ahead("ours-http", ("litserve", "ray-http", "mlserver"))),
+    ("W15", "200 async jobs of 50 ms on one worker: 100 ms over the sleep", below("W15-async", "over_sleep_ms", 100)),
     (
         "W16",
         "a DataFrame at most 1.3 times the same bytes as an array",

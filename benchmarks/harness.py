@@ -22,7 +22,9 @@ SERVICES = ("dask", "ray", "celery")
 RAW = ("socket", "pipe")
 ALL = ("ours", *RAW, *POOLS, *SERVICES)
 STREAMS = ("plain", "sse-starlette", "sse-bytes")  # of events over HTTP; see w11_sse
-PEERS = (*ALL, *STREAMS)
+MODELS = ("litserve", "ray-serve", "ray-http", "mlserver")  # servers of a model; see w15_users
+HELPED = ("ours-http", "asyncio")  # beside them: ours behind HTTP too, and the model in a thread of the app
+PEERS = (*ALL, *STREAMS, *HELPED, *MODELS)
 # work: its peers, whether it runs pinned to one core too, rounds, seconds that one measurement may take
 WORKS: dict[str, tuple[tuple[str, ...], bool, int, int]] = {
     "W1": (ALL, True, 5, 60),
@@ -45,12 +47,14 @@ WORKS: dict[str, tuple[tuple[str, ...], bool, int, int]] = {
     "W11-500": (("ours", *STREAMS), False, 4, 60),
     "W11-2000": (("ours", *STREAMS), False, 3, 90),
     "W12": (("ours",), True, 3, 60),
+    "W15-users": (("ours", *HELPED, *MODELS), False, 3, 120),
+    "W15-async": (("ours", *HELPED, *MODELS), False, 3, 90),
     "W16": (("ours", "executor", "ray"), False, 3, 90),
     "import": (("ours",), False, 1, 180),
 }
 PACKAGES = (
     *("cjm-worker-ext", "pebble", "loky", "mpire", "anyio", "distributed", "ray", "celery", "redis", "numpy"),
-    *("sse-starlette", "starlette", "uvicorn", "uvloop", "httptools"),
+    *("sse-starlette", "starlette", "uvicorn", "uvloop", "httptools", "litserve"),
 )
 
 

@@ -32,6 +32,10 @@ def measure(work, peer_name, quick):
         from benchmarks import w11_sse
 
         return w11_sse.measure(peer_name, int(work.removeprefix("W11-")), quick)
+    if work.startswith("W15-"):
+        from benchmarks import w15_users
+
+        return w15_users.measure(peer_name, work, quick)
     module, _, name = PEERS[peer_name].partition(":")
     peer = getattr(importlib.import_module(module), name)()
 
