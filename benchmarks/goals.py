@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.harness import DURABLE, DURABLE_POSTGRES, POOLS, SERVICES, as_markdown, shown, summary
+from benchmarks.harness import DURABLE, DURABLE_POSTGRES, MODELS, POOLS, SERVICES, as_markdown, shown, summary
 
 Rows = dict[str, Any]
 Outcome = tuple[str, bool]
@@ -160,6 +160,26 @@ def durable(ours: str, peers: tuple[str, ...]) -> Callable[[Figures], Outcome]:
                 good = good and (own >= found[name] if most else own <= found[name])
         return "; ".join(said), good
 
+
+def batches(f: Figures) -> Outcome:
+    times = f.get("W15-users-batch", "ours", "jobs_per_s") / f.get("W15-users-single", "ours", "jobs_per_s")
+    return f"{times:.1f} times", times >= 8
+
+
+def ahead(ours: str, peers: tuple[str, ...]) -> Callable[[Figures], Outcome]:
+    "More jobs per second than each peer, and no later p99."
+
+    def judge(f: Figures) -> Outcome:
+        parts, good = [], True
+        for peer in peers:
+            jobs, p99 = (
+                f.get("W15-users-batch", ours, figure) / f.get("W15-users-batch", peer, figure)
+                for figure in ("jobs_per_s", "p99_ms")
+            )
+            parts.append(f"{jobs:.1f} times {peer} at {p99:.2f} times its p99")
+            good = good and jobs > 1 and p99 <= 1
+        return ", ".join(parts), good
+
     return judge
 
 
@@ -218,6 +238,10 @@ GOALS: list[tuple[str, str, Callable[[Figures], Outcome]]] = [
     ("W13", "committed, waiting for the disk: faster than each peer that does", durable("ours-sqlite-fsync", ON_DISK)),
     ("W13", "PostgreSQL: faster than each peer on the same server", durable("ours-postgres", DURABLE_POSTGRES)),
     ("W13", "a million old jobs slow nothing by more than 1.2 times", old_jobs),
+    ("W15", "32 users, batches of 16: at least 8 times one at a time", batches),
+    ("W15", "the same: more jobs per second than each model server, at no later p99", ahead("ours", MODELS)),
+    ("W15", "the same when ours is behind HTTP as they are", ahead("ours-http", ("litserve", "ray-http", "mlserver"))),
+    ("W15", "200 async jobs of 50 ms on one worker: 100 ms over the sleep", below("W15-async", "over_sleep_ms", 100)),
     (
         "W16",
         "a DataFrame at most 1.3 times the same bytes as an array",

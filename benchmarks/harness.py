@@ -26,7 +26,9 @@ OURS_DURABLE = ("ours-behind", "ours-sqlite", "ours-sqlite-fsync", "ours-postgre
 DURABLE = ("huey", "saq-redis", "celery-redis", "huey-fsync", "saq-redis-fsync", "celery-redis-fsync")
 DURABLE_POSTGRES = ("saq-postgres", "procrastinate", "pgqueuer")
 KEEPING = ("ours", *OURS_DURABLE, *DURABLE, *DURABLE_POSTGRES)  # ours without a store is what is compared with
-PEERS = tuple(dict.fromkeys((*ALL, *STREAMS, *KEEPING)))
+MODELS = ("litserve", "ray-serve", "ray-http", "mlserver")  # servers of a model; see w15_users
+HELPED = ("ours-http", "asyncio")  # beside them: ours behind HTTP too, and the model in a thread of the app
+PEERS = tuple(dict.fromkeys((*ALL, *STREAMS, *KEEPING, *HELPED, *MODELS)))
 # work: its peers, whether it runs pinned to one core too, rounds, seconds that one measurement may take
 WORKS: dict[str, tuple[tuple[str, ...], bool, int, int]] = {
     "W1": (ALL, True, 5, 60),
@@ -52,6 +54,8 @@ WORKS: dict[str, tuple[tuple[str, ...], bool, int, int]] = {
     "W13-1": (KEEPING, False, 3, 90),
     "W13-2": (KEEPING, False, 3, 90),
     "W13-old": (OURS_DURABLE[1:], False, 1, 900),
+    "W15-users": (("ours", *HELPED, *MODELS), False, 3, 120),
+    "W15-async": (("ours", *HELPED, *MODELS), False, 3, 90),
     "W16": (("ours", "executor", "ray"), False, 3, 90),
     "W17-redis": (("ours",), False, 3, 90),
     "W17-sqlite": (("ours",), False, 3, 90),
@@ -60,7 +64,7 @@ WORKS: dict[str, tuple[tuple[str, ...], bool, int, int]] = {
 }
 PACKAGES = (
     *("cjm-worker-ext", "pebble", "loky", "mpire", "anyio", "distributed", "ray", "celery", "redis", "numpy"),
-    *("sse-starlette", "starlette", "uvicorn", "uvloop", "httptools"),
+    *("sse-starlette", "starlette", "uvicorn", "uvloop", "httptools", "litserve"),
     *("huey", "saq", "procrastinate", "pgqueuer", "asyncpg", "psycopg"),
 )
 

@@ -50,6 +50,10 @@ def measure(work, peer_name, quick):
         from benchmarks import w17_channels
 
         return w17_channels.measure(work.removeprefix("W17-"), quick)
+    if work.startswith("W15-"):
+        from benchmarks import w15_users
+
+        return w15_users.measure(peer_name, work, quick)
     module, _, name = PEERS[peer_name].partition(":")
     peer = getattr(importlib.import_module(module), name)()
 
