@@ -217,7 +217,7 @@ def _spec_of(name: str, path: Any) -> ModuleSpec | None:
             continue
     return None
 
-# %% ../nbs/02_config.ipynb #8c72d381
+# %% ../nbs/02_config.ipynb #ffba4017
 @dataclass(frozen=True, kw_only=True)
 class WorkerConfig:
     "How many workers a manager has, and how it treats them; raises `ConfigError` that names every wrong field."
@@ -226,6 +226,7 @@ class WorkerConfig:
     max_workers: int = whole(1, least=1)  # Processes that run jobs at the same time
     standby_workers: int = whole(0)  # Processes without a plugin, started ahead; each takes over from a killed worker
     one_plugin_per_worker: bool = False  # True: a process that has run one plugin never gets another one
+    max_jobs_per_plugin: Mapping[str, int] = field(default_factory=dict[str, int])  # At a time, by plugin id
     max_concurrency: int | None = whole(
         None, least=1
     )  # Jobs of an async plugin at a time on a worker; None: as it says
@@ -294,6 +295,10 @@ class WorkerConfig:
         pairs = cast(Mapping[Any, Any], environment).items() if isinstance(environment, Mapping) else [(None, None)]
         if not all(isinstance(text, str) for pair in pairs for text in pair):
             problems.append(f"environment must map names to texts, got {environment!r}")
+        limits: Any = self.max_jobs_per_plugin
+        counts = cast(Mapping[Any, Any], limits).values() if isinstance(limits, Mapping) else [None]
+        if not all(type(count) is int and count > 0 for count in counts):
+            problems.append(f"max_jobs_per_plugin must map plugin ids to whole numbers >= 1, got {limits!r}")
         codecs: Any = self.codecs
         if not (
             isinstance(codecs, tuple) and all(isinstance(c, str) and ":" in c for c in cast(tuple[Any, ...], codecs))

@@ -358,7 +358,7 @@ def _end_soon(loop: asyncio.AbstractEventLoop, guard: AsyncGenerator[None]) -> N
     else:
         loop.call_soon_threadsafe(lambda: _step(guard.aclose()))
 
-# %% ../nbs/08_manager.ipynb #ea7dbf51
+# %% ../nbs/08_manager.ipynb #b2b19c90
 class BaseJobManager:
     """Runs jobs of plugins in worker processes.
 
@@ -582,7 +582,7 @@ class BaseJobManager:
                 return known.job
             raise DuplicateJob(f"job {known.job.id} has the key {key!r} and is {known.job.status}; wait for its end")
         scheduler, limit = engine.scheduler, self.worker_config.max_pending_jobs
-        ahead = scheduler.pending.count
+        ahead = scheduler.pending.count if scheduler.gates is None else scheduler.queued
         if limit is not None and ahead + scheduler.delayed + len(self._admissions.tasks) >= limit:
             raise QueueFull(f"{limit} jobs are pending, as many as max_pending_jobs allows; try again later")
         job = self.create_job(plugin_id, dict(params or {}))

@@ -414,3 +414,32 @@ def test_a_caller_that_is_cancelled_leaves_the_job_alone(tmp_path):
             assert await job == job.worker_pid
 
     run(scene())
+
+
+# ---------------------------------------------------------------- a limit for one plugin
+
+
+@BACKENDS
+def test_a_plugin_has_no_more_jobs_at_a_time_than_its_limit(backend, tmp_path):
+    async def scene():
+        config = {"max_workers": 3, "max_jobs_per_plugin": {"touch_and_wait": 1}, "cancel_grace_seconds": 0.05}
+        async with Order(backend=backend, **config) as manager:
+            paths = [
+                {"started": str(tmp_path / f"started {n}"), "go_on": str(tmp_path / f"go on {n}")} for n in range(4)
+            ]
+            jobs = [await manager.start_job("touch_and_wait", **params) for params in paths]
+            await until((tmp_path / "started 0").exists)
+            other = await manager.wait((await manager.start_job("echo", value="quick")).id, 30)
+            assert other.result == "quick", "what waits for its own plugin holds up no other"
+            assert [job.status for job in jobs] == ["running", "pending", "pending", "pending"]
+            assert [manager.get_queue_position(job.id) for job in jobs] == [None, 1, 2, 3]
+            await manager.cancel_job(jobs[1].id)
+            await manager.cancel_job(jobs[0].id)  # an end of whatever kind lets the next one go
+            await until((tmp_path / "started 2").exists)
+            assert not (tmp_path / "started 3").exists()
+            for n in (2, 3):
+                (tmp_path / f"go on {n}").touch()
+            assert [(await manager.wait(job.id, 30)).status for job in jobs[2:]] == ["completed"] * 2
+            assert (tmp_path / "started 3").exists() and not (tmp_path / "started 1").exists()
+
+    run(scene())

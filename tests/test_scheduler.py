@@ -18,6 +18,7 @@ from cjm_worker_ext.engine.scheduler import (
     Cause,
     ClearTimer,
     End,
+    GateState,
     Interrupt,
     Kill,
     Scheduler,
@@ -84,12 +85,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         hold_after=st.integers(0, 2),
         recycle=st.sampled_from([Recycle(), Recycle(max_jobs=2), Recycle(max_age_seconds=9.0, idle_seconds=5.0)]),
         slots=st.sampled_from([{}, {"p": 3}, {"p": 2, "q": 4}]),
+        limits=st.sampled_from([{}, {}, {"p": 1}, {"p": 2, "r": 1}]),
     )
-    def make(self, workers, standby, policy, attempts, load_timeout, alone, hold_after, recycle, slots):
+    def make(self, workers, standby, policy, attempts, load_timeout, alone, hold_after, recycle, slots, limits):
         self.config = WorkerConfig(
             max_workers=workers, standby_workers=standby, restart_policy=policy, max_restart_attempts=attempts,
             load_timeout_seconds=load_timeout, one_plugin_per_worker=alone, restart_backoff_seconds=1.0, restart_backoff_max_seconds=4.0,
             hold_after_crashes=hold_after, hold_seconds=60.0, priority_aging_seconds=10.0,
+            max_jobs_per_plugin=limits,
         )  # fmt: skip
         self.recycle = recycle
         self.slots = slots
@@ -168,9 +171,20 @@ class SchedulerMachine(RuleBasedStateMachine):
         queue = [n for n in self.in_order() if not alone or self.tasks[n].plugin == task.plugin]
         if joins:  # later ones may go before one that has no place
             queue = [n for n in queue if self.may_join(self.tasks[n], task)]
-        assert queue and queue[0] == task.number, f"not the next in the queue: {queue}, {action}"
+        is_next = queue and (
+            queue[0] == task.number
+            or (self.config.max_jobs_per_plugin and self.rank(queue[0]) == self.rank(task.number))
+        )
+        assert is_next, f"not the next in the queue: {queue}, {action}"
+        if (limit := self.config.max_jobs_per_plugin.get(task.plugin)) is not None and task.kind is TaskKind.EXECUTE:
+            assert len(self.running(task.plugin)) < limit, "more jobs of a plugin run than its limit allows"
         first = self.tasks[self.in_order()[0]]
         assert not joins or first is task or first.passed <= 2, "too many go first"
+
+    def running(self, plugin) -> list[int]:
+        "The jobs of a plugin that are on workers, and whose end was not told."
+        runs = [run for p in self.processes.values() for run in p.runs.values() if not run.abandoned]
+        return [run.task.number for run in runs if run.task.plugin == plugin and run.task.kind is TaskKind.EXECUTE]
 
     @staticmethod
     def may_join(task: Task, like: Task) -> bool:
@@ -230,12 +244,13 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     # what may happen
 
-    def in_order(self) -> list[int]:  # The numbers of the tasks that wait, as they are due
-        def key(number):
-            task = self.tasks[number]
-            return task.arrived_at - task.priority * 10.0, self.waiting.index(number)
+    def rank(self, number) -> float:
+        task = self.tasks[number]
+        return task.arrived_at - task.priority * 10.0
 
-        return sorted(self.waiting, key=key)
+    def in_order(self) -> list[int]:  # The numbers of the tasks that wait for a worker only, as they are due
+        numbers = [n for n in self.waiting if self.tasks[n].gate is not GateState.WAITING]
+        return sorted(numbers, key=lambda n: (self.rank(n), self.waiting.index(n)))
 
     def new_task(self, plugin, version=0, timeout=None, kind=TaskKind.EXECUTE, **options) -> Task:
         self.number += 1
@@ -492,10 +507,21 @@ class SchedulerMachine(RuleBasedStateMachine):
         for number, worker in scheduler.workers.all.items():
             assert worker.tasks.keys() == self.processes[number].runs.keys()
         assert scheduler.workers.busy == sum(bool(p.runs) for p in self.processes.values())
-        assert [task.number for task in scheduler.pending.all()] == self.in_order()
+        found = [task.number for task in scheduler.pending.all()]
+        if self.config.max_jobs_per_plugin:  # one that is admitted comes after its equals
+            assert [self.rank(n) for n in found] == [self.rank(n) for n in self.in_order()]
+            assert set(found) == set(self.in_order())
+        else:
+            assert found == self.in_order()
+        assert {task.number for task in scheduler.queue()} == set(self.waiting)
+        for plugin, limit in self.config.max_jobs_per_plugin.items():
+            mine = [n for n in found if self.tasks[n].plugin == plugin and self.tasks[n].kind is TaskKind.EXECUTE]
+            admitted = len(mine) + len(self.running(plugin))
+            assert scheduler.gates.admitted[plugin] == admitted <= limit
+            assert admitted == limit or not scheduler.gates.waiting[plugin].count, "one waits apart without a reason"
         assert scheduler.delayed == len(self.delayed)
         assert {key for kind, key in self.timers if kind == "due"} == self.delayed
-        assert scheduler.pending.count == len(self.waiting)
+        assert scheduler.queued == len(self.waiting)
         assert set(scheduler.tasks) == set(self.tasks) - set(self.ended)
         for number in scheduler.workers.idle.all:
             worker = scheduler.workers.all[number]
@@ -511,7 +537,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         for (plugin, version), group in scheduler.workers.open.by_plugin.items():
             for number, worker in group.items():
                 assert 0 < len(worker.tasks) < self.slots[plugin] and not self.processes[number].killed
-            fits = [n for n in self.waiting if self.may_join(self.tasks[n], Task(0, plugin, version))]
+            fits = [n for n in self.in_order() if self.may_join(self.tasks[n], Task(0, plugin, version))]
             if fits:
                 first = self.tasks[self.in_order()[0]]
                 waits = first.passed >= 2 and scheduler.workers.busy >= self.config.max_workers

@@ -161,7 +161,7 @@ class WorkerInfo(NamedTuple):
     job_ids: tuple[str, ...] = ()  # All jobs that it runs
     device: str | None = None  # The card that it was given, for example `GPU 0`; None: none
 
-# %% ../../nbs/07_engine/06_engine.ipynb #337c4c12
+# %% ../../nbs/07_engine/06_engine.ipynb #f0715e05
 class Engine:
     "Runs jobs; lives on the event loop that made it. Implements `backends.base.BackendHost`."
 
@@ -237,11 +237,11 @@ class Engine:
 
     def position(self, record: JobRecord) -> int | None:  # 1: it is next; None: it waits for no worker
         "Say how many jobs go to a worker before this one does, itself included."
-        return self.scheduler.pending.all().index(record.task) + 1 if record.task.ticket else None
+        return self.scheduler.queue().index(record.task) + 1 if record.task.ticket else None
 
     def queue(self) -> list[BaseJob]:
         "The jobs that wait for a worker, the next one first."
-        found = (self.tasks.get(task.number) for task in self.scheduler.pending.all())
+        found = (self.tasks.get(task.number) for task in self.scheduler.queue())
         return [record.job for record in found if isinstance(record, JobRecord)]
 
     def release(self, plugin_id: str) -> None:
