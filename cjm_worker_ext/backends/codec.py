@@ -340,7 +340,7 @@ class Encoder:
         complex: _complex, Buffer: _buffer, Attributes: _attributes,
     }  # fmt: skip
 
-# %% ../../nbs/05_backends/03_codec.ipynb #14582538
+# %% ../../nbs/05_backends/03_codec.ipynb #ae39a239
 _packers: list[Any] = []  # ready for use; one is taken out while it works, so that threads do not share it
 
 
@@ -394,7 +394,7 @@ def encode(
     it changes.
     """
     limit = 1 << 62 if max_bytes is None else max_bytes
-    outer = is_exactly(value, tuple) and len(value) <= 64
+    outer = type_of(value) is tuple and len(value) <= 64
     simple: Any = list(value) if outer else value
     try:
         if _is_simple(simple):
