@@ -31,22 +31,22 @@ class JobStatus(StrEnum):
     def is_final(self) -> bool:  # True for completed, failed and cancelled
         return self in (JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED)
 
-# %% ../nbs/01_jobs.ipynb #272843d8
+# %% ../nbs/01_jobs.ipynb #2b414244
 def utc_now(
     seconds: float = 0.0,  # Another moment, as `time.time()` returns it; 0: now
 ) -> str:  # For example `2026-01-31T12:00:00.000001+00:00`
     "Return the present moment as ISO 8601 text in UTC: sortable, and readable by `Date` in a browser."
     global _this_second
-    now = seconds or time.time()
-    second = int(now)
+    # Ten digits are seconds, six microseconds: cutting a text is twice as fast as calculating and formatting.
+    digits = f"{int(seconds * 1_000_000):016}" if seconds else str(time.time_ns())
     known, text = _this_second
-    if second != known:  # once a second, because making this text is as slow as sending a job
-        text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        _this_second = (second, text)
-    return f"{text}.{str(1_000_000 + int((now - second) * 1_000_000))[1:]}+00:00"  # twice as fast as `:06`
+    if digits[:10] != known:  # once a second, because making this text is as slow as sending a job
+        text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(int(digits[:10])))
+        _this_second = (digits[:10], text)
+    return f"{text}.{digits[10:16]}+00:00"
 
 
-_this_second = (0, "")
+_this_second = ("", "")
 
 
 def _no_items() -> dict[str, Any]:

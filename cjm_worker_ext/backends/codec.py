@@ -340,7 +340,7 @@ class Encoder:
         complex: _complex, Buffer: _buffer, Attributes: _attributes,
     }  # fmt: skip
 
-# %% ../../nbs/05_backends/03_codec.ipynb #14582538
+# %% ../../nbs/05_backends/03_codec.ipynb #ae39a239
 _packers: list[Any] = []  # ready for use; one is taken out while it works, so that threads do not share it
 
 
@@ -394,7 +394,7 @@ def encode(
     it changes.
     """
     limit = 1 << 62 if max_bytes is None else max_bytes
-    outer = is_exactly(value, tuple) and len(value) <= 64
+    outer = type_of(value) is tuple and len(value) <= 64
     simple: Any = list(value) if outer else value
     try:
         if _is_simple(simple):
@@ -470,7 +470,7 @@ def kinds_of(
         kinds.update(map(type, part))
     return kinds
 
-# %% ../../nbs/05_backends/03_codec.ipynb #c27e590f
+# %% ../../nbs/05_backends/03_codec.ipynb #81978af3
 SMALL_MESSAGE = 1 << 12  # Bytes up to which lists that announce too much cannot do harm
 MOST_EQUAL_HASHES = 100  # Keys of one dict or set that may share a hash; -1 and -2 do, and tuples of them
 
@@ -767,14 +767,15 @@ def decode(
     """
     try:
         size = len(data)
+        if size <= SMALL_MESSAGE:
+            message = bytes(data)
+            if message[:1] == PLAIN and not (b"\xff" in message and _timestamp_in(message)):  # the usual case
+                return unpackb(message[1:], ext_hook=_no_extension)
+            data = message
         if WHOLE < size <= QUICK_TEXT and data[0] == PLAIN[0] and data[1] in _ONE_TEXT:
             return unpackb(memoryview(data)[1:], ext_hook=_no_extension)
         if size <= WHOLE:
-            message = data if type(data) is bytes else bytes(data)
-            may_be_time = b"\xff" in message and _timestamp_in(message)
-            if size <= SMALL_MESSAGE and message[:1] == PLAIN and not may_be_time:  # the usual case
-                return unpackb(message[1:], ext_hook=_no_extension)
-            data = message
+            data = bytes(data)
         return Decoder(buffers, allowed, copy, most).decode(data)
     except Unfit as e:
         raise RefusedType(f"{what} was refused: {e.sentence(root)}") from e.__cause__

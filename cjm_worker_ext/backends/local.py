@@ -1222,7 +1222,7 @@ class PluginTargets:
             known = self._known[plugin.plugin_id] = (plugin.target, data)
         return known[1]
 
-# %% ../../nbs/05_backends/13_local.ipynb #4d980c4e
+# %% ../../nbs/05_backends/13_local.ipynb #d0b8dcde
 class LocalBackend:
     """The workers of one manager, as processes on this machine; implements `backends.base.Backend`.
 
@@ -1300,10 +1300,10 @@ class LocalBackend:
         "As `Backend.execute`."
         if self.desk is not None:
             self._give_card(self.desk, worker)
-        plugin = order.plugin
-        load = (self._targets.bytes_of(plugin), plugin.config) if order.load else None
-        content: Any = (order.job_id, plugin.plugin_id, load, order.params)
-        what = f"the parameters of job {order.job_id!r}"
+        task_number, job_id, plugin, loads, params = order
+        load = (self._targets.bytes_of(plugin), plugin.config) if loads else None
+        content: Any = (job_id, plugin.plugin_id, load, params)
+        what = f"the parameters of job {job_id!r}"
         try:
             data, buffers = dumps(content, what, by_value=True, most=self.AT_ONCE)
         except TakesLong:
@@ -1311,9 +1311,7 @@ class LocalBackend:
         number = next(self._numbers)
         pieces = encode(framing.EXECUTE, number, data, [(0, b.raw()) for b in buffers] if buffers else ())
         found = self.workers.get(worker)
-        return found is not None and found.order(
-            LocalOrder(order.task_number, number, plugin.plugin_id, True, order.load), pieces
-        )
+        return found is not None and found.order(LocalOrder(task_number, number, plugin.plugin_id, True, loads), pieces)
 
     def _execute_later(self, worker: int, order: JobOrder, content: Any, what: str) -> bool:
         "Pickle an order in a thread, and send it then."

@@ -22,7 +22,7 @@ else:
 # %% auto #0
 __all__ = ['dumps', 'loads']
 
-# %% ../../nbs/05_backends/10_order_pickles.ipynb #751dcf9a
+# %% ../../nbs/05_backends/10_order_pickles.ipynb #33fb6919
 def _persistent_id(pickler: object, obj: Any) -> Any:
     "Pickle's question about one object: large `bytes` are handed out as buffers."
     if type(obj) in (bytes, bytearray) and len(obj) >= LARGE:
@@ -62,8 +62,12 @@ def _survey(value: Any, depth: int = 3) -> int:  # 0: small and simple
     kind: object = type(value)  # pyright: ignore[reportUnknownVariableType]
     if kind is bytes or kind is bytearray:
         return LARGE_BYTES if len(value) >= LARGE else 0
-    if not depth or kind not in _CONTAINERS or len(value) > 64:
-        return UNKNOWN if kind not in _CONTAINERS or value else 0
+    if kind not in _CONTAINERS:
+        return UNKNOWN
+    if not value:
+        return 0
+    if not depth or len(value) > 64 or (kind is dict and not _SMALL.issuperset(map(type, value))):
+        return UNKNOWN
     found = 0
     items: Iterable[Any] = value.values() if kind is dict else value
     for item in items:  # a loop, and not `any`: this is done for every message
@@ -185,7 +189,7 @@ def _names_code(data: bytes) -> bool:
         return True
     return "cloudpickle" in sys.modules and any(module.encode() in data for module in _code_modules())
 
-# %% ../../nbs/05_backends/10_order_pickles.ipynb #789ca827
+# %% ../../nbs/05_backends/10_order_pickles.ipynb #22b34309
 def dumps(
     value: Any,  # What is to be sent
     what: str = "value",  # How an error calls it, for example `the parameters of job 'j1'`
@@ -200,21 +204,21 @@ def dumps(
     cloudpickle takes over where pickle ends: lambdas, local functions, and what a script defines in its `__main__`.
     """
     buffers: list[pickle.PickleBuffer] = []
+    kind: object = type(value)  # pyright: ignore[reportUnknownVariableType]
+    found = 0 if kind in _SMALL else _survey(value)
+    if not found:  # the usual case: plain data, which names no code and holds no buffer
+        return pickle.dumps(value, 5), buffers
 
     def keep(buffer: pickle.PickleBuffer) -> bool:
         return _keep_small(buffer, buffers)
 
-    if by_value and type(value) not in _SMALL and type(value) not in _CONTAINERS:  # a plugin
+    if by_value and kind not in _CONTAINERS:  # a plugin
         _register_unimportable(value)
     try:
         if not apart:
             return pickle.dumps(value, 5), buffers
-        found = 0 if type(value) in _SMALL else _survey(value)
         if not found & LARGE_BYTES:
-            if not found:  # the usual case
-                data = pickle.dumps(value, 5, buffer_callback=keep)
-            else:
-                data = _dumped(pickle.Pickler, value, keep, most)
+            data = _dumped(pickle.Pickler, value, keep, most)
             deep = len(data) >= 8 * LARGE and _survey(value, depth=8) & LARGE_BYTES
             if not (deep or (by_value and _names_code(data))):
                 return data, buffers

@@ -115,7 +115,7 @@ def is_readable(
     poll.register(fd, select.POLLIN)
     return bool(poll.poll(0))
 
-# %% ../../nbs/05_backends/12_worker_main.ipynb #72906444
+# %% ../../nbs/05_backends/12_worker_main.ipynb #c0070738
 class Channel:
     "The worker's end of the socket pair; frames in, frames out."
 
@@ -125,7 +125,7 @@ class Channel:
     ) -> None:
         self.fd, self.disowned = fd, False
         self.ended = False  # The app has closed its end
-        self._reader, self._buffer = FrameReader(), bytearray(1 << 16)
+        self._reader, self._buffer = FrameReader(), memoryview(bytearray(1 << 16))
         self._frames: Iterator[Frame] = iter(())
 
     def disown(self) -> None:
@@ -138,15 +138,15 @@ class Channel:
     ) -> Frame | None:  # None once the app has closed its end; with `once` also if no frame is whole
         "Wait for the next frame; its payload must be used before the next call."
         while (frame := next(self._frames, None)) is None:
-            room = self._reader.room()
-            count = os.readv(self.fd, [room if room is not None else self._buffer])
+            room = None if self._reader.whole is None else self._reader.room()
+            count = os.readv(self.fd, [self._buffer if room is None else room])
             if not count:
                 self.ended = True
                 return None
             if room is not None:
                 self._frames = self._reader.filled(count)
             else:
-                self._frames = self._reader.feed(memoryview(self._buffer)[:count])
+                self._frames = self._reader.feed(self._buffer[:count])
             if once:
                 return next(self._frames, None)
         return frame
@@ -188,7 +188,7 @@ class Channel:
                 while skipped < len(view):
                     skipped += os.write(self.fd, view[skipped:])
 
-# %% ../../nbs/05_backends/12_worker_main.ipynb #08243e54
+# %% ../../nbs/05_backends/12_worker_main.ipynb #ad2b2441
 class ValueWriter:
     "Turns what a plugin returns, yields or raises into bytes: by the codec, or as pickles if the app trusts its workers."
 
@@ -207,7 +207,8 @@ class ValueWriter:
     def result(self, value: Any, what: str) -> tuple[Bytes, Sequence[memoryview]]:
         "Encode a result; raises `NotSerializable`."
         if not self.trusted:
-            return encode_value(value, what=what, root="result", max_bytes=self.limit, codecs=self.codecs)
+            codecs = self.codecs if self.codec_targets else None
+            return encode_value(value, what=what, root="result", max_bytes=self.limit, codecs=codecs)
         data, buffers = order_pickles.dumps(value, what)
         views = [buffer.raw() for buffer in buffers]
         if (size := len(data) + sum(view.nbytes for view in views)) > self.limit:
@@ -353,7 +354,7 @@ def is_importing(
         frame = frame.f_back
     return False
 
-# %% ../../nbs/05_backends/12_worker_main.ipynb #7f91bd51
+# %% ../../nbs/05_backends/12_worker_main.ipynb #8930bfdd
 class Interrupter:
     "Raises `JobCancelled` in the plugin's code and nowhere else; used in the worker's main thread."
 
@@ -364,7 +365,7 @@ class Interrupter:
         self,
         channel: Channel,  # Where a `CANCEL` frame arrives
     ) -> None:
-        self._channel, self._ctx, self._task_number = channel, JobContext(), 0
+        self._channel, self._ctx, self.task_number = channel, JobContext(), 0
         self._cancel: Callable[[int], bool] | None = None
         self.armed = self._signalled = False
         self.put_aside: list[Frame] = []  # other frames that arrived during a job
@@ -381,7 +382,7 @@ class Interrupter:
         | None = None,  # Of a batch: ends one of its jobs, and says whether all have ended
     ) -> None:
         "A job begins; nothing is raised before `arm`."
-        self._task_number, self._ctx, self._cancel = task_number, ctx, cancel
+        self.task_number, self._ctx, self._cancel = task_number, ctx, cancel
 
     def drop(self, task_number: int) -> bool:  # Whether it was there
         "Forget an order that was put aside, because it is cancelled before it begins."
@@ -420,7 +421,7 @@ class Interrupter:
         for frame in self._channel.waiting():
             if frame.kind == CANCEL:
                 number, cancel = frame.task_number, self._cancel
-                is_over = number == self._task_number if cancel is None else cancel(number)
+                is_over = number == self.task_number if cancel is None else cancel(number)
                 self._ctx.cancelled = self._ctx.cancelled or is_over
             else:
                 self.put_aside.append(Frame(frame.kind, frame.task_number, bytes(frame.payload), frame.buffers))
@@ -542,7 +543,7 @@ def wait_for_ends(
         except OSError:  # it is gone
             continue
 
-# %% ../../nbs/05_backends/12_worker_main.ipynb #7d2b3e16
+# %% ../../nbs/05_backends/12_worker_main.ipynb #08a6cfd8
 class Worker:
     "Serves one app until a `STOP` arrives; plugins run in the main thread."
 
@@ -660,9 +661,10 @@ class Worker:
 
     def context(self, job_id: str, task_number: int) -> JobContext:
         "Make the context of a job."
-        ctx: JobContext = JobContext(
+        # none of the two holds the context: else each job would leave a cycle to the garbage collector
+        ctx = JobContext(
             job_id,
-            report=lambda fraction, message: self.report(ctx, fraction, message),
+            report=lambda fraction, message: self._report(task_number, fraction, message),
             retire=lambda reason: self._retire(task_number, reason),
         )
         if self.state is not None and self.state.beyond_repair:
@@ -797,6 +799,10 @@ class Worker:
         self.outbox.progress(fraction, message, task_numbers)
         self.interrupter.arm()  # a load that reports may end here, and nowhere else
         self.interrupter.armed = armed
+
+    def _report(self, task_number: int, fraction: float | None, message: str) -> None:
+        if task_number == self.interrupter.task_number:  # else a thread that an earlier job left behind
+            self.report(current_context(), fraction, message)
 
     def _retire(self, task_number: int, reason: str) -> None:
         armed = self.interrupter.armed and threading.current_thread() is threading.main_thread()

@@ -92,7 +92,7 @@ class Timers:
         del self._handles[kind, key]
         self._fire(kind, key)
 
-# %% ../../nbs/07_engine/06_engine.ipynb #4f79afef
+# %% ../../nbs/07_engine/06_engine.ipynb #3a6ae3cd
 class Inbox:
     "Carries out actions one after the other, in their order."
 
@@ -109,13 +109,13 @@ class Inbox:
         if self._busy:
             self._waiting.extend(actions)
             return
-        self._busy = True
+        self._busy, ways = True, self._ways
         try:
             for action in actions:
-                self._ways[type(action)](action)
+                ways[type(action)](action)
             while self._waiting:
                 action = self._waiting.popleft()
-                self._ways[type(action)](action)
+                ways[type(action)](action)
         finally:
             self._busy = False
 
@@ -161,7 +161,7 @@ class WorkerInfo(NamedTuple):
     job_ids: tuple[str, ...] = ()  # All jobs that it runs
     device: str | None = None  # The card that it was given, for example `GPU 0`; None: none
 
-# %% ../../nbs/07_engine/06_engine.ipynb #f0715e05
+# %% ../../nbs/07_engine/06_engine.ipynb #d21d8233
 class Engine:
     "Runs jobs; lives on the event loop that made it. Implements `backends.base.BackendHost`."
 
@@ -451,7 +451,8 @@ class Engine:
     def _again(self, action: Again) -> None:
         record, retry = self.tasks[action.task.number], action.task.retry
         assert isinstance(record, JobRecord) and retry is not None  # nobody asks for another attempt to load a plugin
-        self._stop_watching(action.task)
+        if self.stalls is not None:
+            self._stop_watching(self.stalls, action.task)
         self._free_place(action.worker, action.task.plugin)
         reason, error = self.endings.why_again(record, action.cause)
         logger.warning(
@@ -464,7 +465,8 @@ class Engine:
     def _end(self, action: End) -> None:
         task, cause = action.task, action.cause
         ended = self.tasks.pop(task.number)
-        self._stop_watching(task)
+        if self.stalls is not None:
+            self._stop_watching(self.stalls, task)
         if self.job_events.is_heard:
             self._free_place(task.worker or 0, task.plugin)
         if isinstance(ended, JobRecord):
@@ -474,11 +476,10 @@ class Engine:
         else:
             ended.end(self._why_not(task, cause))
 
-    def _stop_watching(self, task: Task) -> None:
+    def _stop_watching(self, stalls: StallWatch, task: Task) -> None:
         "A task is on no worker any more, so its silence means nothing."
-        if self.stalls is not None:
-            self.stalls.end(task.number)
-            self.timers.clear("stall", task.number)
+        stalls.end(task.number)
+        self.timers.clear("stall", task.number)
 
     def _free_place(self, worker_number: int, plugin: str) -> None:
         "A worker has a task no longer; nothing happens if it is gone, or runs others beside it."
@@ -589,6 +590,9 @@ class Engine:
         if isinstance(task, JobRecord):
             if kind is not Interrupted:
                 task.answer = task.answer or answer  # a chunk that cannot be read came before, and counts
+            if kind is Returned:  # the usual case
+                self.inbox.put(self.scheduler.answered(worker, task_number))
+                return
         else:
             task.end_with(answer)
             if task.task.kind is TaskKind.UNLOAD and kind is Returned:

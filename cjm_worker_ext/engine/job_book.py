@@ -21,7 +21,7 @@ from cjm_worker_ext.jobs import BaseJob, JobStatus, approximate_bytes, utc_now
 # %% auto #0
 __all__ = ['JobRecord', 'JobBook']
 
-# %% ../../nbs/07_engine/04_job_book.ipynb #ea5eaf7a
+# %% ../../nbs/07_engine/04_job_book.ipynb #1c7a67d0
 def _resolve(future: asyncio.Future[bool], result: bool) -> None:
     if not future.done():
         future.set_result(result)
@@ -146,11 +146,11 @@ class JobRecord:
         "Wake everybody who waits for the job, or reads its chunks."
         if self.chunks is not None:
             self.chunks.finish()
-        waiting, self._waiting = self._waiting, []
-        for future in waiting:
+        for future in self._waiting:
             _resolve(future, True)
+        self._waiting.clear()
 
-# %% ../../nbs/07_engine/04_job_book.ipynb #005ce9f6
+# %% ../../nbs/07_engine/04_job_book.ipynb #1580b1f8
 def _call_if_alive(method: WeakMethod[Callable[[], None]]) -> None:
     if (call := method()) is not None:
         call()
@@ -200,20 +200,22 @@ class JobBook:
 
     def retire(self, record: JobRecord) -> None:
         "A job has ended."
-        self.live.pop(record.job.id, None)
+        job = record.job
+        self.live.pop(job.id, None)
         if record.key is not None:
             self.by_key.pop(record.key, None)
-        self.finished[record.job.id] = record
+        self.finished[job.id] = record
         record.ended_at = monotonic()
         if self.max_seconds is not None:
             self._forget_later(self.max_seconds)
-        params = approximate_bytes(record.job.params)
-        record.size = params + approximate_bytes(record.job.result)
+        params = approximate_bytes(job.params)
+        size = params + approximate_bytes(job.result)
         if record.chunks is not None and record.chunks.kept:
-            record.size += record.chunks.bytes
-        self._bytes += record.size
+            size += record.chunks.bytes
+        record.size = size
+        self._bytes += size
         if params > 1000:
-            self._with_params[record.job.id] = record
+            self._with_params[job.id] = record
         while len(self.finished) > self.max_finished:
             self._forget_oldest()
         if self._bytes > self.max_bytes:
@@ -230,7 +232,10 @@ class JobBook:
             self._forget_oldest()
 
     def _forget_oldest(self) -> None:
-        self.forget(next(iter(self.finished.values())))
+        job_id, record = self.finished.popitem(last=False)
+        self._bytes -= record.size
+        if self._with_params:
+            self._with_params.pop(job_id, None)
 
     def _forget_later(self, seconds: float) -> None:
         "Let a timer forget what becomes too old: nobody may call while the app is idle."

@@ -103,7 +103,7 @@ class Cause(StrEnum):
 
 Action = Start | Send | Interrupt | Kill | Stop | SetTimer | ClearTimer | Again | End
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #35a75204
+# %% ../../nbs/07_engine/01_scheduler.ipynb #53ab37cd
 class TaskKind(StrEnum):
     "What a task asks of a worker."
 
@@ -124,7 +124,7 @@ class Task:
     "Something that keeps a worker busy for a while."
 
     __slots__ = (
-        "number", "kind", "plugin", "version", "timeout", "priority", "arrived_at", "delay", "retry",
+        "number", "kind", "is_job", "plugin", "version", "timeout", "priority", "arrived_at", "delay", "retry",
         "worker", "ticket", "waits", "ended", "ending", "attempts", "alone", "passed", "gate",
     )  # fmt: skip
 
@@ -143,6 +143,7 @@ class Task:
     ) -> None:
         self.number, self.kind, self.plugin, self.version, self.timeout = number, kind, plugin, version, timeout
         self.priority, self.arrived_at, self.delay, self.retry = priority, arrived_at, delay, retry
+        self.is_job = kind is TaskKind.EXECUTE  # Asked several times for each job, and an enum is slow to ask
         self.worker: int | None = None  # The worker that has it
         self.ticket = 0  # Its place among those that wait for any worker; 0: it is not there
         self.waits = False  # For its time
@@ -153,7 +154,7 @@ class Task:
         self.passed = 0  # How many later ones have found a place before it
         self.gate = GateState.OUTSIDE  # Where it stands if its plugin has a limit of its own
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #1965d8ab
+# %% ../../nbs/07_engine/01_scheduler.ipynb #79d48b38
 class PendingTasks:
     """The tasks that wait for any worker: the highest priority first, and in the order of arrival among equals.
 
@@ -188,7 +189,7 @@ class PendingTasks:
             if len(lane) > 2 * self.count + 100:  # tasks that went to idle workers are still in it
                 lane[:] = [entry for entry in lane if entry[2].ticket == entry[1]]
                 heapify(lane)
-            if task.kind is TaskKind.EXECUTE and not task.alone:
+            if task.is_job and not task.alone:
                 heappush(lane, entry)
 
     def keep_lane(
@@ -199,7 +200,7 @@ class PendingTasks:
         if key not in self._lanes:
             found = (task for task in self.all() if (task.plugin, task.version) == key)
             entries = [(task.arrived_at - task.priority * self._aging, task.ticket, task) for task in found]
-            self._lanes[key] = [entry for entry in entries if entry[2].kind is TaskKind.EXECUTE and not entry[2].alone]
+            self._lanes[key] = [entry for entry in entries if entry[2].is_job and not entry[2].alone]
 
     def first_of(
         self,
@@ -297,7 +298,7 @@ class PluginGates:
         "The tasks that wait, in their order within each plugin."
         return [task for waiting in self.waiting.values() for task in waiting.all()]
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #1cfa29fc
+# %% ../../nbs/07_engine/01_scheduler.ipynb #9cfe4581
 class WorkerPhase(StrEnum):
     "Where a worker stands."
 
@@ -429,7 +430,7 @@ class OpenWorkers:
 
     def choose(self, task: Task) -> WorkerState | None:  # None: no worker has room for it
         "Choose the one that has had room for the longest time, so that they take turns."
-        if task.alone or task.kind is not TaskKind.EXECUTE:
+        if task.alone or not task.is_job:
             return None
         group = self.by_plugin.get((task.plugin, task.version))
         return next(iter(group.values())) if group else None
@@ -492,7 +493,7 @@ class WorkerTable:
         "The workers that have a plugin loaded, or are about to load it."
         return [w for w in self.all.values() if plugin in w.loaded or w.plugin == plugin]
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #469a3e1e
+# %% ../../nbs/07_engine/01_scheduler.ipynb #89826df7
 class Scheduler:
     "Decides: every method returns the actions that follow, in the order in which they are to be done."
 
@@ -533,16 +534,12 @@ class Scheduler:
             self.pending.append(task)
             return self._go_on()
         workers, idle = self.workers, self.workers.idle
-        if (
-            not self.pending.count
-            and idle.all
-            and not workers.open.by_plugin
-            and workers.busy < self.config.max_workers
-        ):
-            actions = self._give(idle.choose(task.plugin), task)  # the usual case
-            return actions if len(workers.all) >= self._enough else actions + self._start_missing()
-        if not self.pending.count and not idle.all and (worker := workers.open.choose(task)) is not None:
-            return self._give(worker, task)
+        if not self.pending.count:
+            if idle.all and not workers.open.by_plugin and workers.busy < self.config.max_workers:
+                actions = self._give(idle.choose(task.plugin), task)  # the usual case
+                return actions if len(workers.all) >= self._enough else actions + self._start_missing()
+            if not idle.all and (worker := workers.open.choose(task)) is not None:
+                return self._give(worker, task)
         self.pending.append(task)
         return self._go_on()
 
@@ -671,7 +668,7 @@ class Scheduler:
     @staticmethod
     def _slots(worker: WorkerState, task: Task) -> int:
         "How many tasks a worker can have while it has this one."
-        return 1 if task.alone or task.kind is not TaskKind.EXECUTE else worker.slots_of.get(task.plugin, 1)
+        return 1 if task.alone or not task.is_job else worker.slots_of.get(task.plugin, 1)
 
     def answered(
         self,
@@ -686,7 +683,7 @@ class Scheduler:
         task = worker.tasks.get(task_number) if worker else None
         if worker is None or task is None:
             return []
-        if task.kind is TaskKind.UNLOAD or (task.kind is TaskKind.LOAD and (failed or cancelled)):
+        if not task.is_job and (task.kind is TaskKind.UNLOAD or failed or cancelled):
             worker.loaded.pop(task.plugin, None)
         cause = Cause.CANCELLED if cancelled else Cause.ANSWERED
         if task.ending is not None and (cancelled or failed):  # it was interrupted, and that is why
@@ -726,7 +723,7 @@ class Scheduler:
         self.workers.leave(worker)
         actions: list[Action] = []
         for task in [task for task in worker.tasks.values() if task.number in undelivered]:
-            if task.kind is TaskKind.EXECUTE and not task.ending:
+            if task.is_job and not task.ending:
                 self.workers.take_back(worker, task)
                 task.worker = None
                 task.attempts -= 1
@@ -881,15 +878,14 @@ class Scheduler:
 
     def _go_on(self) -> list[Action]:
         "Give out what waits, start what is missing, and give up what nobody can do."
-        actions: list[Action] = []
-        if not self.pending.count and not self.closing and len(self.workers.all) >= self._enough:
-            return actions  # the usual case of a busy app
-        if self.pending.count:
-            actions += self._give_out()
+        actions: list[Action] = self._give_out() if self.pending.count else []
         if self.closing and not self.pending.count:
             return actions + self._stop_all()
+        workers = self.workers.all
+        if workers and len(workers) >= self._enough:  # nobody is missing: the usual case of a busy app
+            return actions
         actions += self._start_missing()
-        nobody_comes = not self.restarts.capacity or (self.restarts.gave_up and not self.workers.all)
+        nobody_comes = not self.restarts.capacity or (self.restarts.gave_up and not workers)
         if self.pending.count and nobody_comes:
             self.restarts.allow_one_more()
             while self.pending.count:  # the end of one may admit another
@@ -973,16 +969,17 @@ class Scheduler:
         return actions
 
     def _give(self, worker: WorkerState, task: Task) -> list[Action]:
-        load = task.kind is TaskKind.EXECUTE and worker.loaded.get(task.plugin) != task.version
+        load = task.is_job and worker.loaded.get(task.plugin) != task.version
         self.workers.give(worker, task, 1 if load or not worker.slots_of else self._slots(worker, task))
         if load:
             worker.loaded.pop(task.plugin, None)
         self.restarts.in_a_row = 0
         task.attempts += 1
         actions: list[Action] = [Send(worker.number, task, load)]
-        limit = self.config.load_timeout_seconds if load or task.kind is TaskKind.LOAD else task.timeout
-        if task.kind is TaskKind.UNLOAD:
-            limit = self.config.unload_timeout_seconds
+        limit = task.timeout
+        if load or not task.is_job:
+            unloads = task.kind is TaskKind.UNLOAD
+            limit = self.config.unload_timeout_seconds if unloads else self.config.load_timeout_seconds
         if limit is not None and worker.batch is None:  # else its time counts from when its batch begins
             actions.append(SetTimer("timeout", task.number, limit))
         if self.recycle.idle_seconds is not None:
@@ -1056,7 +1053,7 @@ class Scheduler:
     def _clear_timers(self, task: Task) -> list[Action]:
         "Forget the timers that may run for a task."
         actions: list[Action] = []
-        if task.timeout is not None or self.config.load_timeout_seconds is not None or task.kind is TaskKind.UNLOAD:
+        if not task.is_job or task.timeout is not None or self.config.load_timeout_seconds is not None:
             actions.append(ClearTimer("timeout", task.number))
         if task.ending is not None:
             actions.append(ClearTimer("grace", task.number))
@@ -1088,18 +1085,16 @@ class Scheduler:
         self.delayed -= 1
 
     def _end(self, task: Task, cause: Cause) -> list[Action]:
-        actions: list[Action] = []
-        if task.waits:
-            self._leave_delayed(task)
-            actions.append(ClearTimer("due", task.number))
+        task.ended = True
+        self.tasks.pop(task.number, None)
         if task.ticket:
             self._queue_of(task).drop(task)
         if self.gates is not None:
             self._leave_gate(task)
-        task.ended = True
-        self.tasks.pop(task.number, None)
-        actions.append(End(task, cause))
-        return actions
+        if not task.waits:  # the usual case
+            return [End(task, cause)]
+        self._leave_delayed(task)
+        return [ClearTimer("due", task.number), End(task, cause)]
 
 
 # How a `Retry` names these
