@@ -282,11 +282,11 @@ def relink(text: str, page: str, known: dict[str, Path], targets: set[str]) -> s
         return f"({posixpath.relpath(name + known[name].suffix, folder or '.')}{fragment})"
 
     def outside(match: re.Match) -> str:
-        "A file that is no page of the site, a test for example, is shown by the repository's host."
+        "A file that is no page of the site, a test for example, or a folder is shown by the repository's host."
         file = posixpath.normpath(posixpath.join("nbs", folder, match[1]))
-        return f"({hosted}/{file})" if not file.startswith("nbs/") and (root / file).is_file() else match[0]
+        return f"({hosted}/{file})" if not file.startswith("nbs/") and (root / file).exists() else match[0]
 
-    text = re.sub(r"\((\.\./[^()\s#]+\.(?:py|toml|ini))\)", outside, text)
+    text = re.sub(r"\((\.\./[^()\s#]+(?:\.py|\.toml|\.ini|/))\)", outside, text)
     text = re.sub(r"\(https://[\w.-]+\.github\.io/[\w-]+/([\w/]+)\.html(#[\w.]+)?\)", published, text)
     return re.sub(r"\((?!\w+:|#)([^()\s]+\.(?:ipynb|md|html))(#[\w.-]+)?\)", local, text)
 

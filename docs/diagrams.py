@@ -161,11 +161,11 @@ def processes():
             "worker 1",
             "a process group of its own",
             "plugin loaded and kept",
-            "one job at a time",
+            "one job, or several",
             kind="good",
         ),
         box(
-            570, 200, 170, 110, "worker 2", "killed by SIGSEGV", "costs the job it ran,", "and is replaced", kind="bad"
+            570, 200, 170, 110, "worker 2", "killed by SIGSEGV", "costs what ran there,", "and is replaced", kind="bad"
         ),
         arrow((450, 270), (510, 270), (510, 115), (570, 115), label="socket pair", at=(518, 190), anchor="start"),
         arrow((450, 285), (570, 285)),
@@ -176,7 +176,7 @@ def processes():
 
 def life_of_a_job():
     return picture(
-        *(760, 330, "pending, running, and then one of completed, failed, cancelled"),
+        *(760, 330, "pending, running, perhaps pending again, and then one of completed, failed, cancelled"),
         box(30, 130, 130, 60, "pending", "job:queued"),
         box(290, 130, 150, 60, "running", "job:started"),
         box(605, 40, 140, 60, "completed", "job:completed", kind="good"),
@@ -186,9 +186,11 @@ def life_of_a_job():
         arrow((440, 145), (460, 145), (460, 70), (605, 70), label="result", at=(532, 62)),
         arrow((440, 160), (605, 160), label="error, timeout, crash", at=(532, 152)),
         arrow((440, 175), (460, 175), (460, 243), (605, 243), label="cancel", at=(532, 235)),
-        arrow((95, 190), (95, 262), (605, 262), label="cancel while pending", at=(225, 254)),
+        arrow((95, 190), (95, 262), (605, 262), label="cancel while pending", at=(246, 280)),
         '<path d="M330 130 C330 85 400 85 400 126" class="arrow" marker-end="url(#tip)"/>',
         text(365, 84, "job:progress, job:chunk", "small"),
+        arrow((365, 190), (365, 216), (128, 216), (128, 190), label="tried again (job:retrying),", at=(246, 208)),
+        text(246, 234, "or its worker ended before it began", "small"),
         text(675, 312, "final, published once", "small"),
     )
 

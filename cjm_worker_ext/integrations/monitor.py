@@ -202,7 +202,7 @@ class MonitorState:
             raise UnknownJob(f"job {fields.get('job_id')!r}: this page has no manager {fields.get('worker_type')!r}")
         return manager, manager.get_job(fields.get("job_id", ""))
 
-# %% ../../nbs/11_integrations/13_monitor.ipynb #2d3ad3ff
+# %% ../../nbs/11_integrations/13_monitor.ipynb #ddf62c66
 class JobMonitor:
     "The ASGI app of a monitor page; `job_monitor` makes it."
 
@@ -289,10 +289,8 @@ class JobMonitor:
             raise HTTPException(403, f"job {job.id}: you may not {action} it")
         if action == "cancel":
             await manager.cancel_job(job.id)
-        elif not job.status.is_final:
-            raise HTTPException(409, f"job {job.id} has not ended; cancel it first")
         else:
-            await manager.submit_job(job.plugin_id, job.params, metadata={**job.metadata, "retry_of": job.id})
+            await manager.retry_job(job)
         if "application/json" in request.headers.get("accept", ""):
             return Response(status_code=204)
         return RedirectResponse("./", 303)
