@@ -95,7 +95,7 @@ def is_loopback(
     address = ip_address(name)
     return address.is_loopback if address else name == "localhost" or name.endswith(".localhost")
 
-# %% ../../nbs/11_integrations/12b_monitor_access.ipynb #dff684f2
+# %% ../../nbs/11_integrations/12b_monitor_access.ipynb #dfa38468
 FORWARDED = re.compile(r"forwarded|via|x-forwarded-.+|x-real-ip|x-client-ip|true-client-ip|cf-connecting-ip")
 
 
@@ -104,8 +104,9 @@ def is_from_here(
 ) -> bool:
     "True if a request comes from this machine, and no proxy says that it has passed it on."
     peer = ip_address(request.client.host) if request.client else None  # no address: a Unix socket, behind a proxy
-    names = cast("list[str]", request.headers.keys())
-    return peer is not None and peer.is_loopback and not any(FORWARDED.fullmatch(name) for name in names)
+    return (
+        peer is not None and peer.is_loopback and not any(FORWARDED.fullmatch(name) for name in request.headers.keys())
+    )
 
 # %% ../../nbs/11_integrations/12b_monitor_access.ipynb #6e6a34f6
 class Access:
