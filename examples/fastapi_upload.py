@@ -44,10 +44,13 @@ app.add_route("/events", events.endpoint)
 
 @app.post("/files")
 async def upload(file: UploadFile):
-    with tempfile.NamedTemporaryFile(delete=False) as copy:
+    with contextlib.ExitStack() as undo, tempfile.NamedTemporaryFile(delete=False) as copy:
+        undo.callback(os.unlink, copy.name)
         await asyncio.to_thread(shutil.copyfileobj, file.file, copy)
-    since = events.position  # the page asks for what happens after it: the job may end before the page listens
-    job = await manager.submit_job("count", path=copy.name, timeout=600, metadata={"name": file.filename})
+        copy.flush()
+        since = events.position  # the page asks for what happens after it: the job may end before the page listens
+        job = await manager.submit_job("count", path=copy.name, timeout=600, metadata={"name": file.filename})
+        undo.pop_all()  # from here on the copy belongs to the job
     return {"job": job.id, "since": since}
 
 
@@ -64,8 +67,7 @@ form.onsubmit = event => {
   const request = new XMLHttpRequest();  // fetch does not tell how much of an upload is done
   request.upload.onprogress = e => show(e.loaded / e.total, "uploading");
   request.onload = () => request.status == 200 ? watch(JSON.parse(request.response)) : show(0, request.response);
-  request.open("POST", "files");
-  request.send(new FormData(form));
+  request.open("POST", "files"); request.send(new FormData(form));
 };
 function watch({job, since}) {
   const source = new EventSource("events?" + new URLSearchParams({job, last_event_id: since}));

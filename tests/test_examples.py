@@ -97,6 +97,17 @@ def test_every_example_is_short():
         assert len(example.read_text(encoding="utf-8").splitlines()) < 80, example
 
 
+def test_the_page_on_uploads_shows_the_example_as_it_is():
+    page = EXAMPLES.parent / "nbs" / "howto" / "upload_fastapi.ipynb"
+    cells = json.loads(page.read_text(encoding="utf-8"))["cells"]
+    sources = ["".join(cell["source"]) for cell in cells]
+    end = next(n for n, source in enumerate(sources) if source.startswith("## A button"))  # the page goes on from here
+    shown = [source for cell, source in zip(cells[:end], sources, strict=False) if cell["cell_type"] == "code"]
+    example = (EXAMPLES / "fastapi_upload.py").read_text(encoding="utf-8")
+    assert [source for source in shown if source not in example] == []
+    assert sum(len(source) for source in shown) > 0.9 * len(example)
+
+
 def test_many_files(tmp_path):
     for n in range(199):
         (tmp_path / f"{n:03}.txt").write_text("to be or not to be\n" * n)
