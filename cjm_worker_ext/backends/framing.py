@@ -17,9 +17,9 @@ Bytes = bytes | bytearray | memoryview
 # %% auto #0
 __all__ = ['HELLO', 'LOAD', 'EXECUTE', 'UNLOAD', 'CANCEL', 'STOP', 'RELEASE', 'PAUSE', 'DEVICE', 'READY', 'LOADED', 'CHUNKS',
            'PROGRESS', 'RESULT', 'FAILED', 'CANCELLED', 'DONE', 'RETIRE', 'BEGUN', 'HEADER', 'LOADED_DATA', 'PLACE',
-           'FROM_HEAP', 'LARGE', 'MOST_BUFFERS', 'encode', 'Frame', 'memory_for', 'FrameReader']
+           'FROM_HEAP', 'APART', 'LARGE', 'MOST_BUFFERS', 'encode', 'Frame', 'memory_for', 'FrameReader']
 
-# %% ../../nbs/05_backends/01_framing.ipynb #e34fc3c3
+# %% ../../nbs/05_backends/01_framing.ipynb #d4c471d7
 # manager to worker
 HELLO, LOAD, EXECUTE, UNLOAD, CANCEL, STOP, RELEASE, PAUSE, DEVICE = range(1, 10)
 # worker to manager
@@ -31,10 +31,11 @@ LOADED_DATA = struct.Struct(
 )  # of a plugin: whether it yields chunks, jobs that it takes at a time, whether in batches
 PLACE = struct.Struct("<QQ")  # bytes of one buffer; 0 if it follows inline, else its offset in shared memory plus one
 FROM_HEAP = 1 << 25  # Bytes up to which a frame is read into memory of the heap
+APART = 1 << 16  # Bytes from which a payload is a piece of its own: to copy it would cost more than a second piece
 LARGE = 1 << 20  # Bytes from which a buffer goes through shared memory, where the system has it
 MOST_BUFFERS = 500  # Of one message; the system takes 1,024 pieces at once (IOV_MAX)
 
-# %% ../../nbs/05_backends/01_framing.ipynb #45a04721
+# %% ../../nbs/05_backends/01_framing.ipynb #b38a80b9
 def encode(
     kind: int,  # One of the kinds above
     task_number: int,  # Number of the task that this belongs to; 0 if none
@@ -45,7 +46,8 @@ def encode(
 ) -> list[Bytes]:  # Pieces to write one after the other
     "Make the pieces of a frame; large ones are not copied."
     if not buffers:
-        return [HEADER.pack(len(payload), task_number, 0, kind) + payload]
+        header = HEADER.pack(len(payload), task_number, 0, kind)
+        return [header + payload] if len(payload) < APART else [header, payload]
     head = [HEADER.pack(len(payload), task_number, len(buffers), kind)]
     head += [PLACE.pack(b if isinstance(b, int) else b.nbytes, place) for place, b in buffers]
     return [b"".join(head), payload, *(b for _, b in buffers if not isinstance(b, int))]
