@@ -211,3 +211,44 @@ def runs_a_loop_of_its_own(x: int) -> int:
         return 2 * x
 
     return asyncio.run(double())
+
+
+def read_slowly(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
+
+
+class SlowToRead:
+    "A parameter that takes its time to arrive."
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+
+    def __reduce__(self):
+        return read_slowly, (self.seconds,)
+
+
+class Ghost:
+    "A result of which not even the class can be asked for, as a proxy outside of its context."
+
+    @property
+    def __class__(self):
+        raise RuntimeError("nobody is here")
+
+
+class Liar(list):
+    "A list that yields less than it says."
+
+    def __iter__(self):
+        return iter(())
+
+
+class Odd:
+    "Batches with odd results."
+
+    max_batch_size = 4
+    batch_wait_seconds = 0.2
+
+    def execute_batch(self, batch):
+        results = [Ghost() if params.get("ghost") else params.get("x") for params in batch]
+        return Liar(results) if any(params.get("liar") for params in batch) else results

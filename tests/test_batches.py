@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from company_plugins import Configs
+from company_plugins import Configs, SlowToRead
 from harness import run, until
 
 from cjm_worker_ext import BaseJobManager, WorkerConfig
@@ -283,5 +283,55 @@ def test_draining_ends_what_was_sent():
         jobs = await submit(manager, *({"x": x} for x in range(20)))
         await manager.shutdown(drain=True)
         assert [job.status for job in jobs] == ["completed"] * 20
+
+    run(scene())
+
+
+def test_time_in_front_of_a_batch_is_not_the_time_of_a_job(tmp_path):
+    "A batch that gathers takes what fits; the job that is left over waits for its end."
+
+    async def scene():
+        log, go_on = tmp_path / "log", tmp_path / "go on"
+        async with make(config={"log": str(log)}) as manager:
+            await loaded(manager)
+            first = await submit(manager, *({"x": x, "until": str(go_on)} for x in range(4)))
+            (short,) = await submit(manager, {"x": 4}, timeout=0.3)
+            await until(lambda: len(batches(log)) == 2)
+            assert short.status == "running", "it is at the worker already"
+            with pytest.raises(TimeoutError):
+                await manager.wait(short.id, 0.6)
+            go_on.touch()
+            assert [job.status for job in await ends(manager, [*first, short])] == ["completed"] * 5
+
+    run(scene())
+
+
+def test_a_worker_that_never_comes_to_the_next_batch_does_not_hold_it_for_ever(tmp_path):
+    async def scene():
+        log, go_on = tmp_path / "log", tmp_path / "go on"
+        async with make(config={"log": str(log)}, cancel_grace_seconds=0.05) as manager:
+            await loaded(manager)
+            first = await submit(manager, {"x": 1, "until": str(go_on)})
+            await until(lambda: len(batches(log)) == 2)
+            (slow,) = await submit(manager, {"x": SlowToRead(600)}, timeout=0.3)
+            (other,) = await submit(manager, {"x": 2})
+            go_on.touch()
+            assert [job.status for job in await ends(manager, first)] == ["completed"]
+            assert (await manager.wait(slow.id, 30)).error_type == "JobTimeout"
+            assert (await manager.wait(other.id, 30)).status == "completed", "it goes to another worker"
+
+    run(scene())
+
+
+def test_an_odd_result_fails_its_own_job_and_leaves_none_without_an_answer():
+    async def scene():
+        async with make("company_plugins:Odd") as manager:
+            await loaded(manager)
+            jobs = await ends(manager, await submit(manager, {"x": 1}, {"ghost": True}, {"x": 3}))
+            assert [job.status for job in jobs] == ["completed", "failed", "completed"]
+            assert jobs[1].error == "nobody is here"
+            jobs = await ends(manager, await submit(manager, {"x": 1}, {"liar": True}))
+            assert all("a list of 2 results, one for each job; got 0" in job.error for job in jobs)
+            await loaded(manager)
 
     run(scene())

@@ -6,6 +6,7 @@ import logging
 
 import pytest
 from backend_scenes import Events
+from company_plugins import Configs
 from harness import run, until
 from relay import RelayBackend
 
@@ -200,3 +201,23 @@ def test_without_the_setting_nothing_is_watched():
     run(scene())
     with pytest.raises(ConfigError, match="stall_seconds"):
         WorkerConfig(stall_seconds=-1)
+
+
+def test_a_job_that_waits_for_its_batch_is_not_stalled(tmp_path):
+    async def scene():
+        log, go_on = tmp_path / "log", tmp_path / "go on"
+        plugins, config = {"model": "company_plugins:Model"}, WorkerConfig(stall_seconds=0.2)
+        registry = Configs("model", {"log": str(log)})
+        async with BaseJobManager("stalls", plugins=plugins, worker_config=config, plugin_registry=registry) as manager:
+            await manager.run("model", x=0)
+            runs = [await manager.submit_job("model", {"x": x, "until": str(go_on)}) for x in range(4)]
+            await until(lambda: len(log.read_text().splitlines()) == 2)
+            waits = [await manager.submit_job("model", {"x": x}) for x in range(4, 8)]
+            await until(lambda: all(job.stalled_stack for job in runs), what="the stall of those whose batch runs")
+            with pytest.raises(TimeoutError):
+                await manager.wait(waits[0].id, 0.7)
+            assert not any(job.stalled_stack for job in waits)
+            go_on.touch()
+            await manager.wait(waits[-1].id, 30)
+
+    run(scene())

@@ -96,6 +96,24 @@ def test_idle_workers_killed_one_by_one_fail_no_job():
     run(scene())
 
 
+@pytest.mark.parametrize("pause", [0.0, 0.05])
+@pytest.mark.parametrize("plugin", ["plugins_for_tests:echo", "company_plugins:Counted", "company_plugins:Odd"])
+def test_a_job_that_a_dead_worker_gets_goes_to_another(plugin, pause):
+    "The app sends it before it can know: at once after the kill, or while its loop stands still."
+
+    async def scene():
+        params = {"echo": {"value": 7}, "Counted": {"seconds": 0.0}, "Odd": {"x": 7}}[plugin.rpartition(":")[2]]
+        async with BaseJobManager("ends", plugins={"plugin": plugin}) as manager:
+            for _ in range(6):
+                assert (await manager.wait((await manager.start_job("plugin", **params)).id, 30)).status == "completed"
+                os.kill(manager.workers()[0].pid, signal.SIGKILL)
+                time.sleep(pause)  # noqa: ASYNC251  - the very point
+                job = await manager.wait((await manager.start_job("plugin", **params)).id, 30)
+                assert (job.status, job.attempts) == ("completed", 1), job.error
+
+    run(scene())
+
+
 def test_an_exit_code_that_nobody_knows_is_said_to_be_unknown():
     code = """
         import asyncio, os, signal, sys

@@ -59,7 +59,7 @@ if TYPE_CHECKING:  # a worker starts faster without `typing`
 # %% auto #0
 __all__ = ['Batch', 'Batches']
 
-# %% ../../nbs/05_backends/11f_worker_batch.ipynb #8d80d5f2
+# %% ../../nbs/05_backends/11f_worker_batch.ipynb #65662f7a
 class Batch:
     "The jobs of one call, and what their plugin may say meanwhile."
 
@@ -129,15 +129,15 @@ class Batch:
         for (number, (job_id, _)), value in zip(self.orders.items(), results, strict=True):
             if number not in self.running:
                 continue
-            if isinstance(value, JobCancelled) and self.ctx.cancelled:
-                answers += encode(CANCELLED, number)
-            elif isinstance(value, BaseException):
-                answers += failed(number, value, skip_frames)
-            else:
-                try:
+            try:
+                if isinstance(value, JobCancelled) and self.ctx.cancelled:
+                    answers += encode(CANCELLED, number)
+                elif isinstance(value, BaseException):
+                    answers += failed(number, value, skip_frames)
+                else:
                     answers += result(number, job_id, value)
-                except BaseException as e:  # noqa: BLE001  - the plugin boundary: its result may raise anything
-                    answers += failed(number, e, skip_frames=1)
+            except BaseException as e:  # noqa: BLE001  - the plugin boundary: a result may raise anything, also its `__class__`
+                answers += failed(number, e, skip_frames=1)
         self.running.clear()  # what a thread says later belongs to no job
         return answers
 

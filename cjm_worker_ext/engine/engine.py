@@ -161,7 +161,7 @@ class WorkerInfo(NamedTuple):
     job_ids: tuple[str, ...] = ()  # All jobs that it runs
     device: str | None = None  # The card that it was given, for example `GPU 0`; None: none
 
-# %% ../../nbs/07_engine/06_engine.ipynb #d21d8233
+# %% ../../nbs/07_engine/06_engine.ipynb #44e90ccc
 class Engine:
     "Runs jobs; lives on the event loop that made it. Implements `backends.base.BackendHost`."
 
@@ -502,9 +502,15 @@ class Engine:
 
     def _look_at_silence(self, task_number: int) -> None:
         record, stalls = self.tasks.get(task_number), self.stalls
-        if isinstance(record, JobRecord) and record.task.worker is not None and record.task.ending is None:
-            if stalls is not None and stalls.is_stalled(task_number):
-                self.backend.dump_stacks(record.task.worker)
+        if stalls is None or not isinstance(record, JobRecord) or record.task.ending is not None:
+            return
+        worker = self.scheduler.workers.all.get(record.task.worker or 0)
+        if worker is None:
+            return
+        if worker.batch and task_number not in worker.batch:  # it waits for the batch that runs
+            stalls.sign(task_number)
+        if stalls.is_stalled(task_number):
+            self.backend.dump_stacks(worker.number)
 
     def _end_job(self, record: JobRecord, cause: Cause) -> None:
         self.endings.end(record, cause)

@@ -154,7 +154,7 @@ class Task:
         self.passed = 0  # How many later ones have found a place before it
         self.gate = GateState.OUTSIDE  # Where it stands if its plugin has a limit of its own
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #79d48b38
+# %% ../../nbs/07_engine/01_scheduler.ipynb #4b62f94b
 class PendingTasks:
     """The tasks that wait for any worker: the highest priority first, and in the order of arrival among equals.
 
@@ -192,25 +192,20 @@ class PendingTasks:
             if task.is_job and not task.alone:
                 heappush(lane, entry)
 
-    def keep_lane(
-        self,
-        key: tuple[str, int],  # Plugin and version
-    ) -> None:
-        "From now on `first_of` finds the tasks of a plugin."
-        if key not in self._lanes:
-            found = (task for task in self.all() if (task.plugin, task.version) == key)
-            entries = [(task.arrived_at - task.priority * self._aging, task.ticket, task) for task in found]
-            self._lanes[key] = [entry for entry in entries if entry[2].is_job and not entry[2].alone]
-
     def first_of(
         self,
         key: tuple[str, int],  # Plugin and version
     ) -> tuple[float, int, Task] | None:  # The smaller, the earlier; None: there is none
         "Return the next task of one plugin; it still waits. One that wants a worker for itself is passed over."
-        lane = self._lanes.get(key, [])
+        if (lane := self._lanes.get(key)) is None:
+            lane = self._lanes[key] = self._new_lane(key)
         while lane and lane[0][2].ticket != lane[0][1]:
             heappop(lane)
         return lane[0] if lane else None
+
+    def _new_lane(self, key: tuple[str, int]) -> list[tuple[float, int, Task]]:
+        found = (t for t in self.all() if (t.plugin, t.version) == key and t.kind is TaskKind.EXECUTE and not t.alone)
+        return [(task.arrived_at - task.priority * self._aging, task.ticket, task) for task in found]
 
     def first(self) -> Task:
         "Return the next task, which still waits; there must be one."
@@ -241,8 +236,7 @@ class PendingTasks:
         if not self.count:
             self._usual.clear()
             self._others.clear()
-            for lane in self._lanes.values():
-                lane.clear()
+            self._lanes.clear()  # made again when it is needed: there is one for each configuration that ever was
 
     def all(self) -> list[Task]:  # In their order
         "Return the tasks that wait."
@@ -298,7 +292,7 @@ class PluginGates:
         "The tasks that wait, in their order within each plugin."
         return [task for waiting in self.waiting.values() for task in waiting.all()]
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #9cfe4581
+# %% ../../nbs/07_engine/01_scheduler.ipynb #085da2be
 class WorkerPhase(StrEnum):
     "Where a worker stands."
 
@@ -322,7 +316,7 @@ class WorkerState:
         self.was_ready = False  # Its start has succeeded, whatever came later
         self.tasks: dict[int, Task] = {}  # That it has, by number; all of one plugin and version
         self.slots = 1  # How many of these it can have
-        self.batch: frozenset[int] | None = None  # Those that it has begun, if it batches them; None: all
+        self.batch: set[int] | None = None  # Those that it has begun, if it batches them; None: all
         self.loaded: dict[str, int] = {}  # Plugin id: version of its configuration
         self.slots_of: dict[str, int] = {}  # Plugin id: how many tasks at a time; those that take one are not here
         self.own: deque[Task] = deque()  # Tasks that only this worker can do
@@ -484,6 +478,8 @@ class WorkerTable:
     def take_back(self, worker: WorkerState, task: Task) -> None:
         "A worker has a task no longer. If it was the only one, the worker is not idle yet."
         del worker.tasks[task.number]
+        if worker.batch is not None:
+            worker.batch.discard(task.number)
         if not worker.tasks:
             self.busy -= 1
         if worker.slots > 1:
@@ -493,7 +489,7 @@ class WorkerTable:
         "The workers that have a plugin loaded, or are about to load it."
         return [w for w in self.all.values() if plugin in w.loaded or w.plugin == plugin]
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #89826df7
+# %% ../../nbs/07_engine/01_scheduler.ipynb #e7a48d0d
 class Scheduler:
     "Decides: every method returns the actions that follow, in the order in which they are to be done."
 
@@ -649,21 +645,27 @@ class Scheduler:
         worker.slots_of.pop(task.plugin, None)
         if slots > 1:
             worker.slots_of[task.plugin] = slots
-            self.pending.keep_lane((task.plugin, task.version))
             worker.slots = self._slots(worker, task)
             self.workers.open.update(worker)
             actions += self._go_on()
         return actions
 
     def begun(self, number: int, task_numbers: Collection[int]) -> list[Action]:
-        "A worker begins a batch of tasks; from here on their time counts."
+        "A worker begins a batch of tasks; from here on their time counts, and that of the next batch does not."
         worker = self.workers.all.get(number)
-        if worker is None:
+        begun = [worker.tasks[n] for n in task_numbers if n in worker.tasks] if worker else []
+        if worker is None or not begun:
             return []
-        worker.batch = frozenset(task_numbers)
-        return [
-            SetTimer("timeout", t.number, t.timeout) for t in worker.begun if t.timeout is not None and not t.ending
+        worker.batch = {*(worker.batch or ()), *(t.number for t in begun)}
+        others = [t for t in worker.tasks.values() if t.number not in worker.batch]
+        actions: list[Action] = [
+            ClearTimer("timeout", t.number) for t in others if t.timeout is not None and not t.ending
         ]
+        return actions + self._set_timeouts(begun)
+
+    @staticmethod
+    def _set_timeouts(tasks: Sequence[Task]) -> list[Action]:
+        return [SetTimer("timeout", t.number, t.timeout) for t in tasks if t.timeout is not None and not t.ending]
 
     @staticmethod
     def _slots(worker: WorkerState, task: Task) -> int:
@@ -688,6 +690,7 @@ class Scheduler:
         cause = Cause.CANCELLED if cancelled else Cause.ANSWERED
         if task.ending is not None and (cancelled or failed):  # it was interrupted, and that is why
             cause = task.ending
+        ends_batch = worker.batch == {task_number}
         worker.jobs += 1
         if worker.jobs == self.recycle.max_jobs:
             worker.retires = worker.retires or f"it has done {worker.jobs} jobs"
@@ -706,6 +709,10 @@ class Scheduler:
             actions += self._free(worker)
         elif worker.slots > 1:
             actions += self._kill_if_stuck(worker)
+            if (
+                ends_batch
+            ):  # the next one is to begin now, and a worker that does not come to it must not hold it for ever
+                actions += self._set_timeouts(list(worker.tasks.values()))
         actions += self._go_on()
         return actions
 
@@ -980,7 +987,7 @@ class Scheduler:
         if load or not task.is_job:
             unloads = task.kind is TaskKind.UNLOAD
             limit = self.config.unload_timeout_seconds if unloads else self.config.load_timeout_seconds
-        if limit is not None and worker.batch is None:  # else its time counts from when its batch begins
+        if limit is not None and not worker.batch:  # else its time counts from when the batch before it has ended
             actions.append(SetTimer("timeout", task.number, limit))
         if self.recycle.idle_seconds is not None:
             actions.append(ClearTimer("idle", worker.number))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from chaos_round import Round
 
 PATIENCE = 90.0  # Seconds for a job to end, its time in the queue included; beyond it, it has been forgotten
+SHARED = ("Together", "Batched", "async_verses")  # Their jobs share a worker
 COMPUTED = ("mix", "block", "array", "verses")  # Plugins that the driver runs itself
 # How jobs of the other plugins end by themselves: the type of the error, or `completed`
 NATURAL_ENDS = {
@@ -31,6 +32,9 @@ NATURAL_ENDS = {
     "hang_with_child": {"JobTimeout"}, "finish_although_cancelled": {"completed", "cancelled", "JobTimeout"},
     "leave_children": {"completed"}, "print_without_end": {"completed"},
 }  # fmt: skip
+HOWS = {
+    "fail": {"ValueError"}, "crash": {"WorkerCrashed"}, "sleep": {"JobTimeout"}, "hear_nothing": {"JobTimeout"},
+}  # fmt: skip
 TRIPS = {"prepare": {"Harm"}, "extract": {"Harm"}, "lock": {"NotSerializable"}, "ended": {"completed"}}
 
 
@@ -41,7 +45,7 @@ class Expected:
         self.plan = plan
 
     def chunks(self) -> list[Any]:
-        if self.plan.work == "verses":
+        if self.plan.work in ("verses", "async_verses"):
             return list(chaos_plugins.verses(**self.plan.params | {"pause": 0.0}))
         if self.plan.work in ("count_then_fail", "count_then_crash"):
             return list(range(self.plan.params["n"]))
@@ -50,13 +54,14 @@ class Expected:
     def is_result(self, job: BaseJob) -> bool:
         "Whether the result of a completed job is whole and right."
         work, params, result = self.plan.work, self.plan.params, job.result
-        if work == "verses":
+        if work in ("verses", "async_verses"):
             return result == self.chunks()[job.chunks_dropped :]
         if work == "array":
             return bool((result == chaos_plugins.array(**params)).all())
         if work in COMPUTED:
             return result == getattr(chaos_plugins, work)(**params)
         known = {"SlowUnload": params.get("seed", 0) * 7, "progress_then": params.get("n"), "print_without_end": None}
+        known |= {"Together": params.get("seed", 0) * 3, "Batched": params.get("seed", 0) * 5}
         known |= {"leave_children": params.get("count"), "finish_although_cancelled": "finished all the same"}
         return work not in known or result == known[work]
 
@@ -148,12 +153,16 @@ class JobLife:
             if isinstance(done, BaseException):
                 self.problem(f"a reader or a cancel raised {done!r}")
         self.check()
-        if self.end == "JobTimeout" and needs_no_timeout(self.plan) and self.job.worker_pid not in self.round.struck:
+        if self.end == "JobTimeout" and needs_no_timeout(self.plan) and not self._is_struck():
             self.round.report.late += 1
             if self.plan.timeout == READ_SECONDS:
                 self.problem("its readers held it")
         for reader in readers:
             reader.check()
+
+    def _is_struck(self) -> bool:
+        "Whether something holds its worker for which it is not to blame."
+        return self.job.worker_pid in self.round.struck or self.plan.work in SHARED
 
     async def _submit(self) -> None:
         plan, registry, moods = self.plan, self.round.registry, self.round.moods
@@ -165,7 +174,9 @@ class JobLife:
         before, bad_times = registry.generation, moods.bad_times.get("registry", 0)
         was_bad = moods.is_bad("registry")
         metadata = {"trip": plan.trip}
-        self.job = await self.round.manager.submit_job(plan.work, params, timeout=plan.timeout, metadata=metadata)
+        self.job = await self.round.manager.submit_job(
+            plan.work, params, timeout=plan.timeout, metadata=metadata, priority=plan.priority, delay_seconds=plan.delay
+        )
         self.generations = before, registry.generation
         self.registry_was_well = not was_bad and bad_times == moods.bad_times.get("registry", 0)
         self.round.lives[self.job.id] = self
@@ -209,6 +220,8 @@ class JobLife:
             self._check_generation(job.result)
 
     def _natural_ends(self) -> set[str]:
+        if self.plan.work in SHARED and (how := self.plan.params.get("how")) in HOWS:
+            return HOWS[how]
         return TRIPS.get(self.plan.trip or "") or NATURAL_ENDS.get(self.plan.work, {"completed"})
 
     def _is_excused(self, end: str) -> bool:
@@ -219,7 +232,8 @@ class JobLife:
         if end == "JobTimeout":
             limits = [self.plan.timeout, self.round.plan.config["load_timeout_seconds"]]
             return job.duration_seconds is not None and job.duration_seconds > min(limits) - 0.01
-        return end == "WorkerCrashed" and job.worker_pid in self.round.struck
+        # what ends a worker ends the jobs that it shares
+        return end == "WorkerCrashed" and (job.worker_pid in self.round.struck or self.plan.work in SHARED)
 
     def _check_generation(self, found: int | None) -> None:
         first, last = self.generations

@@ -42,6 +42,8 @@ class JobPlan:
     readers: tuple[ReaderPlan, ...] = ()
     trip: str | None = None  # Hook that raises for this job
     fault: str | None = None  # Kind of fault, None for a plain job
+    priority: int = 0
+    delay: float = 0.0  # Seconds until it may go to a worker
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class RoundPlan:
     config: dict[str, Any]  # For `WorkerConfig`
     end: str  # One of `ENDS`
     steps: tuple[Step, ...]
+    recycle: dict[str, Any] = field(default_factory=dict)  # For `Recycle`
 
 
 def small(dice: Random) -> dict[str, Any]:
@@ -76,6 +79,14 @@ def stream(dice: Random) -> dict[str, Any]:
     if params["count"] <= 200:
         params["pause"] = dice.choice([0.0, 0.001, 0.004])
     return {"work": "verses", "params": params}
+
+
+def together(dice: Random) -> dict[str, Any]:
+    return {"work": dice.choice(["Together", "Batched"]), "params": {"seed": dice.randrange(1 << 30)}}
+
+
+def async_stream(dice: Random) -> dict[str, Any]:
+    return stream(dice) | {"work": "async_verses"}
 
 
 def large(dice: Random) -> dict[str, Any]:
@@ -99,9 +110,15 @@ def hanging(work: str, **params: Any) -> Callable[[Random], dict[str, Any]]:
     return lambda dice: {"work": work, "params": params, "timeout": HANG_SECONDS}
 
 
+def odd_together(
+    how: str, works: tuple[str, ...] = ("Together", "Batched"), **more: Any
+) -> Callable[[Random], dict[str, Any]]:
+    return lambda dice: {"work": dice.choice(works), "params": {"seed": dice.randrange(1000), "how": how}} | more
+
+
 def plain(dice: Random) -> dict[str, Any]:
     "A job of any harmless kind."
-    kinds = [small] * 10 + [stream] * 4 + [large] * 2
+    kinds = [small] * 10 + [together] * 8 + [stream] * 4 + [async_stream] * 2 + [large] * 2
     other = [
         {"work": "Configured"},
         {"work": "SlowUnload", "params": {"seed": dice.randrange(1000)}},
@@ -109,7 +126,7 @@ def plain(dice: Random) -> dict[str, Any]:
     ]
     job = dice.choice([*kinds, *[None] * 4])
     found = job(dice) if job else dice.choice(other)
-    if job is stream and dice.randrange(2):
+    if job in (stream, async_stream) and dice.randrange(2):
         found = found | {"timeout": READ_SECONDS, "readers": (ReaderPlan("fast"),)}
     return found
 
@@ -122,7 +139,7 @@ def cancelled(dice: Random) -> dict[str, Any]:
 def stream_cancelled(dice: Random) -> dict[str, Any]:
     params = {"seed": dice.randrange(1000), "count": 2000}
     return {
-        "work": "verses",
+        "work": dice.choice(["verses", "verses", "async_verses"]),
         "params": params,
         "timeout": READ_SECONDS,
         "cancel_after": dice.random() * 0.004,
@@ -149,7 +166,7 @@ def read_by(kind: str) -> Callable[[Random], dict[str, Any]]:
         seed = dice.randrange(1000)
         long = {"work": "verses", "params": {"seed": seed, "count": 3000, "pad": 10}}  # more than is buffered
         readers = (reader, ReaderPlan("fast")) if dice.randrange(2) else (reader,)
-        return dice.choice([stream(dice), long]) | {"timeout": READ_SECONDS, "readers": readers}
+        return dice.choice([stream(dice), async_stream(dice), long]) | {"timeout": READ_SECONDS, "readers": readers}
 
     return make
 
@@ -190,6 +207,14 @@ JOB_FAULTS: dict[str, tuple[int, Callable[[Random], dict[str, Any]]]] = {
     "prepare_execute_request raises": (1, tripping("prepare")),
     "extract_job_result raises": (1, tripping("extract")),
     "on_job_ended raises": (1, tripping("ended")),
+    "one of several raises": (2, odd_together("fail")),
+    "one of several crashes": (3, odd_together("crash")),
+    "one of several sleeps for ever": (2, odd_together("sleep", timeout=HANG_SECONDS)),
+    "one of several hears nothing": (2, odd_together("hear_nothing", timeout=HANG_SECONDS)),
+    "one of several is cancelled": (4, lambda dice: together(dice) | {"cancel_after": dice.random() * 0.02}),
+    "async job stops its loop": (1, odd_together("stop_the_loop", ("Together",))),
+    "async job takes signals": (1, odd_together("take_signals", ("Together",))),
+    "async job leaves a task": (1, odd_together("leave_a_task", ("Together",))),
     "parameters that cannot be sent": (1, lambda dice: {"work": "mix", "trip": "lock"}),
     "reader is slow": (2, read_by("slow")),
     "reader leaves": (3, read_by("leaves")),
@@ -243,18 +268,24 @@ class Planner:
 
     def _round(self, number: int, faults: list[str], end: str, dice: Random) -> RoundPlan:
         what: list[JobPlan | StrikePlan] = [self._fault(kind, dice) for kind in faults]
-        what += [JobPlan(**plain(dice)) for _ in range(2 * len(faults))]
+        what += [JobPlan(**plain(dice) | self._order(dice)) for _ in range(2 * len(faults))]
         dice.shuffle(what)
         seconds = 0.8 * self.seconds / max(2, round(self.seconds / ROUND_SECONDS))  # the rest is for the end
         pauses = [dice.expovariate(1.0) for _ in what]
         scale = seconds / (sum(pauses) or 1.0)
         steps = tuple(Step(round(pause * scale, 6), step) for pause, step in zip(pauses, what, strict=True))
-        return RoundPlan(number, self._config(dice), end, steps)
+        return RoundPlan(number, self._config(dice), end, steps, self._recycle(dice))
 
     def _fault(self, kind: str, dice: Random) -> JobPlan | StrikePlan:
         if kind in STRIKES:
             return StrikePlan(kind, dice.randrange(1000), dice.choice([0.02, 0.1, 0.5]))
         return JobPlan(**JOB_FAULTS[kind][1](dice), fault=kind)
+
+    def _order(self, dice: Random) -> dict[str, Any]:
+        return {"priority": dice.choice([0, 0, 0, 1, -1]), "delay": dice.choice([0.0] * 6 + [0.01, 0.3])}
+
+    def _recycle(self, dice: Random) -> dict[str, Any]:
+        return dice.choice([{}, {}, {"max_jobs": 7}, {"idle_seconds": 0.1}, {"max_age_seconds": 0.5}])
 
     def _config(self, dice: Random) -> dict[str, Any]:
         return {
@@ -269,6 +300,9 @@ class Planner:
             "start_timeout_seconds": 10.0,
             "cancel_grace_seconds": dice.choice([0.05, 0.3]),
             "shutdown_timeout_seconds": 4.0,
+            "one_plugin_per_worker": dice.choice([False, False, False, True]),
+            "max_concurrency": dice.choice([None, None, 2]),
+            "stall_seconds": dice.choice([None, 0.2]),
             "max_pending_jobs": dice.choice([None, None, 30]),
             "max_finished_jobs": dice.choice([20, 1000]),
             "max_buffered_chunks": dice.choice([100, 100, 1000, 10_000]),

@@ -25,9 +25,13 @@ from chaos_plan import JobPlan, RoundPlan, StrikePlan
 from harness import Ticker, is_alive, targets, until
 
 from cjm_worker_ext import BaseJob, BaseJobManager, WorkerConfig
+from cjm_worker_ext.config import Recycle
 from cjm_worker_ext.errors import ManagerClosed, PluginError, PluginLoadError
 
-OURS = ("mix", "block", "array", "verses", "Configured", "SlowUnload", "leave_children", "hang_with_child")
+OURS = (
+    "mix", "block", "array", "verses", "Configured", "SlowUnload", "leave_children", "hang_with_child", "Together", "Batched",
+    "async_verses",
+)  # fmt: skip
 THEIRS = (
     "progress_then", "kill_self", "exit_now", "segfault", "print_and_crash", "raise_value_error", "raise_not_picklable",
     "raise_speechless", "system_exit", "keyboard_interrupt", "unpicklable_result", "sleep", "spin", "hold_lock",
@@ -126,7 +130,9 @@ class Striker:
 
     async def _change_plugin(self, plan: StrikePlan) -> None:
         manager = self.round.manager
-        plugin_id = ("Configured", "SlowUnload", "mix", "verses", "CrashingLoad", "LoadFails")[plan.pick % 6]
+        plugin_id = ("Configured", "SlowUnload", "mix", "verses", "CrashingLoad", "LoadFails", "Together", "Batched")[
+            plan.pick % 8
+        ]
         change = {"reload": manager.reload_plugin, "load": manager.load_plugin, "unload": manager.unload_plugin}
         try:
             await asyncio.wait_for(change[plan.fault](plugin_id), 60)
@@ -170,6 +176,7 @@ class Round:
         self.striker = Striker(self)
         self.manager = ChaosManager(
             "chaos", "tests", plugins=PLUGINS, worker_config=WorkerConfig(**plan.config),
+            recycle=Recycle(**plan.recycle),
             plugin_registry=self.registry, resource_manager=self.resources, event_broadcaster=self.broadcaster,
         )  # fmt: skip
 

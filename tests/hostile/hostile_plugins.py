@@ -14,6 +14,7 @@ import time
 
 from cjm_worker_ext.backends.codec import encode as encode_value
 from cjm_worker_ext.backends.framing import (
+    BEGUN,
     CANCELLED,
     CHUNKS,
     DONE,
@@ -101,6 +102,25 @@ def flood_loaded_past_the_timeout():
     while True:  # each would start the job's clock again
         write(frame(LOADED, b"\1"))
         time.sleep(0.05)
+
+
+def flood_begun():
+    flood(frame(BEGUN, _number().to_bytes(4, "little")))
+
+
+def begin_ten_million():
+    write(frame(BEGUN, _number().to_bytes(4, "little") * 10_000_000))
+
+
+class BeginsAgain:
+    "A batch that says again and again that it begins, which would start the clocks of its jobs again."
+
+    max_batch_size = 4
+
+    def execute_batch(self, batch):
+        while True:
+            write(frame(BEGUN, _number().to_bytes(4, "little")))
+            time.sleep(0.05)
 
 
 def flood_progress():

@@ -102,6 +102,7 @@ async def under_attack(manager: BaseJobManager, name: str, timeout: float = 2.0,
 # What each attack may end as; a crash is the end of its worker
 ENDS = {
     "flood_ready": "WorkerCrashed", "flood_loaded": "WorkerCrashed", "flood_loaded_past_the_timeout": "JobTimeout",
+    "flood_begun": "WorkerCrashed", "begin_ten_million": "completed",
     "flood_progress": "completed", "flood_long_progress": "completed", "flood_broken_progress": "WorkerCrashed",
     "flood_one_byte_chunks": "completed", "flood_empty_chunks": "completed", "flood_no_chunks": "completed",
     "too_many_chunks": "RefusedType", "chunks_in_empty_parts": "RefusedType",
@@ -135,6 +136,16 @@ def test_attacks_cost_their_own_job(name, monkeypatch):
             assert job.status != "failed" or job.error, "a failed job has a sentence"
 
     run(scene(), 90)
+
+
+def test_a_batch_that_begins_again_has_no_more_time():
+    async def scene():
+        plugins = {"again": "hostile_plugins:BeginsAgain"}
+        async with BaseJobManager("hostile", plugins=plugins) as manager:
+            job = await manager.submit_job("again", timeout=0.5)
+            assert (await manager.wait(job.id, 20)).error_type == "JobTimeout"
+
+    run(scene(), 60)
 
 
 def test_ten_million_chunks(monkeypatch):
