@@ -252,3 +252,16 @@ class Odd:
     def execute_batch(self, batch):
         results = [Ghost() if params.get("ghost") else params.get("x") for params in batch]
         return Liar(results) if any(params.get("liar") for params in batch) else results
+
+
+class Forks:
+    "An async job whose child goes on in the loop."
+
+    async def execute(self, number: int, fork: bool = False) -> int:
+        if fork and not os.fork():
+            for _ in range(1000):  # it ends when it comes back to the loop, the first time
+                await asyncio.sleep(0)
+                time.sleep(0.001)  # noqa: ASYNC251  - its turns are not to take a whole processor
+            os._exit(0)
+        await asyncio.sleep(0.5 if fork else 0.005)
+        return number

@@ -199,3 +199,17 @@ def test_draining_ends_what_runs(tmp_path):
         assert [job.status for job in jobs] == ["completed"] * 12
 
     run(scene())
+
+
+def test_a_forked_child_of_an_async_job_takes_no_order():
+    async def scene():
+        async with make("Forks") as manager:
+            assert await manager.run("plugin", number=0) == 0
+            jobs = []
+            for number in range(1, 60):
+                jobs.append(await manager.start_job("plugin", number=number, fork=number % 10 == 1))
+                await asyncio.sleep(0.01)
+            assert [job.result for job in await ends(manager, jobs, 15)] == list(range(1, 60))
+            assert len({job.worker_pid for job in jobs}) == 1
+
+    run(scene())

@@ -123,7 +123,7 @@ class StandstillWatch:
             f"them blocks: use await asyncio.to_thread(...) for such a call\n{stack}"
         )
 
-# %% ../../nbs/05_backends/11e_worker_async.ipynb #431b49f4
+# %% ../../nbs/05_backends/11e_worker_async.ipynb #ee17a8a2
 class AsyncJob:
     "One job on the loop."
 
@@ -165,6 +165,7 @@ class AsyncJobs:
     ) -> None:
         self.host, self.loop, self.jobs = host, event_loop(), dict[int, AsyncJob]()
         self._thread_id, self._lock = threading.get_ident(), threading.Lock()
+        os.register_at_fork(after_in_child=self._leave_child)
         self._found: Frame | None = None  # A frame that is not for a running job
         self._has_found = False
         self._alone: AsyncJob | None = None  # The job beside which no other has run
@@ -212,7 +213,14 @@ class AsyncJobs:
     def _has_to_look_aside(self) -> bool:
         return bool(self.host.put_aside) and not self.jobs
 
+    def _leave_child(self) -> None:
+        "A child that a job has forked ends when it comes back to the loop: jobs and frames are the worker's."
+        if self.loop.is_running():
+            self.loop.call_soon(os._exit, 0)
+
     def _on_readable(self) -> None:
+        if self.host.channel.disowned:  # in the same turn as the fork
+            os._exit(0)
         self._take_all(self.host.channel.receive(once=True))  # not more: half of a large frame may be there
 
     def _take_all(self, frame: Frame | None) -> None:
