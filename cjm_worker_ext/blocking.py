@@ -30,7 +30,7 @@ T = TypeVar("T")
 # %% auto #0
 __all__ = ['BlockingManager']
 
-# %% ../nbs/09_blocking.ipynb #92542974
+# %% ../nbs/09_blocking.ipynb #6a0a9cdd
 class BlockingManager:
     "A manager's methods without await; may be called from any thread. Use it with `with`, or call `shutdown`."
 
@@ -296,6 +296,8 @@ class BlockingManager:
         await asyncio.get_running_loop().shutdown_asyncgens()
 
     def __enter__(self) -> Self:
+        if self.manager.job_store is not None:
+            self._call(self.manager.__aenter__())  # jobs of an earlier life go on now
         return self
 
     def __exit__(
