@@ -33,8 +33,8 @@ async def main(place, trace):
             print(name, job.id, flush=True)
             return job
 
-        once = await submit("once", "wait", {"seconds": 60})
-        again = await submit("again", "wait", {"seconds": 2}, retry=LOST)
+        once = await submit("once", "add", {"a": 1, "b": 5, "seconds": 60})
+        again = await submit("again", "add", {"a": 1, "b": 6, "seconds": 2}, retry=LOST)
         while not {"ran once\n", "ran again\n"} <= lines_of(trace):  # noqa: ASYNC110  - plugins write it
             await asyncio.sleep(0.01)
         assert (once.status, again.status) == ("running", "running")

@@ -84,7 +84,7 @@ async def test_jobs_of_a_killed_app_go_on_in_their_order(life, tmp_path):
         assert once.params["seconds"] == 60
         jobs = {name: await manager.wait(ids[name], 30) for name in ids}
         assert [jobs[name].result for name in ("later", "usual", "keyed", "urgent")] == [2, 3, 4, 5]
-        assert (jobs["again"].status, jobs["again"].attempts, jobs["again"].result) == ("completed", 2, "again")
+        assert (jobs["again"].status, jobs["again"].attempts, jobs["again"].result) == ("completed", 2, 7)
         assert (jobs["gone"].status, jobs["gone"].error_type) == ("failed", "UnknownPlugin")
         assert jobs["usual"].metadata == {"user": "Ada"}
         order = ran(tmp_path)[2:]
