@@ -364,7 +364,7 @@ def _end_soon(loop: asyncio.AbstractEventLoop, guard: AsyncGenerator[None]) -> N
     else:
         loop.call_soon_threadsafe(lambda: _step(guard.aclose()))
 
-# %% ../nbs/08_manager.ipynb #4761e5fb
+# %% ../nbs/08_manager.ipynb #256b1b2b
 class BaseJobManager:
     """Runs jobs of plugins in worker processes.
 
@@ -832,6 +832,11 @@ class BaseJobManager:
         page: JobPage = await durable.read(lambda: store.list_jobs(chosen, after, limit))
         return page
 
+    @property
+    def store_trouble(self) -> str | None:  # None: it works, or there is none
+        "Why the job store does not work now; meanwhile new jobs are refused, and the others wait for it."
+        return None if self._engine is None or self._engine.durable is None else self._engine.durable.trouble
+
     def get_all_jobs(self) -> list[BaseJob]:  # Ended ones first
         "Return all jobs that are not forgotten."
         return [record.job for record in self._enter().jobs.all()]
@@ -1126,6 +1131,12 @@ class BaseJobManager:
             else:
                 engine.submit(record)
 
+        def withdraw(record: JobRecord) -> None:
+            if admission := admissions.tasks.get(record.job.id):
+                admission.cancel()
+            else:
+                engine.cancel(record)
+
         def load() -> tuple[int, int]:
             scheduler = engine.scheduler
             return scheduler.pending.count + len(admissions.tasks), config.max_workers - scheduler.workers.busy
@@ -1136,7 +1147,7 @@ class BaseJobManager:
         )  # fmt: skip
         return DurableJobs(
             self.job_store, maker, engine.jobs, engine.endings, engine.job_events, accept,
-            lambda job: manager._cancel(job), load, engine.changed.set,
+            lambda job: manager._cancel(job), withdraw, load, engine.changed.set,
         )  # fmt: skip
 
     async def _change_plugin(self, kind: TaskKind, entry: PluginEntry, everywhere: bool) -> None:
