@@ -217,13 +217,13 @@ def _spec_of(name: str, path: Any) -> ModuleSpec | None:
             continue
     return None
 
-# %% ../nbs/02_config.ipynb #ffba4017
+# %% ../nbs/02_config.ipynb #fa8a594f
 @dataclass(frozen=True, kw_only=True)
 class WorkerConfig:
     "How many workers a manager has, and how it treats them; raises `ConfigError` that names every wrong field."
 
     # Workers
-    max_workers: int = whole(1, least=1)  # Processes that run jobs at the same time
+    max_workers: int = whole(1)  # Processes that run jobs at the same time; 0, with a job store: other apps run them
     standby_workers: int = whole(0)  # Processes without a plugin, started ahead; each takes over from a killed worker
     one_plugin_per_worker: bool = False  # True: a process that has run one plugin never gets another one
     max_jobs_per_plugin: Mapping[str, int] = field(default_factory=dict[str, int])  # At a time, by plugin id

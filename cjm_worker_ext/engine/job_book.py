@@ -150,7 +150,7 @@ class JobRecord:
             _resolve(future, True)
         self._waiting.clear()
 
-# %% ../../nbs/07_engine/04_job_book.ipynb #1580b1f8
+# %% ../../nbs/07_engine/04_job_book.ipynb #4c0b19ae
 def _call_if_alive(method: WeakMethod[Callable[[], None]]) -> None:
     if (call := method()) is not None:
         call()
@@ -197,6 +197,12 @@ class JobBook:
                 "are remembered, see WorkerConfig.max_finished_jobs), or another process of the app has it"
             )
         return record
+
+    def drop(self, record: JobRecord) -> None:
+        "A live job goes on elsewhere."
+        self.live.pop(record.job.id, None)
+        if record.key is not None:
+            self.by_key.pop(record.key, None)
 
     def retire(self, record: JobRecord) -> None:
         "A job has ended."

@@ -99,7 +99,7 @@ def _disown_after_fork() -> None:
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_disown_after_fork)
 
-# %% ../../nbs/06_events/01_delivery.ipynb #17b9cce9
+# %% ../../nbs/06_events/01_delivery.ipynb #bd415400
 class EventQueue:
     "The queue towards an event broadcaster; lives on one event loop."
 
@@ -114,7 +114,7 @@ class EventQueue:
         failures: FailureLog,  # Where failures go
     ) -> None:
         self.worker_type, self.broadcaster, self._failures = worker_type, broadcaster, failures
-        self._queue: deque[tuple[str, int, float, Callable[..., dict[str, Any]], tuple[Any, ...]]] = deque()
+        self._queue: deque[tuple[str, int, float, Callable[..., Any], tuple[Any, ...]]] = deque()
         self._open: dict[tuple[str, str], dict[str, Any]] = {}  # progress and chunks that can still be added to
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -161,6 +161,16 @@ class EventQueue:
             else:
                 self._start(loop)
 
+    def then(
+        self,
+        call: Callable[..., object],
+        *args: Any,
+    ) -> None:
+        "Call something when the events that are queued now were sent; never, if they are given up."
+        self._queue.append(("", 0, 0.0, call, args))
+        if self._task is None and self._timer is None:
+            self._start(asyncio.get_running_loop())
+
     def leave_loop(self) -> None:
         "The event loop is gone; the next event decides for a new one."
         self._task = self._timer = None
@@ -186,6 +196,8 @@ class EventQueue:
                 job_id = None
                 try:
                     data = content(*args)
+                    if not event_type:  # `then`
+                        continue
                     job_id = data.get("job_id")
                     if self._open:
                         self._open.pop((event_type, job_id or ""), None)

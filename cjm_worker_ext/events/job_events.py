@@ -14,9 +14,9 @@ from cjm_worker_ext.events.failure_log import FailureLog
 from cjm_worker_ext.jobs import BaseJob, chunks_to_jsonable, to_jsonable
 
 # %% auto #0
-__all__ = ['job_data', 'queued_data', 'end_data', 'JobEvents']
+__all__ = ['job_data', 'queued_data', 'end_data', 'repeated_end_data', 'JobEvents']
 
-# %% ../../nbs/06_events/02_job_events.ipynb #527c8f39
+# %% ../../nbs/06_events/02_job_events.ipynb #acff176a
 def job_data(job: BaseJob, pid: int | None = None) -> dict[str, Any]:
     "What each event about a job says."
     data: dict[str, Any] = {"job_id": job.id, "plugin_id": job.plugin_id}
@@ -37,6 +37,11 @@ def end_data(job: BaseJob) -> dict[str, Any]:
     return job_data(job, job.worker_pid) | {"duration": job.duration_seconds} | end
 
 
+def repeated_end_data(job: BaseJob) -> dict[str, Any]:
+    "As `end_data`, of a job whose end an earlier process may have told already."
+    return end_data(job) | {"repeated": True}
+
+
 class JobEvents:
     "Queues what happens for the event broadcaster and the resource manager; lives on one event loop."
 
@@ -53,8 +58,8 @@ class JobEvents:
     ) -> None:
         self.worker_type, self.event_queue, self.resource_queue = worker_type, event_queue, resource_queue
         self._resource_of, self._failures = resource_of, failures
-        self._has_listener = event_queue.broadcaster is not None
-        self.is_heard = self._has_listener or resource_queue.active  # False: every call here would do nothing
+        self.has_listener = event_queue.broadcaster is not None
+        self.is_heard = self.has_listener or resource_queue.active  # False: every call here would do nothing
         self._plugins: dict[str, tuple[PluginEntry, dict[str, Any]]] = {}
 
     def _plugin(self, entry: PluginEntry) -> dict[str, Any]:
@@ -102,12 +107,12 @@ class JobEvents:
 
     def job_queued(self, job: BaseJob, ahead: int) -> None:
         "A job was accepted; `ahead` others wait for a worker."
-        if self._has_listener:
+        if self.has_listener:
             self.event_queue.later("job:queued", queued_data, job, ahead)
 
     def job_retrying(self, job: BaseJob, reason: str, error: str, seconds: float) -> None:
         "A job has failed, and is tried again after some time."
-        if self._has_listener:
+        if self.has_listener:
             data = {"attempt": job.attempts, "reason": reason, "error": to_jsonable(error), "delay": seconds}
             self.event_queue.event("job:retrying", **job_data(job, job.worker_pid), **data)
 
@@ -117,12 +122,12 @@ class JobEvents:
         if self.resource_queue.active:
             plugin = {"plugin_id": entry.plugin_id, "plugin_name": entry.name} if loads else self._plugin(entry)
             self.resource_queue.update(pid, {"job_id": job.id, "status": "running"} | plugin)
-        if self._has_listener:
+        if self.has_listener:
             self.event_queue.later("job:started", job_data, job, pid)
 
     def job_progress(self, job: BaseJob, place: Place) -> None:
         "A job has reported how far it has come."
-        if not self._has_listener:
+        if not self.has_listener:
             return
         progress, message = to_jsonable((job.progress, job.progress_message))
         self.event_queue.event("job:progress", **job_data(job, place.pid), progress=progress, message=message)
@@ -134,14 +139,14 @@ class JobEvents:
 
     def job_chunks(self, job: BaseJob, place: Place, chunks: Sequence[Any], index: int) -> None:
         "A job has yielded chunks; `index` is the position of the first one."
-        if self._has_listener:
+        if self.has_listener:
             data = {"chunks": chunks_to_jsonable(chunks), "index": index}
             self.event_queue.event("job:chunk", **job_data(job, place.pid), **data)
 
-    def job_ended(self, job: BaseJob) -> None:
-        "A job is in its final state."
-        if self._has_listener:
-            self.event_queue.later(f"job:{job.status}", end_data, job)
+    def job_ended(self, job: BaseJob, repeated: bool = False) -> None:
+        "A job is in its final state; `repeated`: it was so in an earlier process, which may have told it."
+        if self.has_listener:
+            self.event_queue.later(f"job:{job.status}", repeated_end_data if repeated else end_data, job)
 
     def plugin_loaded(self, entry: PluginEntry, place: Place, job: BaseJob | None) -> None:
         "A plugin was loaded, for a job or on its own."

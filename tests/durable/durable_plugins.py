@@ -58,3 +58,10 @@ def crash(trace, name):
 def large(trace, name, size):
     note(trace, "ran", name)
     return "x" * size
+
+
+def until_there(trace, name, path):
+    note(trace, "ran", name)
+    while not os.path.exists(path):
+        time.sleep(0.01)
+    return name

@@ -1,0 +1,155 @@
+"""An app whose job store fails in one way; run: NAME FOLDER [SIZE]. With a size, the store is on a disk of that size."""
+
+import asyncio
+import sqlite3
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent))
+from durable_lives import config
+from harness import until
+
+from cjm_worker_ext import BaseJobManager
+from cjm_worker_ext.errors import StoreFailed
+from cjm_worker_ext.stores.sqlite import SQLiteJobStore
+
+PLUGINS = {"until_there": "durable_plugins:until_there"}
+
+
+class Bus:
+    def __init__(self):
+        self.ends = []
+
+    async def broadcast(self, event_type, data):
+        if event_type == "job:completed":
+            self.ends.append(data["job_id"])
+
+
+async def outage(folder, store, begin, reason):
+    "Acknowledged jobs go on, new ones are refused, and ends are told once the store has them."
+    trace, bus = str(folder / "trace"), Bus()
+
+    def params(name):
+        return {"trace": trace, "name": name, "path": str(folder / f"go {name}")}
+
+    manager = BaseJobManager("durable", worker_config=config(), plugins=PLUGINS, job_store=store, event_broadcaster=bus)
+    async with manager:
+        job = await manager.submit_job("until_there", params("one"))
+        pending = await manager.submit_job("until_there", params("two"), timeout=0.5)
+        await until(lambda: Path(trace).exists())
+        with begin():
+            try:
+                for _ in range(200):  # what is left in the last page of a file is used up first
+                    await manager.submit_job("until_there", params("new") | {"name": "x" * 50_000}, delay_seconds=600)
+                raise AssertionError("a new job was acknowledged")
+            except StoreFailed as e:
+                assert reason in str(e), e
+            Path(folder / "go one").touch()
+            Path(folder / "go two").touch()
+            await until(lambda: manager.workers()[0].status == "running")
+            with suppress(TimeoutError):
+                await manager.wait(job, 0.7)
+            if reason in (manager.store_trouble or ""):
+                assert (job.status, pending.status, bus.ends) == ("running", "pending", [])
+        assert (await manager.wait(job, 60)).result == "one"
+        assert (await manager.wait(pending, 60)).result == "two", pending.error  # its time began when it was sent
+        await until(lambda: bus.ends == [job.id, pending.id])
+        await until(lambda: manager.store_trouble is None)
+        rows = {row.id: row.status for row in store.find([job.id, pending.id])}
+        assert rows == {job.id: "completed", pending.id: "completed"}, rows
+
+
+async def disk_full(folder, disk):
+    @contextmanager
+    def full():
+        filler = disk / "filler"
+        with filler.open("wb", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(b"\0" * 4096)
+        try:
+            yield
+        finally:
+            filler.unlink()
+
+    await outage(folder, SQLiteJobStore(disk / "jobs.db"), full, "free some space on its disk")
+
+
+async def locked(folder, disk):
+    @contextmanager
+    def by_another():
+        other = sqlite3.connect(disk / "jobs.db", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        finally:
+            other.execute("ROLLBACK")
+
+    await outage(
+        folder, SQLiteJobStore(disk / "jobs.db", busy_seconds=0.2), by_another, "another program holds its lock"
+    )
+
+
+class Hanging(SQLiteJobStore):
+    def __init__(self, path):
+        super().__init__(path)
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def write(self, owner, changes, told=()):
+        self.gate.wait(60)
+        return super().write(owner, changes, told)
+
+
+async def hangs(folder, disk):
+    store = Hanging(disk / "jobs.db")
+
+    @contextmanager
+    def hang():
+        store.gate.clear()
+        try:
+            yield
+        finally:
+            store.gate.set()
+
+    from cjm_worker_ext.stores.journal import JobJournal
+
+    JobJournal.SLOW = 0.3
+    await outage(folder, store, hang, "the job store has not answered within 0.3 s")
+
+
+async def does_not_open(folder, disk, reason):
+    manager = BaseJobManager(
+        "durable", worker_config=config(), plugins=PLUGINS, job_store=SQLiteJobStore(disk / "jobs.db")
+    )
+    for call in (manager.__aenter__, lambda: manager.submit_job("until_there")):
+        try:
+            await call()
+            raise AssertionError("it opened")
+        except StoreFailed as e:
+            assert reason in str(e), e
+    await asyncio.wait_for(manager.shutdown(), 20)
+
+
+async def corrupt(folder, disk):
+    (disk / "jobs.db").write_bytes(b"SQLite format 3\0" + b"\xff" * 8192)
+    await does_not_open(folder, disk, "restore it from a backup")
+
+
+async def read_only(folder, disk):
+    await does_not_open(folder, disk, "job store")
+
+
+if __name__ == "__main__":
+    name, folder, *size = sys.argv[1:]
+    disk = Path(folder) / "disk"
+    disk.mkdir()
+    if size:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size[0]}", "tmpfs", str(disk)], check=True)
+    if name == "read_only":
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    asyncio.run(globals()[name](Path(folder), disk))
+    print("ok")
