@@ -465,7 +465,7 @@ class InProcessWorker:
         self.give_up()
         self._tell_end(WorkerExit(ExitReason.CRASHED, self.pid, -9))
 
-# %% ../nbs/10_testing.ipynb #5fa1c74d
+# %% ../nbs/10_testing.ipynb #edacc519
 class InProcessBackend:
     """The workers of one manager, as threads of the app; implements `backends.base.Backend`.
 
@@ -532,6 +532,10 @@ class InProcessBackend:
         "As `Backend.pause`."
         if found := self.workers.get(worker):
             found.pause(paused)
+
+    def is_deaf(self, worker: int) -> bool:
+        "As `Backend.is_deaf`; a worker has one job at a time here."
+        return False
 
     def dump_stacks(self, worker: int) -> None:
         "As `Backend.dump_stacks`."

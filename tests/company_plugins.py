@@ -164,6 +164,8 @@ class Room:
         try:
             if how == "block":
                 time.sleep(1.6)  # noqa: ASYNC251  - the fault that is to be found
+            if how == "wedge":
+                time.sleep(3600)  # noqa: ASYNC251  - the same for ever
             if how == "raise":
                 raise KeyError(name)
             if how == "exit":

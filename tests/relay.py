@@ -118,6 +118,9 @@ class RelayBackend:
     def pause(self, worker: int, task_number: int, paused: bool) -> None:
         self._order("pause", worker, task_number, paused)
 
+    def is_deaf(self, worker: int) -> bool:
+        return False  # the relay does not tell what its workers have read
+
     def dump_stacks(self, worker: int) -> None:
         self._order("dump_stacks", worker)
 

@@ -213,3 +213,25 @@ def test_a_forked_child_of_an_async_job_takes_no_order():
             assert len({job.worker_pid for job in jobs}) == 1
 
     run(scene())
+
+
+def test_a_job_that_holds_up_the_event_loop_for_ever_costs_its_worker(tmp_path):
+    "The others there could never end, and new jobs would go to them."
+
+    async def scene():
+        settings = {"cancel_grace_seconds": 0.3, "hold_after_crashes": 0}
+        async with make("Room", {"folder": str(tmp_path)}, **settings) as manager:
+            other = await manager.start_job("plugin", name="other", until="never")
+            again = await manager.submit_job(
+                "plugin", {"name": "again", "until": "go on"}, retry=Retry(2, delay_seconds=0.01)
+            )
+            await until(lambda: all((tmp_path / f"{name} began").exists() for name in ("other", "again")))
+            wedged = await manager.start_job("plugin", name="wedged", how="wedge")
+            await until((tmp_path / "wedged began").exists)
+            (tmp_path / "go on").touch()
+            await manager.cancel_job(wedged.id)
+            assert (await manager.wait(wedged.id, 30)).status == "cancelled"
+            assert (await manager.wait(other.id, 30)).error_type == "WorkerCrashed"
+            assert (await manager.wait(again.id, 30)).status == "completed", "alone, on another worker"
+
+    run(scene())

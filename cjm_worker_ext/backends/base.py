@@ -173,7 +173,7 @@ class BackendHost(Protocol):
     def on_exit(self, worker: int, end: WorkerExit) -> None:
         "The worker is gone, and nothing of it is left."
 
-# %% ../../nbs/05_backends/00_base.ipynb #84e9ed52
+# %% ../../nbs/05_backends/00_base.ipynb #e7a9cd65
 class Backend(Protocol):
     "Where workers run. All methods are called on one event loop, and none of them waits, except for `close`."
 
@@ -200,6 +200,10 @@ class Backend(Protocol):
 
     def pause(self, worker: int, task_number: int, paused: bool) -> None:
         "Let a job send no more chunks, or go on; other jobs of the worker are not held up."
+
+    def is_deaf(self, worker: int) -> bool:
+        "Whether a worker that runs async jobs has not read what was sent to it: its event loop stands still."
+        ...
 
     def dump_stacks(self, worker: int) -> None:
         "Find out where the threads of a worker are; `on_stacks` follows within seconds, unless the worker ends first."

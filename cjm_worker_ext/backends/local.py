@@ -787,7 +787,7 @@ def order_numbers() -> Iterator[int]:  # Endless
     more = (memoryview(os.urandom(4096)).cast("I") for _ in itertools.repeat(None))
     return filter(None, itertools.chain.from_iterable(more))  # one call of C for each job
 
-# %% ../../nbs/05_backends/13_local.ipynb #3493170e
+# %% ../../nbs/05_backends/13_local.ipynb #c8b333ce
 class LocalOrder:
     "An order that a worker has, or is to get."
 
@@ -961,6 +961,12 @@ class LocalWorker:
         self.frames.send(encode(framing.CANCEL, order.number))
         self.frames.when_sent(self.process.signal_interrupt)  # the first signal may come before the frame
         self.process.signal_interrupt()
+
+    @property
+    def is_deaf(self) -> bool:
+        "Whether its async jobs hold up its event loop: it reads all the time otherwise."
+        runs_async = any(self._batches.get(order.plugin) is False for order in self.orders.values())
+        return runs_async and bool(self.frames.unread())
 
     def dump_stacks(self) -> None:
         "Ask it where its threads are."
@@ -1250,7 +1256,7 @@ class PluginTargets:
             known = self._known[plugin.plugin_id] = (plugin.target, data)
         return known[1]
 
-# %% ../../nbs/05_backends/13_local.ipynb #d0b8dcde
+# %% ../../nbs/05_backends/13_local.ipynb #86eecdd7
 class LocalBackend:
     """The workers of one manager, as processes on this machine; implements `backends.base.Backend`.
 
@@ -1391,6 +1397,11 @@ class LocalBackend:
         "Let a job send no more chunks, or go on."
         if found := self.workers.get(worker):
             found.pause(task_number, paused)
+
+    def is_deaf(self, worker: int) -> bool:
+        "Whether the event loop of a worker stands still."
+        found = self.workers.get(worker)
+        return found is not None and found.is_deaf
 
     def dump_stacks(self, worker: int) -> None:
         "Find out where the threads of a worker are."

@@ -165,7 +165,7 @@ class WorkerInfo(NamedTuple):
     job_ids: tuple[str, ...] = ()  # All jobs that it runs
     device: str | None = None  # The card that it was given, for example `GPU 0`; None: none
 
-# %% ../../nbs/07_engine/06_engine.ipynb #c86ead38
+# %% ../../nbs/07_engine/06_engine.ipynb #cf145a67
 class Engine:
     "Runs jobs; lives on the event loop that made it. Implements `backends.base.BackendHost`."
 
@@ -396,8 +396,19 @@ class Engine:
             self.backend.start(key)
         elif kind == "stall":
             self._look_at_silence(key)
+        elif kind == "grace":
+            self._end_of_grace(key)
         else:
             self.inbox.put(self.scheduler.timer(kind, key))
+
+    def _end_of_grace(self, task_number: int) -> None:
+        task = self.tasks.get(task_number)
+        worker = task.task.worker if task is not None else None
+        deaf = worker is not None and self.backend.is_deaf(worker)
+        if deaf and worker is not None:
+            pid, what = self.places[worker].pid, "it has not even heard that a job is to end"
+            logger.warning("worker %d is killed with all its jobs: its event loop stands still, %s", pid, what)
+        self.inbox.put(self.scheduler.end_of_grace(task_number, deaf))
 
     def _set_timer(self, action: SetTimer) -> None:
         if action.kind == "release":

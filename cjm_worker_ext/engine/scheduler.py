@@ -489,7 +489,7 @@ class WorkerTable:
         "The workers that have a plugin loaded, or are about to load it."
         return [w for w in self.all.values() if plugin in w.loaded or w.plugin == plugin]
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #e7a48d0d
+# %% ../../nbs/07_engine/01_scheduler.ipynb #de1880f8
 class Scheduler:
     "Decides: every method returns the actions that follow, in the order in which they are to be done."
 
@@ -787,7 +787,7 @@ class Scheduler:
         if kind == "timeout":
             return self.cancel(key, Cause.TIMEOUT)
         if kind == "grace":
-            return self._end_of_grace(key)
+            return self.end_of_grace(key)
         if kind == "start":
             return self._end_of_start(key)
         if kind == "due":
@@ -830,12 +830,17 @@ class Scheduler:
             return [SetTimer("idle", number, self.recycle.idle_seconds)]
         return self._stop(worker)
 
-    def _end_of_grace(self, task_number: int) -> list[Action]:
+    def end_of_grace(
+        self,
+        task_number: int,
+        deaf: bool = False,  # Whether its worker hears nothing, so that no job there can go on
+    ) -> list[Action]:
+        "A task has not ended in time after it was interrupted."
         task = self.tasks.get(task_number)
         if task is None or task.worker is None or task.ending is None:
             return []
         worker = self.workers.all[task.worker]
-        if any(other.ending is None for other in worker.begun):
+        if not deaf and any(other.ending is None for other in worker.begun):
             # Others run there, and must not pay for it. It keeps its place until the worker answers, and is not tried
             # again, since it may still run.
             return [*self._clear_timers(task), *self._end(task, task.ending)]
