@@ -150,7 +150,7 @@ class JobRecord:
             _resolve(future, True)
         self._waiting.clear()
 
-# %% ../../nbs/07_engine/04_job_book.ipynb #4c0b19ae
+# %% ../../nbs/07_engine/04_job_book.ipynb #d6d68031
 def _call_if_alive(method: WeakMethod[Callable[[], None]]) -> None:
     if (call := method()) is not None:
         call()
@@ -201,8 +201,8 @@ class JobBook:
     def drop(self, record: JobRecord) -> None:
         "A live job goes on elsewhere."
         self.live.pop(record.job.id, None)
-        if record.key is not None:
-            self.by_key.pop(record.key, None)
+        if record.key is not None and self.by_key.get(record.key) is record:
+            del self.by_key[record.key]
 
     def retire(self, record: JobRecord) -> None:
         "A job has ended."
