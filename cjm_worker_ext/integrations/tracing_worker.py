@@ -59,10 +59,11 @@ class Spans:
                     spans.callback(span.end)
             yield
 
-# %% ../../nbs/11_integrations/21_tracing_worker.ipynb #fe6f321e
+# %% ../../nbs/11_integrations/21_tracing_worker.ipynb #30fac07a
 def _stream(chunks: Any, span: AbstractContextManager[None]) -> Generator[Any, Any, Any]:
     with span:
-        return (yield from chunks)
+        result: Any = yield from chunks
+        return result
 
 
 async def _wait(coroutine: Any, span: AbstractContextManager[None]) -> Any:
