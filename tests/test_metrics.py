@@ -17,6 +17,7 @@ from cjm_worker_ext.integrations.broadcasters import Broadcasters
 from cjm_worker_ext.integrations.metrics import BUCKETS, MetricsBroadcaster, grafana_dashboard
 from cjm_worker_ext.integrations.metrics_state import METRICS
 from cjm_worker_ext.integrations.tracing import trace_jobs
+from cjm_worker_ext.testing import use_in_process_backend
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 REQUEST = trace.SpanContext(int(TRACE, 16), 7, is_remote=False, trace_flags=trace.TraceFlags(1))
@@ -243,6 +244,29 @@ def test_one_broadcaster_that_raises_and_one_that_hangs_cost_the_others_nothing(
         assert len(hanging.seen) == 1
         labels = {"worker_type": "text", "plugin": "double", "state": "completed"}
         assert metrics.registry.get_sample_value("cjm_jobs_ended_total", labels) == 10
+
+    run(scene())
+
+
+def test_nobody_waits_for_one_that_hangs_after_the_first_time_and_its_calls_are_ended():
+    async def scene():
+        hanging, noting = Hanging(), Noting()
+        events = Broadcasters([hanging, noting], patience_seconds=0.01, timeout_seconds=0.05)
+        await events.broadcast("job:queued", {})
+        events._patience = 600
+        for number in range(20):
+            await events.broadcast(f"job:{number}", {})
+        await until(lambda: len(noting.seen) == 21)
+        await until(lambda: len(hanging.seen) >= 3)  # a call that hangs is cancelled, and the next one made
+
+    run(scene())
+
+
+def test_a_traced_manager_works_with_a_backend_that_carries_no_traces():
+    async def scene():
+        with use_in_process_backend(), trace.use_span(trace.NonRecordingSpan(REQUEST)):
+            async with trace_jobs(BaseJobManager("text", plugins={"double": double})) as manager:
+                assert await manager.run("double", n=2) == 4
 
     run(scene())
 

@@ -59,11 +59,10 @@ class Spans:
                     spans.callback(span.end)
             yield
 
-# %% ../../nbs/11_integrations/21_tracing_worker.ipynb #30fac07a
-def _stream(chunks: Any, span: AbstractContextManager[None]) -> Generator[Any, Any, Any]:
+# %% ../../nbs/11_integrations/21_tracing_worker.ipynb #f89fb75e
+def _stream(chunks: Generator[Any, Any, Any], span: AbstractContextManager[None]) -> Generator[Any, Any, Any]:
     with span:
-        result: Any = yield from chunks
-        return result
+        return (yield from chunks)
 
 
 async def _wait(coroutine: Any, span: AbstractContextManager[None]) -> Any:
