@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 # %% auto #0
 __all__ = ['Broadcasters']
 
-# %% ../../nbs/11_integrations/17_broadcasters.ipynb #61f1f43f
+# %% ../../nbs/11_integrations/17_broadcasters.ipynb #eaf4d744
 class Lane:
     "The way to one broadcaster; lives on one event loop."
 
@@ -87,7 +87,7 @@ class Lane:
         )
         logger.warning("%s.broadcast(%s) failed: %r%s", what, event_type, error, lost, exc_info=error)
 
-# %% ../../nbs/11_integrations/17_broadcasters.ipynb #6705cf16
+# %% ../../nbs/11_integrations/17_broadcasters.ipynb #0a2a6a86
 class Broadcasters:
     """Sends each event to several broadcasters, side by side; keeps `EventBroadcasterProtocol`.
 
@@ -126,6 +126,7 @@ class Broadcasters:
         lanes = self._lanes_here()
         for lane in lanes:
             lane.put(event_type, data)
+        await asyncio.sleep(0)  # one turn: those that answer at once have it now, without the cost of a wait
         if tasks := [lane.task for lane in lanes if lane.task is not None and not lane.is_slow]:
             await asyncio.wait(tasks, timeout=self._patience)
             for lane in lanes:
