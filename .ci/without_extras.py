@@ -8,8 +8,9 @@ import subprocess
 import sys
 
 integrations = {"registry": "registry", "resources": "resources", "sse": "sse", "monitor": "monitor"}
-integrations |= {"channel_redis": "redis", "channel_postgres": "postgres"}
+integrations |= {"channel_redis": "redis", "channel_postgres": "postgres", "metrics": "metrics", "tracing": "metrics"}
 modules = {**{f"integrations.{name}": extra for name, extra in integrations.items()}, "stores.postgres": "postgres"}
+without = ("broadcasters", "health", "metrics_state", "tracing_worker", "channel_sqlite")  # They need no extra
 commands = {"demo": "demo", "check": "demo", "plugins": "demo,registry", "serve": "monitor"}
 
 
@@ -34,6 +35,8 @@ def main():
             assert f"pip install 'cjm-worker-ext[{extra}]'" in str(e), f"{name}: {e}"
         else:
             raise AssertionError(f"{name} can be imported without its extra: is its dependency installed?")
+    for name in without:
+        importlib.import_module(f"cjm_worker_ext.integrations.{name}")
     for name, extra in commands.items():
         code = f"import sys; from cjm_worker_ext.commands.terminal import {name}; sys.exit({name}())"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

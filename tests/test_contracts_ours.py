@@ -17,6 +17,8 @@ from cjm_worker_ext.extensions.protocols import (
     PluginRegistryProtocol,
     ResourceManagerProtocol,
 )
+from cjm_worker_ext.integrations.broadcasters import Broadcasters
+from cjm_worker_ext.integrations.metrics import MetricsBroadcaster, OpenTelemetryMetrics
 from cjm_worker_ext.integrations.registry import EntryPointPluginRegistry
 from cjm_worker_ext.integrations.resources import ProcessResourceManager
 from cjm_worker_ext.integrations.sse import SSEBroadcaster
@@ -91,6 +93,41 @@ class TestSSEBroadcaster(BroadcasterTests):
             page.task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await page.task
+
+
+class Refuses:
+    async def broadcast(self, event_type, data):
+        data.clear()
+        raise OSError("away")
+
+
+class Hangs:
+    async def broadcast(self, event_type, data):
+        await asyncio.Event().wait()
+
+
+class TestBroadcasters(TestSSEBroadcaster):
+    "The listeners are those of one of four broadcasters, of which one raises and one hangs."
+
+    def make(self):
+        self.inner = super().make()
+        return Broadcasters([Refuses(), Hangs(), self.inner, MetricsBroadcaster()], patience_seconds=0.01)
+
+    async def subscribe(self, broadcaster):
+        return await super().subscribe(self.inner)
+
+    async def close(self, broadcaster):
+        await super().close(self.inner)
+
+
+class TestMetricsBroadcaster(BroadcasterTests):
+    def make(self):
+        return MetricsBroadcaster()
+
+
+class TestOpenTelemetryMetrics(BroadcasterTests):
+    def make(self):
+        return OpenTelemetryMetrics()
 
 
 class EarlierRegistry:
@@ -213,7 +250,9 @@ def test_earlier_implementations_run_under_the_manager_unchanged():
     assert [name for name in seen if name.startswith("job:")] == ["job:queued", "job:started", "job:completed"]
 
 
-@pytest.mark.parametrize("tests", [TestEntryPointPluginRegistry, TestProcessResourceManager, TestSSEBroadcaster])
+@pytest.mark.parametrize(
+    "tests", [TestEntryPointPluginRegistry, TestProcessResourceManager, TestSSEBroadcaster, TestBroadcasters]
+)
 def test_every_contract_of_ours_is_kept_and_none_is_left_out(tests):
     report = asyncio.run(run_contracts(tests()))
     assert report.kept == list(tests.contracts), str(report)

@@ -7,6 +7,7 @@ import pytest
 from package_tree import layers, root
 
 HEAVY = {"fastcore", "httpx", "jsonschema", "numpy", "psutil", "rich", "starlette", "tomlkit", "uvicorn"}
+HEAVY |= {"opentelemetry", "prometheus_client"}
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -41,3 +42,11 @@ def test_a_worker_imports_little():
 def test_the_package_offers_its_names_without_loading_them():
     brought = loaded_by("import cjm_worker_ext; dir(cjm_worker_ext)")
     assert {name for name in brought if name.startswith("cjm_worker_ext")} == {"cjm_worker_ext"}
+
+
+def test_what_needs_no_extra_loads_none_and_a_worker_loads_opentelemetry_with_the_first_trace():
+    modules = ("broadcasters", "health", "metrics_state", "tracing_worker")
+    brought = loaded_by(f"import {', '.join(f'cjm_worker_ext.integrations.{name}' for name in modules)}")
+    assert not {name.partition(".")[0] for name in brought} & HEAVY
+    brought = loaded_by("import cjm_worker_ext.integrations.tracing_worker")
+    assert not {"asyncio", "typing", "cjm_worker_ext.manager"} & brought
