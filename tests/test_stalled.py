@@ -143,6 +143,7 @@ def test_each_sign_of_life_counts(how, tmp_path):
 def test_a_worker_that_waits_for_a_slow_reader_is_not_stalled():
     async def scene():
         async with make(max_buffered_chunks=10) as manager:
+            await manager.load_plugin("chunks")  # a slow load would be a stall too
             looked = []
             is_stalled = manager._open().stalls.is_stalled
             manager._engine.stalls.is_stalled = lambda number: looked.append(is_stalled(number)) or looked[-1]
