@@ -494,7 +494,7 @@ def allowed_by(
 
 Copy = Callable[[memoryview], bytes]  # Makes `bytes` of shared memory
 
-# %% ../../nbs/05_backends/13_local.ipynb #e0e70a32
+# %% ../../nbs/05_backends/13_local.ipynb #22511ac0
 class ResultReader:
     "Reads what workers send; lives on one event loop."
 
@@ -605,8 +605,8 @@ class ResultReader:
         for value, default in zip(record, LOG_EXAMPLE, strict=True):
             if type(value) is not type(default):
                 raise RefusedType("a log record is made of texts and numbers")
-        if not (record.name.isprintable() and 0 <= record.level <= MOST_LEVEL and 0 <= record.created < 1e11):
-            raise RefusedType("a log record has a name, a level and a time")
+        if not (record.name.isprintable() and 0 <= record.level <= MOST_LEVEL and 0 <= record.line < 1 << 31):
+            raise RefusedType("a log record has a name, a level and a line of its file")
         return record
 
     def words(self, frame: Frame, most: int) -> Bytes:

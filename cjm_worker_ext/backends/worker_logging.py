@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # a worker starts faster without `typing`
 __all__ = ['MOST_MESSAGE', 'MOST_TRACEBACK', 'MOST_NAME', 'MOST_PATH', 'pack_record', 'RateLimit', 'writes_to_output',
            'LogForwarder']
 
-# %% ../../nbs/05_backends/11g_worker_logging.ipynb #78d1854f
+# %% ../../nbs/05_backends/11g_worker_logging.ipynb #59668fd4
 MOST_MESSAGE, MOST_TRACEBACK, MOST_NAME, MOST_PATH = 10_000, 20_000, 200, 500  # Characters
 
 
@@ -38,7 +38,7 @@ def pack_record(
     return encode(
         (
             _printable(record.name)[:MOST_NAME], int(record.levelno), _cut(message), trace[-MOST_TRACEBACK:],
-            stack[-MOST_TRACEBACK:], record.pathname[-MOST_PATH:], record.lineno, (record.funcName or "")[:MOST_NAME],
+            stack[-MOST_TRACEBACK:], record.pathname[-MOST_PATH:], record.lineno or 0, (record.funcName or "")[:MOST_NAME],
             (record.threadName or "")[:MOST_NAME], record.created,
         )
     )[0]  # fmt: skip

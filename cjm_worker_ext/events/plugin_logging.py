@@ -26,7 +26,7 @@ def logging_levels() -> dict[str, int]:  # By name of a logger; `""` is the root
             levels[name] = max(least, found.level)
     return levels
 
-# %% ../../nbs/06_events/04_plugin_logging.ipynb #92ac14ec
+# %% ../../nbs/06_events/04_plugin_logging.ipynb #936567b1
 CLOCKS_DIFFER = (
     3600.0  # Seconds between the clocks of a worker and of the app, beyond which the worker's time is not used
 )
@@ -60,7 +60,7 @@ def hand_on(
     )  # fmt: skip
     record.exc_text = logged.traceback or None  # formatters write it after the message
     record.process, record.processName, record.threadName = worker_pid, "worker", logged.thread
-    if abs(time.time() - logged.created) < CLOCKS_DIFFER:
+    if abs(time.time() - logged.created) < CLOCKS_DIFFER:  # never true for nan
         record.created, record.msecs = logged.created, logged.created % 1 * 1000
     vars(record).update(worker_pid=worker_pid, job_id=job_id)
     try:
