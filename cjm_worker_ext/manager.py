@@ -359,7 +359,7 @@ def _end_soon(loop: asyncio.AbstractEventLoop, guard: AsyncGenerator[None]) -> N
     else:
         loop.call_soon_threadsafe(lambda: _step(guard.aclose()))
 
-# %% ../nbs/08_manager.ipynb #51ef275c
+# %% ../nbs/08_manager.ipynb #05b02d6f
 class BaseJobManager:
     """Runs jobs of plugins in worker processes.
 
@@ -786,7 +786,7 @@ class BaseJobManager:
         return _result(_ended(self._enter().jobs.find(job)))
 
     def get_job_output(self, job: BaseJob | str) -> list[str]:  # The last `output_tail_lines`
-        "Return what a job's plugin wrote to stdout and stderr; raises `UnknownJob`."
+        "Return what a job's plugin wrote to stdout and stderr, and what it logged; raises `UnknownJob`."
         return list(self._enter().jobs.find(job).output or ())
 
     def get_job_chunks(
