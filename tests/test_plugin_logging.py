@@ -7,7 +7,7 @@ import os
 import sys
 
 import pytest
-from harness import run, until
+from harness import is_alive, run, until, until_now
 
 from cjm_worker_ext import BaseJobManager, WorkerConfig
 from cjm_worker_ext.backends import framing
@@ -100,6 +100,15 @@ def log_and_die(code=9):
     ctypes.string_at(0)
 
 
+def log_many_and_die(n):
+    import ctypes
+    import logging
+
+    for i in range(n):
+        logging.getLogger("acme.asr").error("number %d %s", i, 1000 * "x")
+    ctypes.string_at(0)
+
+
 def log_from_a_child():
     import logging
     import os
@@ -170,6 +179,7 @@ PLUGINS = {
     for f in (log, log_error, log_as_configured, log_to_a_file, log_and_die, log_from_a_child, log_many, log_together)
 } | {
     "batch": Batch,
+    "log_many_and_die": log_many_and_die,
     "log_while_it_answers": log_while_it_answers,
     "plain": "math:sqrt",
 }
@@ -322,6 +332,21 @@ def test_the_tail_of_a_crash_holds_the_last_records_and_the_reason(code, heard):
             assert "ERROR:acme.asr:the last words" in output and "printed" in output, output
             assert code or any("Segmentation fault" in line for line in output)
             assert told(heard) == ["the last words"] and records(heard)[0].job_id == job.id
+
+    run(scene())
+
+
+def test_records_that_are_read_after_the_end_stand_before_the_reason(heard):
+    async def scene():
+        async with make(output_tail_lines=40) as manager:
+            job = await manager.start_job("log_many_and_die", n=60)
+            await until(lambda: job.worker_pid, what="the start")
+            until_now(lambda: not is_alive(job.worker_pid), what="the end")  # meanwhile the app reads nothing
+            await manager.wait(job.id, 15)
+            output = job.exception.output
+            reason = next(i for i, line in enumerate(output) if "Segmentation fault" in line)
+            assert len(output) == 40 and output[reason - 1].startswith("ERROR:acme.asr:number 59 x"), output
+            assert len(told(heard)) == 60
 
     run(scene())
 

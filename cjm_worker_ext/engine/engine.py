@@ -163,7 +163,7 @@ class WorkerInfo(NamedTuple):
     job_ids: tuple[str, ...] = ()  # All jobs that it runs
     device: str | None = None  # The card that it was given, for example `GPU 0`; None: none
 
-# %% ../../nbs/07_engine/06_engine.ipynb #04e527f9
+# %% ../../nbs/07_engine/06_engine.ipynb #3e81ae61
 class Engine:
     "Runs jobs; lives on the event loop that made it. Implements `backends.base.BackendHost`."
 
@@ -607,31 +607,30 @@ class Engine:
 
     def on_output(self, worker: int, line: str, replaces: str | None = None) -> None:
         "A worker's output belongs in the app's log, with the job that it comes from."
-        pid, job_id = self.places[worker].pid, None
-        if (record := self._speaker(worker)) is not None:
-            job_id = record.job.id
-            record.add_output(line, replaces)
+        records, pid, job_id = self._heard(worker), self.places[worker].pid, None
+        if len(records) == 1:  # else nobody knows which of them it was
+            job_id = records[0].job.id
+            records[0].add_output(line, replaces)
         tag = f"worker {pid}, job {job_id}" if job_id else f"worker {pid}"
         logger.info("%s: %s", tag, line, extra={"worker_pid": pid, "job_id": job_id})
 
     def on_log(self, worker: int, task_number: int | None, record: LoggedRecord) -> None:
         "A plugin has logged something: it goes to the app's logging, and to the output of its job."
         job_id = None
-        if (speaker := self._speaker(worker, task_number)) is not None:
-            job_id = speaker.job.id
+        speakers = self._heard(worker, task_number)
+        if task_number is not None and speakers:
+            job_id = speakers[0].job.id
             for line in record.lines:
-                speaker.add_output(line)
+                speakers[0].add_output(line)
         hand_on(record, self.places[worker].pid, job_id)
 
-    def _speaker(self, worker: int, task_number: int | None = None) -> JobRecord | None:
-        "The job that says something, which is a sign of life; None: nobody knows which of several, or it is no job."
-        records = self._jobs_on(worker)
-        if task_number is not None:
-            records = [record for record in records if record.task.number == task_number]
+    def _heard(self, worker: int, task_number: int | None = None) -> list[JobRecord]:
+        "The jobs that may have said something, which is a sign of life: the one of that task, or all of the worker."
+        records = [r for r in self._jobs_on(worker) if task_number in (None, r.task.number)]
         if self.stalls is not None:
             for record in records:
                 self.stalls.sign(record.task.number)
-        return records[0] if len(records) == 1 else None
+        return records
 
     def on_stacks(self, worker: int, text: str) -> None:
         "A worker has said where its threads are, because a job of it is stalled."
