@@ -217,7 +217,7 @@ def _spec_of(name: str, path: Any) -> ModuleSpec | None:
             continue
     return None
 
-# %% ../nbs/02_config.ipynb #fa8a594f
+# %% ../nbs/02_config.ipynb #573d16c5
 @dataclass(frozen=True, kw_only=True)
 class WorkerConfig:
     "How many workers a manager has, and how it treats them; raises `ConfigError` that names every wrong field."
@@ -261,6 +261,9 @@ class WorkerConfig:
     max_result_bytes: int = whole(4 * 2**30, least=1)  # Largest serialised result or batch of chunks
     max_result_items: int = whole(6_000_000, least=1)  # Most items of a result or chunk; a list or dict counts as three
     output_tail_lines: int = whole(20)  # Last lines of a worker's output that are attached to a crash
+    forward_logging: bool = (
+        True  # Records of the plugins' `logging` go to the app's logging; False: they stay in the worker
+    )
 
     # The order of jobs, and plugins that crash
     priority_aging_seconds: float = seconds(300.0)  # A pending job gains one priority for each such wait

@@ -23,7 +23,7 @@ __all__ = ['context_of_thread', 'JobContext', 'current_context', 'set_current_co
            'target_problem', 'is_stream', 'has_event_loop', 'event_loop', 'close_event_loop', 'finished',
            'LoadedPlugin', 'PluginManager', 'describe_error', 'describe_load_error']
 
-# %% ../nbs/04_plugins.ipynb #467e8cf3
+# %% ../nbs/04_plugins.ipynb #69216b2d
 class JobContext:
     "The running job, seen from inside the plugin; made by the worker, one for each job."
 
@@ -37,6 +37,7 @@ class JobContext:
         self.job_id = job_id
         self.config = config or {}
         self.cancelled = False  # True once the job is to end; set before `JobCancelled` is raised
+        self.task_number = 0  # How worker and app call the job between them; 0: it is none of theirs
         self._report, self._retire = report, retire
 
     def report_to(self, report: Callable[[float | None, str], None]) -> None:

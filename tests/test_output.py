@@ -11,6 +11,7 @@ from harness import is_alive, run, targets, until
 from plugins_for_tests import native_print
 
 from cjm_worker_ext import BaseJobManager, WorkerConfig
+from cjm_worker_ext.backends.local import LocalWorker
 
 LOGGER = "cjm_worker_ext.engine.engine"
 NAMES = ("print_and_crash", "print_without_end", "echo", "segfault")
@@ -246,14 +247,12 @@ def test_last_words_without_an_end_or_a_meaning(data, log):
 def test_a_line_that_is_longer_than_anybody_reads_is_cut_and_costs_nobody_anything(log):
     async def scene():
         async with make() as manager:
-            job = await ended(manager, "write", data=b"x" * 3_000_000 + b"\n")
+            job = await ended(manager, "write", data=b"x" * 3_000_000 + b"the reason\n")
             assert job.status == "completed", job.error
             after = await ended(manager, "say", text="after it")
             assert after.worker_pid == job.worker_pid
             await until(lambda: lines(log)[-1:] == ["after it"])
-            assert max(map(len, lines(log))) == 2000
-            assert set("".join(lines(log)[:-1])) == {"x"}
-            assert sum(map(len, manager.get_job_output(job.id))) <= 20 * 2000
+            assert lines(log)[:-1] == ["…" + "x" * 1989 + "the reason"] == manager.get_job_output(job.id)
 
     run(scene())
 
@@ -261,9 +260,69 @@ def test_a_line_that_is_longer_than_anybody_reads_is_cut_and_costs_nobody_anythi
 def test_a_long_line_of_a_worker_that_dies(log):
     async def scene():
         async with make() as manager:
-            job = await ended(manager, "write_and_die", data=b"start " + b"y" * 5000)
-            assert job.exception.output[0].startswith("start yyy") and len(job.exception.output[0]) == 2000
-            assert len(job.error) < 25 * 2000
+            job = await ended(manager, "write_and_die", data=b"start " + b"y" * 50_000 + b" the reason")
+            assert job.exception.output == ("…" + "y" * 1988 + " the reason",)
+            assert len(job.error) < 2 * 2000
+
+    run(scene())
+
+
+def until_told(states, ends):
+    "Writes states of a progress bar, each when a file says that the state before was told."
+    import os
+    import time
+
+    for i, state in enumerate(states):
+        os.write(2, state)
+        while i < len(ends) and not os.path.exists(ends[i]):
+            time.sleep(0.005)
+
+
+def test_a_progress_bar_is_told_in_time_and_takes_one_line_of_the_output(log, tmp_path, monkeypatch):
+    monkeypatch.setattr(LocalWorker, "BAR_SECONDS", 0.02)
+
+    async def scene():
+        files = [tmp_path / str(i) for i in range(3)]
+        states = [b"begins\n\r 10 % |#", b"\r 20 % |##", b"\r100 % |###\r \r", b"\nand ends"]
+        async with BaseJobManager("output", plugins={"bar": until_told}) as manager:
+            job = await manager.start_job("bar", states=states, ends=[str(file) for file in files])
+            for file, state in zip(files, (" 10 % |#", " 20 % |##", "100 % |###"), strict=True):
+                await until(lambda state=state: lines(log)[-1:] == [state], what=f"the state {state!r}")
+                assert manager.get_job_output(job.id) == ["begins", state] and job.status == "running"
+                file.write_text("")
+            assert (await manager.wait(job.id, 15)).status == "completed", job.error
+            assert manager.get_job_output(job.id) == ["begins", "100 % |###", "and ends"]
+            assert lines(log) == ["begins", " 10 % |#", " 20 % |##", "100 % |###", "and ends"]
+
+    run(scene())
+
+
+def test_a_progress_bar_does_not_flood_the_log(log):
+    def bar(n):
+        import sys
+
+        for i in range(n):
+            sys.stderr.write(f"\r{i + 1} of {n}")
+            sys.stderr.flush()
+
+    async def scene():
+        async with BaseJobManager("output", plugins={"bar": bar}) as manager:
+            began = time.monotonic()
+            job = await ended(manager, "bar", n=5000)
+            took = time.monotonic() - began
+            assert manager.get_job_output(job.id) == ["5000 of 5000"], "its last state, although the line has no end"
+            assert len(lines(log)) <= 3 + took / LocalWorker.BAR_SECONDS
+            again = await ended(manager, "bar", n=2)
+            assert manager.get_job_output(again.id) == ["2 of 2"]
+
+    run(scene())
+
+
+def test_a_crash_quotes_the_last_state_of_a_progress_bar(log):
+    async def scene():
+        async with make() as manager:
+            job = await ended(manager, "write_and_die", data=b"one\n\r 10 %\r 99 %")
+            assert job.exception.output == ("one", " 99 %") and lines(log)[-1] == " 99 %"
 
     run(scene())
 

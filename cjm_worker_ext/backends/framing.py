@@ -16,14 +16,14 @@ Bytes = bytes | bytearray | memoryview
 
 # %% auto #0
 __all__ = ['HELLO', 'LOAD', 'EXECUTE', 'UNLOAD', 'CANCEL', 'STOP', 'RELEASE', 'PAUSE', 'DEVICE', 'READY', 'LOADED', 'CHUNKS',
-           'PROGRESS', 'RESULT', 'FAILED', 'CANCELLED', 'DONE', 'RETIRE', 'BEGUN', 'HEADER', 'LOADED_DATA', 'PLACE',
-           'FROM_HEAP', 'APART', 'LARGE', 'MOST_BUFFERS', 'encode', 'Frame', 'memory_for', 'FrameReader']
+           'PROGRESS', 'RESULT', 'FAILED', 'CANCELLED', 'DONE', 'RETIRE', 'BEGUN', 'LOG', 'HEADER', 'LOADED_DATA',
+           'PLACE', 'FROM_HEAP', 'APART', 'LARGE', 'MOST_BUFFERS', 'encode', 'Frame', 'memory_for', 'FrameReader']
 
-# %% ../../nbs/05_backends/01_framing.ipynb #d4c471d7
+# %% ../../nbs/05_backends/01_framing.ipynb #3cb28ccb
 # manager to worker
 HELLO, LOAD, EXECUTE, UNLOAD, CANCEL, STOP, RELEASE, PAUSE, DEVICE = range(1, 10)
 # worker to manager
-READY, LOADED, CHUNKS, PROGRESS, RESULT, FAILED, CANCELLED, DONE, RETIRE, BEGUN = range(16, 26)
+READY, LOADED, CHUNKS, PROGRESS, RESULT, FAILED, CANCELLED, DONE, RETIRE, BEGUN, LOG = range(16, 27)
 
 HEADER = struct.Struct("<QIHBx")  # bytes of the payload, task number, number of buffers, kind
 LOADED_DATA = struct.Struct(

@@ -21,7 +21,7 @@ from cjm_worker_ext.jobs import BaseJob, JobStatus, approximate_bytes, utc_now
 # %% auto #0
 __all__ = ['JobRecord', 'JobBook']
 
-# %% ../../nbs/07_engine/04_job_book.ipynb #1c7a67d0
+# %% ../../nbs/07_engine/04_job_book.ipynb #c8cb41fc
 def _resolve(future: asyncio.Future[bool], result: bool) -> None:
     if not future.done():
         future.set_result(result)
@@ -103,11 +103,18 @@ class JobRecord:
         self._waiting.append(future)
         future.add_done_callback(lambda _: call(self.job))
 
-    def add_output(self, line: str) -> None:
+    def add_output(
+        self,
+        line: str,
+        replaces: str | None = None,  # The state before of the same line
+    ) -> None:
         "Keep a line that the worker has written."
         if self.output is None:
             self.output = deque(maxlen=self.output_lines)
-        self.output.append(line)
+        if self.output and self.output[-1] == replaces:
+            self.output[-1] = line
+        else:
+            self.output.append(line)
 
     def start(self, place: Place, loading: bool) -> None:
         "The job went to a worker; `loading`: its plugin is still to be loaded."

@@ -17,6 +17,7 @@ KINDS = [
     framing.FAILED,
     framing.CANCELLED,
     framing.DONE,
+    framing.LOG,
 ]
 ODD_SIZES = [0, 1, 7, 15, 16, 255, 65535, 65536, 1 << 20, 1 << 31, (1 << 32) - 1, 1 << 32, 1 << 62, (1 << 64) - 1]
 ODD_PLACES = [0, 1, 2, 4097, 1 << 20, 1 << 42, 1 << 63, (1 << 64) - 1]
@@ -54,6 +55,11 @@ class Frames:
         if kind == framing.FAILED:
             names = self.random.sample(["type", "message", "traceback", "exception"], self.random.randrange(5))
             return encode({name: self.random.choice(["text", "", None, b"x", self._value()]) for name in names})
+        if kind == framing.LOG:
+            fields: list = ["acme.asr", 30, "message", "", "", "f.py", 7, "run", "MainThread", 1e9]
+            if self.random.random() < 0.5:
+                fields[self.random.randrange(len(fields))] = self._value()
+            return encode(tuple(fields))
         if kind == framing.LOADED:
             return self.random.choice([b"\0", b"\1", b"", b"\2\3"])
         return encode(self._value()) if kind == framing.RESULT else b""
