@@ -367,7 +367,8 @@ synonyms = {  # Words that readers search for, by the page that answers; the sea
 
 def search_words(page: str) -> str:
     "What gives the site's search more words for a page, which readers do not see."
-    return f"```{{eval-rst}}\n.. meta::\n   :keywords: {synonyms[page]}\n```"
+    # Sphinx takes each part between two commas for one word
+    return f"```{{eval-rst}}\n.. meta::\n   :keywords: {", ".join(synonyms[page].split())}\n```"
 
 
 def opened(cells: list[dict], page: str) -> list[dict]:
