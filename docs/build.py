@@ -235,7 +235,9 @@ def api_entry(markdown: str, up: str, asked: str, own: str) -> str:
     is_class = isinstance(node, ast.ClassDef)
     kind = "class" if is_class else "async def" if isinstance(node, ast.AsyncFunctionDef) else "def"
     rows = class_rows(maker(node, nodes), comments) if is_class else function_rows(node, comments, kind)
-    made = next((p for p in maker(node, nodes).body if getattr(p, "name", "") == "__init__"), None) if is_class else node
+    made = (
+        next((p for p in maker(node, nodes).body if getattr(p, "name", "") == "__init__"), None) if is_class else node
+    )
     fields = ", ".join(r[0] + (f"={r[2]}" if r[2] else "") for r in rows)  # of a dataclass
     whole = signature(made) if made else f"({fields})"
     enumeration = is_class and any("Enum" in ast.unparse(base) for base in node.bases)
@@ -355,7 +357,7 @@ def in_order(cells: list[dict], own: str) -> list[dict]:
 openings = {"manager": "## The manager"}  # The section that a reader of the reference wants first
 synonyms = {  # Words that readers search for, by the page that answers; the search finds them there
     "explanation/what_can_cross": "DataFrame Series ndarray Tensor Image serialization pickle",
-    "howto/own_registry": "virtualenv venv conda interpreter environment",
+    "config": "virtualenv venv conda interpreter environment",
     "howto/watch_jobs": "dashboard admin metrics monitoring login proxy nginx CSRF rebinding",
     "integrations/resources": "metrics statistics psutil CPU memory usage",
     "howto/order_and_retries": "priority queue backoff retry delay schedule",
@@ -367,8 +369,8 @@ synonyms = {  # Words that readers search for, by the page that answers; the sea
 
 def search_words(page: str) -> str:
     "What gives the site's search more words for a page, which readers do not see."
-    # Sphinx takes each part between two commas for one word
-    return f"```{{eval-rst}}\n.. meta::\n   :keywords: {", ".join(synonyms[page].split())}\n```"
+    words = ", ".join(synonyms[page].split())  # Sphinx takes each part between two commas for one word
+    return f"```{{eval-rst}}\n.. meta::\n   :keywords: {words}\n```"
 
 
 def opened(cells: list[dict], page: str) -> list[dict]:
@@ -532,7 +534,9 @@ def not_found() -> list[str]:
     terms = json.loads(index[index.index("(") + 1 : index.rindex(")")])
     stem = SearchEnglish({}).stem
     words = ["DataFrame", "virtualenv", "metrics", "priority", "GPU", "timeout", "retry", "proxy"]
-    return [f"search: {w} is on no page" for w in words if not {*terms["terms"], *terms["titleterms"]} & {stem(w.lower())}]
+    return [
+        f"search: {w} is on no page" for w in words if not {*terms["terms"], *terms["titleterms"]} & {stem(w.lower())}
+    ]
 
 
 def spelling() -> list[str]:
