@@ -31,7 +31,8 @@ from configparser import ConfigParser
 from html import escape
 from pathlib import Path
 
-from layers import Tree, package, without_numbers
+from layers import Tree, is_within, package, without_numbers
+from signatures import first_sentence, is_property, parameters, public_methods, signature
 
 root = Path(__file__).resolve().parent.parent
 notebooks, staged, site = root / "nbs", root / "_proc", root / "_docs"
@@ -114,23 +115,23 @@ def parsed(file: Path) -> tuple[dict[int, ast.AST], dict[int, str]]:
     nodes = {n.lineno: n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.ClassDef | functions)}
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
     comments = {t.start[0]: t.string.removeprefix("#").strip() for t in tokens if t.type == tokenize.COMMENT}
+    lines, anchor = text.splitlines(), 0
+    for line in sorted(comments):  # a comment behind code may go on in the next lines, alone there
+        if not lines[line - 1].lstrip().startswith("#"):
+            anchor = line
+        elif all(n in comments for n in range(anchor, line)):
+            comments[anchor] += " " + comments[line]
     directive = re.compile(r"(#\s*)?(type: ignore|pyright: ignore|noqa)[^#]*(#\s*)?")
     return nodes, {line: directive.sub("", comment).strip() for line, comment in comments.items()}
 
 
 def function_rows(node: ast.AST, comments: dict[int, str], said: str) -> list[tuple[str, ...]]:
     "Name, type, default and meaning of each parameter, then of what is returned."
-    given = node.args
-    positional = [*given.posonlyargs, *given.args]
-    defaults = [None] * (len(positional) - len(given.defaults)) + given.defaults
-    found = [*zip(positional, defaults, strict=True), *zip(given.kwonlyargs, given.kw_defaults, strict=True)]
     rows = [
-        (a.arg, ast.unparse(a.annotation) if a.annotation else "", ast.unparse(d) if d else "", a.lineno)
-        for a, d in found
-        if a.arg not in ("self", "cls")
+        (name, ast.unparse(kind) if kind else "", ast.unparse(default) if default else "", line)
+        for name, kind, default, line in parameters(node)
+        if name not in ("self", "cls")
     ]
-    stars = (("*", given.vararg), ("**", given.kwarg))
-    rows += [(s + a.arg, ast.unparse(a.annotation) if a.annotation else "", "", a.lineno) for s, a in stars if a]
     returns = ast.unparse(node.returns) if node.returns else "None"
     alone = {line for *_, line in rows if line != node.lineno}  # a comment on the `def` line is about what is returned
     rows = [(*row, comments.get(line, "") if line in alone else "") for *row, line in rows]
@@ -208,6 +209,19 @@ def documented(markdown: str, own: str) -> tuple[str, str, int] | None:
     return name, path, number
 
 
+def methods_table(node: ast.ClassDef, place: str, up: str, module: str) -> str:
+    "What a class offers: a row for each public method and property, which leads to its own entry if there is one."
+    rows = []
+    for part in public_methods(node):
+        line = part.name if is_property(part) else part.name + signature(part)
+        kind = "await " if isinstance(part, ast.AsyncFunctionDef) else ""
+        entry = f"[`{cell_text(kind + line)}`](#entry:{place}.{node.name}.{part.name}.def)"
+        source = f'<a class="api-source" href="{up}source/{module}.html#L-{part.lineno}">source</a>'
+        rows.append(f"| {entry} {source} | {cell_text(first_sentence(part))} |")
+    head = "| method | what it does |\n| --- | --- |\n"
+    return ":::{rst-class} method-table\n:::\n\n" + head + "\n".join(rows) if rows else ""
+
+
 def api_entry(markdown: str, up: str, asked: str, own: str) -> str:
     "Turn the output of show_doc into a heading, a line with a link to the source, the text, and a table."
     found = documented(markdown, own)
@@ -221,12 +235,16 @@ def api_entry(markdown: str, up: str, asked: str, own: str) -> str:
     is_class = isinstance(node, ast.ClassDef)
     kind = "class" if is_class else "async def" if isinstance(node, ast.AsyncFunctionDef) else "def"
     rows = class_rows(maker(node, nodes), comments) if is_class else function_rows(node, comments, kind)
-    names = ", ".join(r[0] for r in rows if r[0] != "returns")
+    made = (
+        next((p for p in maker(node, nodes).body if getattr(p, "name", "") == "__init__"), None) if is_class else node
+    )
+    fields = ", ".join(r[0] + (f"={r[2]}" if r[2] else "") for r in rows)  # of a dataclass
+    whole = signature(made) if made else f"({fields})"
     enumeration = is_class and any("Enum" in ast.unparse(base) for base in node.bases)
     titles = ("member", "", "value", "meaning") if enumeration else ("parameter", "type", "default", "meaning")
     bases = ", ".join(ast.unparse(base) for base in node.bases) if is_class else ""
     shown = asked if asked.rpartition(".")[2] == name.rpartition(".")[2] else name  # not the part that it comes from
-    line = f"{shown}({bases})" if is_class and (enumeration or not rows) else f"{shown}({names})"
+    line = f"{shown}({bases})" if is_class and (enumeration or not rows) else shown + whole
     block = re.search(r"^```python\n.*?^```\n?", markdown, flags=re.M | re.S)
     text = markdown[(block or heading).end() :].strip()
     text = re.sub(r"\A\*(.+?)\*(?=\n\n|\Z)", r"\1", text, flags=re.S)  # a promise, not an aside
@@ -236,6 +254,7 @@ def api_entry(markdown: str, up: str, asked: str, own: str) -> str:
         f'<div class="api"><code><span class="api-kind">{kind}</span> {escape(line)}</code>{link}</div>',
         text,
         table(rows, titles) if rows else "",
+        methods_table(node, module.removeprefix(package + "."), up, module) if is_class else "",
     ]
     return "\n\n".join(p for p in parts if p)
 
@@ -286,7 +305,18 @@ def relink(text: str, page: str, known: dict[str, Path], targets: set[str]) -> s
         file = posixpath.normpath(posixpath.join("nbs", folder, match[1]))
         return f"({hosted}/{file})" if not file.startswith("nbs/") and (root / file).exists() else match[0]
 
+<<<<<<< HEAD
     text = re.sub(r"\((\.\./[^()\s#]+(?:\.py|\.toml|\.ini|/))\)", outside, text)
+=======
+    def entry(match: re.Match) -> str:
+        "A method that has an entry of its own is a link to it."
+        label = match[2].lower()
+        return f"[{match[1]}](#{label})" if label in targets else match[1]
+
+    text = re.sub(r"\[([^\]]*`[^`]+`)\]\(#entry:([\w.]+)\)", entry, text)
+    text = re.sub(r"\((?:\.\./)+examples/\)", f"({hosted}/examples)", text)
+    text = re.sub(r"\((\.\./[^()\s#]+\.(?:py|toml|ini))\)", outside, text)
+>>>>>>> auth
     text = re.sub(r"\(https://[\w.-]+\.github\.io/[\w-]+/([\w/]+)\.html(#[\w.]+)?\)", published, text)
     return re.sub(r"\((?!\w+:|#)([^()\s]+\.(?:ipynb|md|html))(#[\w.-]+)?\)", local, text)
 
@@ -328,6 +358,34 @@ def in_order(cells: list[dict], own: str) -> list[dict]:
     return [cell for is_added, group in groups for cell in (sorted(group, key=line) if is_added else group)]
 
 
+openings = {"manager": "## The manager"}  # The section that a reader of the reference wants first
+synonyms = {  # Words that readers search for, by the page that answers; the search finds them there
+    "explanation/what_can_cross": "DataFrame Series ndarray Tensor Image serialization pickle",
+    "config": "virtualenv venv conda interpreter environment",
+    "howto/watch_jobs": "dashboard admin metrics monitoring login proxy nginx CSRF rebinding",
+    "integrations/resources": "metrics statistics psutil CPU memory usage",
+    "howto/order_and_retries": "priority queue backoff retry delay schedule",
+    "howto/gpu_plugins": "GPU CUDA VRAM NVIDIA card MIG",
+    "howto/stream_tokens": "LLM generator SSE chunks",
+    "howto/cancel_and_timeouts": "kill abort stop deadline",
+}
+
+
+def search_words(page: str) -> str:
+    "What gives the site's search more words for a page, which readers do not see."
+    words = ", ".join(synonyms[page].split())  # Sphinx takes each part between two commas for one word
+    return f"```{{eval-rst}}\n.. meta::\n   :keywords: {words}\n```"
+
+
+def opened(cells: list[dict], page: str) -> list[dict]:
+    "Move the section that the reference opens with, and all after it, before the sections that it builds on."
+    heads = [n for n, cell in enumerate(cells) if "".join(cell["source"]).startswith("## ")]
+    wanted = [n for n in heads if "".join(cells[n]["source"]).startswith(openings.get(page, "-"))]
+    if not wanted:
+        return cells
+    return cells[: heads[0]] + cells[wanted[0] :] + cells[heads[0] : wanted[0]]
+
+
 def stage_notebook(page: str, path: Path) -> None:
     "Add title, entries and footer to a processed notebook."
     book = json.loads(path.read_text(encoding="utf-8"))
@@ -343,6 +401,9 @@ def stage_notebook(page: str, path: Path) -> None:
     title = [f"# {page.replace('/', '.') if is_module and '/' in page else told.get('title', page)}"]
     if told.get("description"):
         title.append(f":::{{rst-class}} lead\n:::\n\n{told['description']}")
+    cells = opened(cells, page)
+    if page in synonyms:
+        title.append(search_words(page))
     cells.insert(0, dict(cell_type="markdown", id="title", metadata={}, source="\n\n".join(title)))
     original = next(notebooks.glob(str(path.relative_to(staged))))
     foot = f"This page is the notebook `{original.relative_to(root)}`."
@@ -393,9 +454,14 @@ def toctree(known: dict[str, Path]) -> str:
         left -= here
     groups["Project"] = sorted(p for p in left if p.startswith("project/"))
     left -= set(groups["Project"])
-    modules = [module.name.replace(".", "/") for module in Tree(root).modules()]  # in the order of reading
-    groups["Reference"] = [p for p in modules if p in left] + sorted(left - set(modules))
-    order = ["Tutorials", "How-to guides", "Reference", "Explanation", "Project"]
+    tree = Tree(root)
+    modules = [module.name for module in tree.modules()]  # in the order of reading
+    public = [m for part in tree.public for m in modules if is_within(m, part)]
+    groups["Reference"] = [p for p in (m.replace(".", "/") for m in public) if p in left]
+    inner = [m.replace(".", "/") for m in modules if m not in public]
+    left -= set(groups["Reference"])
+    groups["How it is made"] = [p for p in inner if p in left] + sorted(left - set(inner))
+    order = ["Tutorials", "How-to guides", "Reference", "Explanation", "How it is made", "Project"]
     blocks = [
         f"```{{toctree}}\n:hidden:\n:caption: {g}\n\n" + "\n".join(groups[g]) + "\n```" for g in order if groups[g]
     ]
@@ -416,7 +482,8 @@ def stage() -> None:
     targets = {t.lower() for text in texts.values() for t in re.findall(r"\(((?:\w+\.)+\w+)\)=", text)}
     for page, path in known.items():
         if path.suffix == ".md":
-            path.write_text(relink(texts[page], page, known, targets), encoding="utf-8")
+            words = f"\n\n{search_words(page)}\n" if page in synonyms else ""
+            path.write_text(relink(texts[page], page, known, targets) + words, encoding="utf-8")
             continue
         book = json.loads(texts[page])
         for cell in book["cells"]:
@@ -460,7 +527,20 @@ def check() -> list[str]:
             problems.append(f"{page}: {len(words)} words are not a page")
         if body and "source" not in page.parts and "Traceback (most recent call last)" in body.get_text():
             problems.append(f"{page}: a raw traceback")
-    return problems + spelling()
+    return problems + not_found() + spelling()
+
+
+def not_found() -> list[str]:
+    "Words that the site's own search does not find on any page."
+    from sphinx.search.en import SearchEnglish
+
+    index = (site / "searchindex.js").read_text(encoding="utf-8")
+    terms = json.loads(index[index.index("(") + 1 : index.rindex(")")])
+    stem = SearchEnglish({}).stem
+    words = ["DataFrame", "virtualenv", "metrics", "priority", "GPU", "timeout", "retry", "proxy"]
+    return [
+        f"search: {w} is on no page" for w in words if not {*terms["terms"], *terms["titleterms"]} & {stem(w.lower())}
+    ]
 
 
 def spelling() -> list[str]:

@@ -58,6 +58,9 @@ class Tree:
         self.layers: list[dict] = told["layer"]  # bottom to top
         self.rules: list[dict] = told.get("rule", [])
         self.upward: list[dict] = told.get("upward", [])
+        self.public: list[str] = told.get(
+            "public", []
+        )  # modules and folders that apps use, in the order of the reference
 
     @functools.cached_property
     def files(self) -> dict[str, Path]:

@@ -9,7 +9,7 @@ import pytest
 BUILD = Path(__file__).resolve().parent.parent / "docs" / "build.py"
 
 
-@pytest.mark.parametrize("words", [["biuld"], ["check", "now"], ["execute"], [""]])
+@pytest.mark.parametrize("words", [["construct"], ["check", "now"], ["execute"], [""]])
 def test_an_unknown_word(words):
     done = subprocess.run([sys.executable, BUILD, *words], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (1, "")
