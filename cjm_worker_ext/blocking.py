@@ -30,7 +30,7 @@ T = TypeVar("T")
 # %% auto #0
 __all__ = ['BlockingManager']
 
-# %% ../nbs/09_blocking.ipynb #aa5f3987
+# %% ../nbs/09_blocking.ipynb #c5b23b24
 class BlockingManager:
     "A manager's methods without await; may be called from any thread. Use it with `with`, or call `shutdown`."
 
@@ -268,6 +268,11 @@ class BlockingManager:
     def health(self) -> ManagerHealth:
         "As `BaseJobManager.health`, also in any thread and after `shutdown`."
         return self.manager.health()
+
+    @property
+    def store_trouble(self) -> str | None:
+        "As `BaseJobManager.store_trouble`, also in any thread."
+        return self.manager.store_trouble
 
     def shutdown(self, timeout: float | None = None, *, drain: bool = False) -> None:
         "As `BaseJobManager.shutdown`; then the thread ends."

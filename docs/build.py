@@ -305,9 +305,6 @@ def relink(text: str, page: str, known: dict[str, Path], targets: set[str]) -> s
         file = posixpath.normpath(posixpath.join("nbs", folder, match[1]))
         return f"({hosted}/{file})" if not file.startswith("nbs/") and (root / file).exists() else match[0]
 
-<<<<<<< HEAD
-    text = re.sub(r"\((\.\./[^()\s#]+(?:\.py|\.toml|\.ini|/))\)", outside, text)
-=======
     def entry(match: re.Match) -> str:
         "A method that has an entry of its own is a link to it."
         label = match[2].lower()
@@ -316,7 +313,6 @@ def relink(text: str, page: str, known: dict[str, Path], targets: set[str]) -> s
     text = re.sub(r"\[([^\]]*`[^`]+`)\]\(#entry:([\w.]+)\)", entry, text)
     text = re.sub(r"\((?:\.\./)+examples/\)", f"({hosted}/examples)", text)
     text = re.sub(r"\((\.\./[^()\s#]+\.(?:py|toml|ini))\)", outside, text)
->>>>>>> auth
     text = re.sub(r"\(https://[\w.-]+\.github\.io/[\w-]+/([\w/]+)\.html(#[\w.]+)?\)", published, text)
     return re.sub(r"\((?!\w+:|#)([^()\s]+\.(?:ipynb|md|html))(#[\w.-]+)?\)", local, text)
 

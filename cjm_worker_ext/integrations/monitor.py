@@ -289,7 +289,7 @@ class JobMonitor:
             return Response(status_code=204)
         return RedirectResponse("./", 303)
 
-# %% ../../nbs/11_integrations/13_monitor.ipynb #dc999140
+# %% ../../nbs/11_integrations/13_monitor.ipynb #c5c2eb7b
 def job_monitor(
     *managers: BaseJobManager,  # Each with its own worker type
     broadcaster: SSEBroadcaster | None = None,  # None: the managers' own
