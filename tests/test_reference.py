@@ -28,6 +28,8 @@ def test_the_signatures_of_the_manager_are_those_that_python_sees():
     methods = signatures.public_methods(node)
     assert {m.name for m in methods} == {name for name in vars(BaseJobManager) if not name.startswith("_")}
     for method in methods:
+        if isinstance(vars(BaseJobManager)[method.name], property):
+            continue
         seen = list(inspect.signature(getattr(BaseJobManager, method.name)).parameters.values())[1:]
         told = inspect.signature(
             eval(f"lambda {signatures.signature(method)[1:-1]}: 0", {"signal": __import__("signal")})
