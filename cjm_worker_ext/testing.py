@@ -215,7 +215,7 @@ class ThreadJob:
 # %% ../nbs/10_testing.ipynb #7ff7280a
 _pids = itertools.count(1 << 30)  # above any real process id: whoever signals one of these hits nobody
 
-# %% ../nbs/10_testing.ipynb #c3d4c373
+# %% ../nbs/10_testing.ipynb #56b2dea5
 class InProcessWorker:
     "A worker that is a thread. Its methods are called on the event loop that made it."
 
@@ -400,6 +400,8 @@ class InProcessWorker:
     def report(self, job: ThreadJob, fraction: float | None, message: str) -> None:
         "A job reports how far it has come, in its own thread or in another."
         if job is not self.job:
+            if self.gone and threading.get_ident() == self.thread.ident:
+                raise JobCancelled("its worker is gone")  # else its thread could go on for ever, unheard
             return  # a thread that an earlier job left behind
         if threading.get_ident() == self.thread.ident:
             self._tell("on_progress", job.task_number, fraction, message)

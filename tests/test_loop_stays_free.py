@@ -171,7 +171,8 @@ def test_chunks_that_a_thread_reads_keep_their_order(crash, done_on):
         assert kinds[-1] == ("job:failed" if crash else "job:completed") and kinds.count("job:chunk") >= 3
 
     run(scene())
-    check(done_on["value"], QUICK_PLAIN)
+    # a small chunk may come in one message with a large one, and is read with it then
+    assert {on_loop for size, on_loop in done_on["value"] if size > QUICK_PLAIN} == {False}
 
 
 def test_a_job_can_be_cancelled_while_a_thread_pickles_its_parameters(monkeypatch):
