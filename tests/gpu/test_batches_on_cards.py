@@ -17,10 +17,6 @@ missing = what_is_missing() or ("" if importlib.util.find_spec("transformers") e
 pytestmark = pytest.mark.skipif(bool(missing), reason=missing or "there is a card")
 
 USERS, SECONDS, WARM_UP_SECONDS = 32, 4.0, 1.5
-# Of the raw loop. The goal is 0.7, which is not reached on an H200: a batch takes 5 ms there, and between two batches the
-# app's Python needs 3 to 5 ms for 32 answers and 32 new jobs, while the card waits. More users than one batch holds would
-# fill that time.
-LEAST = 0.3
 
 
 class Figures(NamedTuple):
@@ -97,6 +93,6 @@ def test_batches_beside_a_raw_loop_and_one_by_one():
     tell(f"the manager, one by one:   {single}")
     for vector, other in zip(vectors, same, strict=True):  # each job has the answer to its own request
         assert abs(vector - other).max() < 0.02 < abs(vector - vectors[vector is vectors[0]]).max()
-    assert batched.per_second >= LEAST * raw.per_second
+    assert batched.per_second >= 0.7 * raw.per_second
     assert batched.per_second >= 8 * single.per_second
     assert batched.p99 < single.p99
