@@ -28,8 +28,15 @@ def test_scene(scene, backend, tmp_path):
 
 
 # ---------------------------------------------------------------- what only this backend has
-def in_process_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("in-process")]
+@pytest.fixture
+def own_threads():
+    "Tells the threads of workers that this test has started and that still run."
+
+    def threads() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if thread.name.startswith("in-process")}
+
+    before = threads()
+    return lambda: threads() - before
 
 
 def test_a_plugin_named_by_text_can_be_replaced(monkeypatch):
@@ -66,7 +73,7 @@ def test_a_plugin_that_floods_leaves_the_loop_free():
     run(scene())
 
 
-def test_a_crash_hits_the_job_whether_it_is_pending_or_runs():
+def test_a_crash_hits_the_job_whether_it_is_pending_or_runs(own_threads):
     async def app(manager, jobs):
         async with manager:
             for _ in range(100):
@@ -87,11 +94,12 @@ def test_a_crash_hits_the_job_whether_it_is_pending_or_runs():
                 until_now(lambda job=job: job.status == "running")
             in_process.crash(job.id)
         thread.join(30)
-    until_now(lambda: not in_process_threads(), what="the end of the threads")
+        assert not thread.is_alive()
+    until_now(lambda: not own_threads(), what="the end of the threads")
 
 
 @pytest.mark.parametrize("close", [True, False])
-def test_what_an_app_leaves_behind_ends_with_the_block(close):
+def test_what_an_app_leaves_behind_ends_with_the_block(close, own_threads):
     "A manager that was not shut down, on a loop that still runs and on one that is closed."
 
     async def app():
@@ -104,13 +112,13 @@ def test_what_an_app_leaves_behind_ends_with_the_block(close):
         manager = runner.run(app())
         if close:
             runner.close()
-        assert len(in_process_threads()) == 1
+        assert len(own_threads()) == 1
     if not close:
         (job,) = runner.run(all_jobs(manager))
         assert (job.status, job.error_type) == ("failed", "WorkerCrashed")
         runner.run(manager.shutdown())
         runner.close()
-    until_now(lambda: not in_process_threads(), what="the end of the threads")
+    until_now(lambda: not own_threads(), what="the end of the threads")
 
 
 async def all_jobs(manager):
