@@ -31,7 +31,7 @@ class JobStatus(StrEnum):
     def is_final(self) -> bool:  # True for completed, failed and cancelled
         return self in (JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED)
 
-# %% ../nbs/01_jobs.ipynb #427213a2
+# %% ../nbs/01_jobs.ipynb #54a25694
 def utc_now(
     seconds: float = 0.0,  # Another moment, as `time.time()` returns it; 0: now
 ) -> str:  # For example `2026-01-31T12:00:00.000001+00:00`
@@ -53,20 +53,19 @@ def _no_items() -> dict[str, Any]:
     return {}
 
 
-_random_texts: list[str] = []  # Of 80 bits each, made many at a time; `pop` gives none of them to two threads
+_random_texts: list[str] = []  # Of 128 bits each, made many at a time; `pop` gives none of them to two threads
 if hasattr(os, "register_at_fork"):  # a forked child would use the same ones
     os.register_at_fork(after_in_child=_random_texts.clear)
 
 
 def _new_id() -> str:
-    # 80 random bits, which nobody guesses, and then the time: a store has jobs of the same time side by side
     try:
-        text = _random_texts.pop()
+        return _random_texts.pop()
     except IndexError:
-        fresh = os.urandom(10 * 256).hex()
-        text, *others = [fresh[start : start + 20] for start in range(0, len(fresh), 20)]
+        fresh = os.urandom(16 * 256).hex()
+        text, *others = [fresh[start : start + 32] for start in range(0, len(fresh), 32)]
         _random_texts.extend(others)
-    return text + "%012x" % (time.time_ns() // 1_000_000)
+    return text
 
 
 @dataclass(eq=False)  # two jobs are never the same one

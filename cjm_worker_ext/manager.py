@@ -365,7 +365,7 @@ def _end_soon(loop: asyncio.AbstractEventLoop, guard: AsyncGenerator[None]) -> N
     else:
         loop.call_soon_threadsafe(lambda: _step(guard.aclose()))
 
-# %% ../nbs/08_manager.ipynb #2bc35b66
+# %% ../nbs/08_manager.ipynb #ab219f4a
 class BaseJobManager:
     """Runs jobs of plugins in worker processes.
 
@@ -591,9 +591,10 @@ class BaseJobManager:
             check_options(priority, delay_seconds, key, on_duplicate, retry)
         if retry is ...:
             retry = self._retry.get(plugin_id, self._retry.get("")) if self._retry else None
-        entry = await self._resolver.find(plugin_id)
-        if self._closed:  # in the meantime
-            raise self._was_shut_down()
+        if (entry := self._resolver.settled.get(plugin_id)) is None:
+            entry = await self._resolver.find(plugin_id)
+            if self._closed:  # in the meantime
+                raise self._was_shut_down()
         engine.prepare(entry)
         if key is not None and (known := engine.jobs.by_key.get(key)) is not None:
             if on_duplicate == "join":
@@ -607,8 +608,9 @@ class BaseJobManager:
         if metadata:
             job.metadata.update(metadata)
         job._manager = engine.hooks  # pyright: ignore[reportPrivateUsage]
-        task = Task(engine.next_number(), entry.plugin_id, entry.version, timeout)
-        task.arrived_at, task.priority, task.delay, task.retry = monotonic(), priority, delay_seconds, retry
+        task = Task(
+            engine.next_number(), entry.plugin_id, entry.version, timeout, priority, monotonic(), delay_seconds, retry
+        )
         if engine.durable is not None:
             return await self._submit_durably(engine.durable, job, task, entry, key, on_duplicate)
         record = JobRecord(job, task, entry, self.worker_config.output_tail_lines)

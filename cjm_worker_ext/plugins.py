@@ -23,7 +23,7 @@ __all__ = ['context_of_thread', 'JobContext', 'current_context', 'set_current_co
            'target_problem', 'is_stream', 'has_event_loop', 'event_loop', 'close_event_loop', 'finished',
            'LoadedPlugin', 'PluginManager', 'describe_error', 'describe_load_error']
 
-# %% ../nbs/04_plugins.ipynb #69216b2d
+# %% ../nbs/04_plugins.ipynb #0b8467cd
 class JobContext:
     "The running job, seen from inside the plugin; made by the worker, one for each job."
 
@@ -31,8 +31,8 @@ class JobContext:
         self,
         job_id: str = "",  # As in the app
         config: Mapping[str, Any] | None = None,  # What the plugin was loaded with
-        report: Callable[[float | None, str], None] | None = None,  # Sends a progress; None: it is not sent
-        retire: Callable[[str], None] | None = None,  # Asks for another worker; None: nobody is asked
+        report: Callable[[JobContext, float | None, str], None] | None = None,  # Sends a progress; None: it is not sent
+        retire: Callable[[JobContext, str], None] | None = None,  # Asks for another worker; None: nobody is asked
     ) -> None:
         self.job_id = job_id
         self.config = config or {}
@@ -40,7 +40,7 @@ class JobContext:
         self.task_number = 0  # How worker and app call the job between them; 0: it is none of theirs
         self._report, self._retire = report, retire
 
-    def report_to(self, report: Callable[[float | None, str], None]) -> None:
+    def report_to(self, report: Callable[[JobContext, float | None, str], None]) -> None:
         "Let another function send the progress; called by the worker."
         self._report = report
 
@@ -50,7 +50,7 @@ class JobContext:
     ) -> None:
         "Let another process take the place of this worker after this job, for example because its card is unusable."
         if self._retire is not None:
-            self._retire(str(reason)[:200])
+            self._retire(self, str(reason)[:200])
 
     def progress(
         self,
@@ -62,7 +62,7 @@ class JobContext:
         May be called from any thread, as often as convenient: reports in quick succession are combined.
         """
         if self._report is not None:
-            self._report(None if fraction is None else min(1.0, max(0.0, float(fraction))), str(message))
+            self._report(self, None if fraction is None else min(1.0, max(0.0, float(fraction))), str(message))
 
 
 _current = JobContext()

@@ -156,7 +156,7 @@ class SimulateCrash(BaseException):
         super().__init__(f"a simulated crash with exit code {exitcode}")
         self.exitcode, self.out_of_memory, self.output = exitcode, out_of_memory, tuple(output)
 
-# %% ../nbs/10_testing.ipynb #5a6b9a09
+# %% ../nbs/10_testing.ipynb #1668768e
 class ThreadJob:
     "An order in the hands of a worker's thread."
 
@@ -170,8 +170,8 @@ class ThreadJob:
         self.task_number = task_number
         self.ctx = JobContext(
             job_id,
-            report=report and (lambda fraction, message: report(self, fraction, message)),
-            retire=retire and (lambda reason: retire(self, reason)),
+            report=report and (lambda ctx, fraction, message: report(self, fraction, message)),
+            retire=retire and (lambda ctx, reason: retire(self, reason)),
         )
         self._is_due = False
         self._task: asyncio.Task[Any] | None = None  # Of an async plugin, on the loop of the worker's thread

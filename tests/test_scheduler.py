@@ -255,7 +255,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def new_task(self, plugin, version=0, timeout=None, kind=TaskKind.EXECUTE, **options) -> Task:
         self.number += 1
         self.now += 1.0
-        task = Task(self.number, plugin, version, timeout, kind, arrived_at=self.now, **options)
+        task = Task(self.number, plugin, version, timeout, kind=kind, arrived_at=self.now, **options)
         self.tasks[self.number] = task
         return task
 

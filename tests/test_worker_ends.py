@@ -165,6 +165,24 @@ def test_a_child_that_floods_the_output_of_a_dead_worker_holds_nobody_up():
     run(scene())
 
 
+def numbers(count):
+    return [0.5] * count
+
+
+def test_results_of_every_size_cost_no_worker_while_other_jobs_wait():
+    "Some arrive in parts; the next job is sent while the last part of one is handed on."
+
+    async def scene():
+        async with make({"numbers": numbers}, max_workers=1) as manager:
+            jobs = [await manager.start_job("numbers", count=int(1.5**n)) for n in range(10, 32)]
+            for job in jobs:
+                await manager.wait(job, 30)
+            assert [len(job.result or ()) for job in jobs] == [job.params["count"] for job in jobs]
+            assert len({job.worker_pid for job in jobs}) == 1
+
+    run(scene())
+
+
 def test_the_clock_of_the_wall_does_not_change_a_duration(monkeypatch):
     async def scene():
         async with make(targets("sleep")) as manager:

@@ -61,9 +61,10 @@ BYTES_APART, BYTEARRAY_APART, BUFFER_APART = range(32, 35)  # the number of a bu
 COMPLEX_PARTS = struct.Struct("<dd")
 BUFFER_NUMBER = struct.Struct("<H")
 
-# %% ../../nbs/05_backends/03_codec.ipynb #58f42f41
+# %% ../../nbs/05_backends/03_codec.ipynb #5cd8ee9e
 _NONE = type(None)
-_ATOMS = frozenset((_NONE, bool, int, float, str))  # scalars that MessagePack tells apart
+_NUMBERS = frozenset((_NONE, bool, int, float))  # which are always short
+_ATOMS = _NUMBERS | {str}  # scalars that MessagePack tells apart
 _MARKS: dict[int, Any] = {code: ExtType(code, b"") for code in (TUPLE, SET, FROZENSET, DICT, ADAPTED, TUPLES)}
 _TREE = _ATOMS | {list, dict}
 _NEW = object()
@@ -340,7 +341,7 @@ class Encoder:
         complex: _complex, Buffer: _buffer, Attributes: _attributes,
     }  # fmt: skip
 
-# %% ../../nbs/05_backends/03_codec.ipynb #ae39a239
+# %% ../../nbs/05_backends/03_codec.ipynb #fb5e75ac
 _packers: list[Any] = []  # ready for use; one is taken out while it works, so that threads do not share it
 
 
@@ -394,10 +395,11 @@ def encode(
     it changes.
     """
     limit = 1 << 62 if max_bytes is None else max_bytes
-    outer = type_of(value) is tuple and len(value) <= 64
+    kind = type_of(value)
+    outer = kind is tuple and len(value) <= 64
     simple: Any = list(value) if outer else value
     try:
-        if _is_simple(simple):
+        if kind in _NUMBERS or _is_simple(simple):
             data = (OUTER_TUPLE if outer else PLAIN) + pack(simple)
             if len(data) <= limit:
                 return data, []

@@ -16,16 +16,18 @@ Bytes = bytes | bytearray | memoryview
 
 # %% auto #0
 __all__ = ['HELLO', 'LOAD', 'EXECUTE', 'UNLOAD', 'CANCEL', 'STOP', 'RELEASE', 'PAUSE', 'DEVICE', 'READY', 'LOADED', 'CHUNKS',
-           'PROGRESS', 'RESULT', 'FAILED', 'CANCELLED', 'DONE', 'RETIRE', 'BEGUN', 'LOG', 'HEADER', 'LOADED_DATA',
-           'PLACE', 'FROM_HEAP', 'APART', 'LARGE', 'MOST_BUFFERS', 'encode', 'Frame', 'memory_for', 'FrameReader']
+           'PROGRESS', 'RESULT', 'FAILED', 'CANCELLED', 'DONE', 'RETIRE', 'BEGUN', 'LOG', 'HEADER', 'HEADER_SIZE',
+           'LOADED_DATA', 'PLACE', 'FROM_HEAP', 'APART', 'LARGE', 'MOST_BUFFERS', 'encode', 'Frame', 'memory_for',
+           'FrameReader']
 
-# %% ../../nbs/05_backends/01_framing.ipynb #3cb28ccb
+# %% ../../nbs/05_backends/01_framing.ipynb #63b6f8ea
 # manager to worker
 HELLO, LOAD, EXECUTE, UNLOAD, CANCEL, STOP, RELEASE, PAUSE, DEVICE = range(1, 10)
 # worker to manager
 READY, LOADED, CHUNKS, PROGRESS, RESULT, FAILED, CANCELLED, DONE, RETIRE, BEGUN, LOG = range(16, 27)
 
 HEADER = struct.Struct("<QIHBx")  # bytes of the payload, task number, number of buffers, kind
+HEADER_SIZE = HEADER.size
 LOADED_DATA = struct.Struct(
     "<?I?"
 )  # of a plugin: whether it yields chunks, jobs that it takes at a time, whether in batches
@@ -61,7 +63,7 @@ class Frame:
     def __init__(self, kind: int, task_number: int, payload: Bytes, buffers: Sequence[tuple[int, Any]] = ()) -> None:
         self.kind, self.task_number, self.payload, self.buffers = kind, task_number, payload, buffers
 
-# %% ../../nbs/05_backends/01_framing.ipynb #c8a1fb5d
+# %% ../../nbs/05_backends/01_framing.ipynb #c366e927
 def memory_for(
     size: int,  # Bytes
 ) -> memoryview:  # Writable
@@ -104,25 +106,26 @@ class FrameReader:
         data: memoryview,  # What was read; payloads refer to it, so use them before it is overwritten
     ) -> Iterator[Frame]:
         "Yield the frames that are whole now; raises `ValueError` for one larger than the limit."
-        if not self._rest and len(data) >= HEADER.size:
+        if not self._rest and len(data) >= HEADER_SIZE:
             length, task_number, count, kind = HEADER.unpack_from(data)
-            if not count and HEADER.size + length == len(data) <= self.limit:  # one small frame, the usual case
-                return iter((Frame(kind, task_number, data[HEADER.size :]),))
+            if not count and HEADER_SIZE + length == len(data) <= self.limit:  # one small frame, the usual case
+                return iter((Frame(kind, task_number, data[HEADER_SIZE:]),))
         return self._feed(data)
 
     def _feed(self, data: memoryview) -> Iterator[Frame]:
+        self.part = 0  # also while frames are handed on: whoever takes one may look
         if self._rest:
             self._rest += data
             data = memoryview(self._rest)
             self._rest = bytearray()
         start, end = 0, len(data)
-        while end - start >= HEADER.size and (size := self._size(data, start)) and start + size <= end:
+        while end - start >= HEADER_SIZE and (size := self._size(data, start)) and start + size <= end:
             frame, start = self._cut(data, start)
             yield frame
         self.part = end - start
         if start == end:
             return
-        size = self._size(data, start) if end - start >= HEADER.size else 0
+        size = self._size(data, start) if end - start >= HEADER_SIZE else 0
         if size > 1 << 16:
             self._filled, self.whole = end - start, memory_for(size)
             self.whole[: self._filled] = data[start:]
@@ -133,8 +136,8 @@ class FrameReader:
         length, _, count, _ = HEADER.unpack_from(data, start)
         if count > MOST_BUFFERS:
             raise ValueError(f"a frame of {count:,} buffers; {MOST_BUFFERS:,} are allowed")
-        places = start + HEADER.size
-        size: int = HEADER.size + count * PLACE.size + length
+        places = start + HEADER_SIZE
+        size: int = HEADER_SIZE + count * PLACE.size + length
         shared = 0  # counts too, though it does not come through the socket
         if size <= self.limit:
             if len(data) < places + count * PLACE.size:
@@ -150,7 +153,7 @@ class FrameReader:
 
     def _cut(self, data: memoryview, start: int, own: bool = False) -> tuple[Frame, int]:
         length, task_number, count, kind = HEADER.unpack_from(data, start)
-        start += HEADER.size
+        start += HEADER_SIZE
         if not count:
             return Frame(kind, task_number, data[start : start + length]), start + length
         end = start + count * PLACE.size

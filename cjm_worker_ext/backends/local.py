@@ -1361,7 +1361,7 @@ class PluginTargets:
             known = self._known[plugin.plugin_id] = (plugin.target, data)
         return known[1]
 
-# %% ../../nbs/05_backends/13_local.ipynb #51c5d7a2
+# %% ../../nbs/05_backends/13_local.ipynb #1cf79f24
 class LocalBackend:
     """The workers of one manager, as processes on this machine; implements `backends.base.Backend`.
 
@@ -1443,9 +1443,9 @@ class LocalBackend:
         task_number, job_id, plugin, loads, params = order
         load = (self._targets.bytes_of(plugin), plugin.config) if loads else None
         content: Any = (job_id, plugin.plugin_id, load, params)
-        what = f"the parameters of job {job_id!r}"
+        what, surface = f"the parameters of job '{job_id}'", params if load is None else ...
         try:
-            data, buffers = dumps(content, what, by_value=True, most=self.AT_ONCE)
+            data, buffers = dumps(content, what, by_value=True, most=self.AT_ONCE, surface=surface)
         except TakesLong:
             return self._execute_later(worker, order, content, what)
         number = next(self._numbers)

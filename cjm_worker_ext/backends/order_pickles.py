@@ -189,7 +189,7 @@ def _names_code(data: bytes) -> bool:
         return True
     return "cloudpickle" in sys.modules and any(module.encode() in data for module in _code_modules())
 
-# %% ../../nbs/05_backends/10_order_pickles.ipynb #22b34309
+# %% ../../nbs/05_backends/10_order_pickles.ipynb #bd1d0a8f
 def dumps(
     value: Any,  # What is to be sent
     what: str = "value",  # How an error calls it, for example `the parameters of job 'j1'`
@@ -197,6 +197,7 @@ def dumps(
     remedy: str = "use plain data",  # What an error says that can be done
     apart: bool = True,  # Whether large buffers are handed out
     most: int | None = None,  # Bytes of a pickle that does not take long; None: it may take as long as it takes
+    surface: Any = ...,  # The part of `value` that is not known to be small and plain; `...`: all of it
 ) -> tuple[bytes, list[pickle.PickleBuffer]]:  # The pickle, and the buffers that it leaves out
     """Serialise `value` for a worker.
 
@@ -205,7 +206,7 @@ def dumps(
     """
     buffers: list[pickle.PickleBuffer] = []
     kind: object = type(value)  # pyright: ignore[reportUnknownVariableType]
-    found = 0 if kind in _SMALL else _survey(value)
+    found = 0 if kind in _SMALL else _survey(value if surface is ... else surface)
     if not found:  # the usual case: plain data, which names no code and holds no buffer
         return pickle.dumps(value, 5), buffers
 

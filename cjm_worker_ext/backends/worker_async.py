@@ -123,7 +123,7 @@ class StandstillWatch:
             f"them blocks: use await asyncio.to_thread(...) for such a call\n{stack}"
         )
 
-# %% ../../nbs/05_backends/11e_worker_async.ipynb #ee17a8a2
+# %% ../../nbs/05_backends/11e_worker_async.ipynb #04d66ace
 class AsyncJob:
     "One job on the loop."
 
@@ -285,7 +285,7 @@ class AsyncJobs:
     ) -> None:
         "Run a job on the loop; it answers by itself."
         job = AsyncJob(task_number, ctx)
-        ctx.report_to(lambda fraction, message: self._report(job, fraction, message))
+        ctx.report_to(self._report)
         self._alone = None if self.jobs else job
         self.jobs[task_number], self.host.is_busy = job, True
         if len(self._last_ids) < 3:
@@ -357,8 +357,8 @@ class AsyncJobs:
             if self.host.put_aside:
                 self.loop.stop()
 
-    def _report(self, job: AsyncJob, fraction: float | None, message: str) -> None:
-        if job.task_number in self.jobs:  # else a thread or a task that it has left behind
+    def _report(self, ctx: JobContext, fraction: float | None, message: str) -> None:
+        if (job := self.jobs.get(ctx.task_number)) is not None:  # else a thread or a task that it has left behind
             self._outbox_of(job).progress(fraction, message)
 
     def _outbox_of(self, job: AsyncJob) -> JobOutbox:

@@ -59,7 +59,7 @@ if TYPE_CHECKING:  # a worker starts faster without `typing`
 # %% auto #0
 __all__ = ['Batch', 'Batches']
 
-# %% ../../nbs/05_backends/11f_worker_batch.ipynb #65662f7a
+# %% ../../nbs/05_backends/11f_worker_batch.ipynb #ab8d653a
 class Batch:
     "The jobs of one call, and what their plugin may say meanwhile."
 
@@ -78,16 +78,16 @@ class Batch:
             self.contexts = [self._context(number, job_id, config) for number, (job_id, _) in orders.items()]
 
     def _context(self, task_number: int, job_id: str, config: dict[str, Any]) -> JobContext:
-        def report(fraction: float | None, message: str) -> None:
+        def report(ctx: JobContext, fraction: float | None, message: str) -> None:
             if task_number in self.running:
                 self.host.report(self.ctx, fraction, message, (task_number,))
 
         return JobContext(job_id, config, report, self._retire)
 
-    def _report(self, fraction: float | None, message: str) -> None:
+    def _report(self, ctx: JobContext, fraction: float | None, message: str) -> None:
         self.host.report(self.ctx, fraction, message, tuple(self.running))
 
-    def _retire(self, reason: str) -> None:
+    def _retire(self, ctx: JobContext, reason: str) -> None:
         for task_number in tuple(self.running)[:1]:
             self.host.retire(task_number, reason)
 

@@ -30,7 +30,6 @@ from cjm_worker_ext.backends.framing import (
     LOADED,
     LOADED_DATA,
     LOG,
-    PAUSE,
     PROGRESS,
     READY,
     RELEASE,
@@ -596,7 +595,7 @@ def wait_for_ends(
         except OSError:  # it is gone
             continue
 
-# %% ../../nbs/05_backends/12_worker_main.ipynb #8ea7bdad
+# %% ../../nbs/05_backends/12_worker_main.ipynb #0c46f96d
 class Worker:
     "Serves one app until a `STOP` arrives; plugins run in the main thread."
 
@@ -613,7 +612,7 @@ class Worker:
         self.writer = ValueWriter()
         self.outbox, self.interrupter = Outbox(channel.send, self.writer), Interrupter(channel)
         self.plugins = WorkerPlugins()
-        self.settings: dict[str, Any] = {}
+        self.max_rss_bytes: int | None = None  # As in `Recycle`
         self.before_load: list[int] = []  # Pids of those that are about to leave this worker's card
         self._do: dict[int, Callable[[Frame], Sequence[Bytes]]] = {
             EXECUTE: self._execute, LOAD: self._load_only, UNLOAD: self._unload,
@@ -627,32 +626,36 @@ class Worker:
         "Answer orders until the app stops this worker or is gone."
         self.interrupter.install()
         while (frame := self._next_frame()) is not None and frame.kind != STOP:
-            if frame.kind == HELLO:
-                self._greet(pickle.loads(frame.payload))
-            elif frame.kind == RELEASE:
-                self.release(bytes(frame.payload))
-            elif frame.kind == DEVICE:
-                environment, self.before_load = pickle.loads(frame.payload)
-                os.environ.update(environment)  # CUDA reads it when a plugin first uses it
-                self._keep()
-            elif frame.kind != CANCEL and frame.kind != PAUSE:  # a late one: its job has ended
-                self.outbox.begin(frame.task_number)
-                answer = self._answer(frame)
-                if (most := self.settings.get("max_rss_bytes")) is not None:
-                    self._look_at_memory(frame.task_number, most)
-                if self.channel.disowned:  # a child that the plugin forked has come out of the plugin's code
-                    os._exit(0)  # the worker serves the app, and nobody else
-                if answer:  # else its task or its batch answers
-                    self.outbox.reply(answer)
-                if self.state is not None and not self.is_busy and (left := self.state.put_back()):
-                    self._tell_left(left, f"job {current_context().job_id}")
+            if frame.kind not in self._do:
+                self._take(frame)
+                continue
+            self.outbox.begin(frame.task_number)
+            answer = self._answer(frame)
+            if self.max_rss_bytes is not None:
+                self._look_at_memory(frame.task_number, self.max_rss_bytes)
+            if self.channel.disowned:  # a child that the plugin forked has come out of the plugin's code
+                os._exit(0)  # the worker serves the app, and nobody else
+            if answer:  # else its task or its batch answers
+                self.outbox.reply(answer)
+            if self.state is not None and not self.is_busy and (left := self.state.put_back()):
+                self._tell_left(left, f"job {current_context().job_id}")
         if self.async_jobs is not None:
             self.async_jobs.forget()
         self.plugins.unload_all()
         close_event_loop()
 
+    def _take(self, frame: Frame) -> None:
+        "Take a frame that wants no answer; a late `CANCEL` or `PAUSE` is for a job that has ended."
+        if frame.kind == HELLO:
+            self._greet(pickle.loads(frame.payload))
+        elif frame.kind == RELEASE:
+            self.release(bytes(frame.payload))
+        elif frame.kind == DEVICE:
+            environment, self.before_load = pickle.loads(frame.payload)
+            os.environ.update(environment)  # CUDA reads it when a plugin first uses it
+            self._keep()
+
     def _greet(self, settings: dict[str, Any]) -> None:
-        self.settings = settings
         if settings["path"] is not None:  # else it is another environment, with a path of its own
             sys.path[:] = settings["path"]
         self.writer.limit, self.writer.trusted = settings["max_result_bytes"], settings["trusted"]
@@ -660,6 +663,7 @@ class Worker:
         self.outbox.most_in_run = min(self.outbox.ENOUGH, self.writer.limit)
         self.plugins.factory, self.plugins.streaming = settings["plugin_manager_factory"], settings["streaming"]
         self.plugins.max_concurrency = settings.get("max_concurrency")
+        self.max_rss_bytes = settings.get("max_rss_bytes")
         if (levels := settings.get("log_levels")) is not None:
             when_logging_is_imported(lambda: self._forward_logging(levels))
         self._keep()  # with the interrupter's handler, for a first load that fails
@@ -721,12 +725,7 @@ class Worker:
 
     def context(self, job_id: str, task_number: int) -> JobContext:
         "Make the context of a job."
-        # none of the two holds the context: else each job would leave a cycle to the garbage collector
-        ctx = JobContext(
-            job_id,
-            report=lambda fraction, message: self._report(task_number, fraction, message),
-            retire=lambda reason: self._retire(task_number, reason),
-        )
+        ctx = JobContext(job_id, None, self._report_for, self._retire_for)
         ctx.task_number = task_number
         if self.state is not None and self.state.beyond_repair:
             ctx.retire_worker("a job has changed it in a way that cannot be undone")
@@ -811,8 +810,8 @@ class Worker:
 
     def retire_if_large(self, task_number: int) -> None:
         "Ask for another worker if this one uses too much memory; before the answer of a job."
-        if (most := self.settings.get("max_rss_bytes")) is not None:
-            self._look_at_memory(task_number, most)
+        if self.max_rss_bytes is not None:
+            self._look_at_memory(task_number, self.max_rss_bytes)
 
     def retire(self, task_number: int, reason: str) -> None:
         "Ask for another worker, in the name of a job that is not answered yet."
@@ -861,9 +860,12 @@ class Worker:
         self.interrupter.arm()  # a load that reports may end here, and nowhere else
         self.interrupter.armed = armed
 
-    def _report(self, task_number: int, fraction: float | None, message: str) -> None:
-        if task_number == self.interrupter.task_number:  # else a thread that an earlier job left behind
+    def _report_for(self, ctx: JobContext, fraction: float | None, message: str) -> None:
+        if ctx.task_number == self.interrupter.task_number:  # else a thread that an earlier job left behind
             self.report(current_context(), fraction, message)
+
+    def _retire_for(self, ctx: JobContext, reason: str) -> None:
+        self._retire(ctx.task_number, reason)
 
     def _retire(self, task_number: int, reason: str) -> None:
         armed = self.interrupter.armed and threading.current_thread() is threading.main_thread()
@@ -897,7 +899,7 @@ class Worker:
 
     def result(self, task_number: int, job_id: str, value: Any) -> Sequence[Bytes]:
         "Make the frame of a result; raises `NotSerializable`."
-        data, views = self.writer.result(value, f"the result of job {job_id!r}")
+        data, views = self.writer.result(value, f"the result of job '{job_id}'")
         if not views:  # the usual case
             return encode(RESULT, task_number, data)
         places: list[tuple[int, memoryview | int]] = []
@@ -908,7 +910,8 @@ class Worker:
 
     def _load_only(self, frame: Frame) -> Sequence[Bytes]:
         plugin_id, target, config = pickle.loads(frame.payload)
-        ctx = JobContext(retire=lambda reason: self._retire(frame.task_number, reason))
+        ctx = JobContext(retire=self._retire_for)
+        ctx.task_number = frame.task_number
         self.interrupter.begin(frame.task_number, ctx)
         set_current_context(ctx)
         self._load(frame.task_number, plugin_id, target, config)

@@ -182,7 +182,7 @@ class RegistryClient:
         self._failures.failed(f"plugin_registry (plugin {plugin_id!r})", None)
         return self._known(plugin_id) or RegistryReply(metadata, failed=True)
 
-# %% ../../nbs/07_engine/02_plugin_resolver.ipynb #a9fbee88
+# %% ../../nbs/07_engine/02_plugin_resolver.ipynb #ffa4437f
 class PluginResolver:
     "Finds plugins in the app's own mapping and in its registry; lives on one event loop."
 
@@ -195,6 +195,7 @@ class PluginResolver:
     ) -> None:
         self.targets, self.registry, self._own_manager, self._failures = dict(targets), registry, own_manager, failures
         self.entries: dict[str, PluginEntry] = {}
+        self.settled: Mapping[str, PluginEntry] = self.entries if registry is None else {}  # Nobody has to be asked
         self._client = None if registry is None else RegistryClient(registry, self._known, failures)
 
     def end(self) -> None:

@@ -103,7 +103,7 @@ class Cause(StrEnum):
 
 Action = Start | Send | Interrupt | Kill | Stop | SetTimer | ClearTimer | Again | End
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #53ab37cd
+# %% ../../nbs/07_engine/01_scheduler.ipynb #286ec4dc
 class TaskKind(StrEnum):
     "What a task asks of a worker."
 
@@ -120,6 +120,10 @@ class GateState(StrEnum):
     ADMITTED = "admitted"
 
 
+# Each job needs these, and a member of an enum takes as long to find as ten names
+_EXECUTE, _OUTSIDE, _ANSWERED = TaskKind.EXECUTE, GateState.OUTSIDE, Cause.ANSWERED
+
+
 class Task:
     "Something that keeps a worker busy for a while."
 
@@ -134,16 +138,16 @@ class Task:
         plugin: str,  # Id of the plugin that it needs
         version: int = 0,  # Which configuration of the plugin; another number means: load again
         timeout: float | None = None,  # Seconds on a loaded plugin; None: no limit
-        kind: TaskKind = TaskKind.EXECUTE,
-        *,
         priority: int = 0,  # Higher ones go first
         arrived_at: float = 0.0,  # Seconds, by any clock that only rises
         delay: float = 0.0,  # Seconds until it may go to a worker
         retry: Retry | None = None,  # When it is tried again
+        *,
+        kind: TaskKind = TaskKind.EXECUTE,
     ) -> None:
         self.number, self.kind, self.plugin, self.version, self.timeout = number, kind, plugin, version, timeout
         self.priority, self.arrived_at, self.delay, self.retry = priority, arrived_at, delay, retry
-        self.is_job = kind is TaskKind.EXECUTE  # Asked several times for each job, and an enum is slow to ask
+        self.is_job = kind is _EXECUTE
         self.worker: int | None = None  # The worker that has it
         self.ticket = 0  # Its place among those that wait for any worker; 0: it is not there
         self.waits = False  # For its time
@@ -152,7 +156,7 @@ class Task:
         self.attempts = 0  # How often it went to a worker
         self.alone = False  # It shares no worker: one crashed while it ran there with others
         self.passed = 0  # How many later ones have found a place before it
-        self.gate = GateState.OUTSIDE  # Where it stands if its plugin has a limit of its own
+        self.gate = _OUTSIDE  # Where it stands if its plugin has a limit of its own
 
 # %% ../../nbs/07_engine/01_scheduler.ipynb #4b62f94b
 class PendingTasks:
@@ -292,7 +296,7 @@ class PluginGates:
         "The tasks that wait, in their order within each plugin."
         return [task for waiting in self.waiting.values() for task in waiting.all()]
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #085da2be
+# %% ../../nbs/07_engine/01_scheduler.ipynb #98f263ca
 class WorkerPhase(StrEnum):
     "Where a worker stands."
 
@@ -301,6 +305,9 @@ class WorkerPhase(StrEnum):
     STOPPING = "stopping"  # It was asked to end by itself
     DYING = "dying"  # Its end has been noticed, its last messages have not all been read
     KILLED = "killed"  # Killed on purpose: its death is no crash
+
+
+_READY = WorkerPhase.READY
 
 
 class WorkerState:
@@ -489,7 +496,7 @@ class WorkerTable:
         "The workers that have a plugin loaded, or are about to load it."
         return [w for w in self.all.values() if plugin in w.loaded or w.plugin == plugin]
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #de1880f8
+# %% ../../nbs/07_engine/01_scheduler.ipynb #a94ee06e
 class Scheduler:
     "Decides: every method returns the actions that follow, in the order in which they are to be done."
 
@@ -687,10 +694,10 @@ class Scheduler:
             return []
         if not task.is_job and (task.kind is TaskKind.UNLOAD or failed or cancelled):
             worker.loaded.pop(task.plugin, None)
-        cause = Cause.CANCELLED if cancelled else Cause.ANSWERED
+        cause = Cause.CANCELLED if cancelled else _ANSWERED
         if task.ending is not None and (cancelled or failed):  # it was interrupted, and that is why
             cause = task.ending
-        ends_batch = worker.batch == {task_number}
+        ends_batch = worker.batch is not None and worker.batch == {task_number}
         worker.jobs += 1
         if worker.jobs == self.recycle.max_jobs:
             worker.retires = worker.retires or f"it has done {worker.jobs} jobs"
@@ -1000,7 +1007,7 @@ class Scheduler:
 
     def _free(self, worker: WorkerState) -> list[Action]:
         "A worker has nothing to do: its own tasks come first."
-        if worker.phase is not WorkerPhase.READY:
+        if worker.phase is not _READY:
             return []  # a task that it got now would be lost with it
         while worker.own:
             task = worker.own.popleft()
