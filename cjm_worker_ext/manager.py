@@ -1086,9 +1086,12 @@ class BaseJobManager:
     def _was_shut_down(self) -> ManagerClosed:
         if self._shutting_down is not None and not self._shutting_down.done():
             return ManagerClosed(
-                f"manager {self.worker_type!r} shuts down; start the job in another process of the app"
+                f"manager {self.worker_type!r} shuts down and takes no more jobs; "
+                "start the job with a new manager, or in another process of the app"
             )
-        return ManagerClosed(f"manager {self.worker_type!r} was shut down; make a new one")
+        return ManagerClosed(
+            f"manager {self.worker_type!r} was shut down; make a new one, or use this one on a new event loop"
+        )
 
     def _wrong_loop(self) -> WrongLoop | ForkedManager:
         if self.in_forked_child:
