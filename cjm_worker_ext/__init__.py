@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/init.ipynb #ca055002
+# %% ../nbs/init.ipynb #70ad383a
+__version__ = "0.1.0"  # As in settings.ini; app and workers compare it, so to read it must cost nothing
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a worker starts faster without `typing`
     from cjm_worker_ext.config import Recycle, RestartPolicy, Retry, WorkerConfig
     from cjm_worker_ext.jobs import BaseJob, JobStatus
     from cjm_worker_ext.manager import BaseJobManager
 
-# %% ../nbs/init.ipynb #bc29ade4
+# %% ../nbs/init.ipynb #be42983b
 _module_of = {
     "BaseJob": "jobs", "BaseJobManager": "manager", "JobStatus": "jobs", "Recycle": "config", "RestartPolicy": "config",
     "Retry": "config", "WorkerConfig": "config",
@@ -22,19 +23,12 @@ __all__ = ["BaseJob", "BaseJobManager", "JobStatus", "Recycle", "RestartPolicy",
 
 def __getattr__(
     name: str,  # An attribute that the package does not have yet
-) -> object:  # The class of that name, or the version of the installed distribution
+) -> object:  # The class of that name
     "Load the module that holds `name`; raises `AttributeError` for every other name."
     if name in _module_of:
         from importlib import import_module
 
         return getattr(import_module(f".{_module_of[name]}", __name__), name)
-    if name == "__version__":
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            return version("cjm-worker-ext")
-        except PackageNotFoundError:  # a checkout that was not installed
-            return "0+unknown"
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

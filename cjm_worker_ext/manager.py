@@ -307,7 +307,7 @@ class DrainSignal:
             return isinstance(handler.__self__, asyncio.AbstractEventLoop)
         return getattr(handler, "__module__", None) == "asyncio.unix_events" and handler is not None
 
-# %% ../nbs/08_manager.ipynb #729eadd4
+# %% ../nbs/08_manager.ipynb #d1d7ce22
 in_use: WeakSet[BaseJobManager] = WeakSet()  # Managers that have made a call
 
 
@@ -325,6 +325,12 @@ async def _end_with_loop(engine: Engine) -> AsyncGenerator[None]:
         yield
     finally:
         engine.abandon()
+
+
+def _joined(known: BaseJob, key: str, on_duplicate: str) -> BaseJob:
+    if on_duplicate == "join":
+        return known
+    raise DuplicateJob(f"job {known.id} has the key {key!r} and is {known.status}; wait for its end")
 
 
 def _only_one_of(params: Mapping[str, Any] | None, more: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -365,7 +371,7 @@ def _end_soon(loop: asyncio.AbstractEventLoop, guard: AsyncGenerator[None]) -> N
     else:
         loop.call_soon_threadsafe(lambda: _step(guard.aclose()))
 
-# %% ../nbs/08_manager.ipynb #ab219f4a
+# %% ../nbs/08_manager.ipynb #b8da37bb
 class BaseJobManager:
     """Runs jobs of plugins in worker processes.
 
@@ -597,9 +603,7 @@ class BaseJobManager:
                 raise self._was_shut_down()
         engine.prepare(entry)
         if key is not None and (known := engine.jobs.by_key.get(key)) is not None:
-            if on_duplicate == "join":
-                return known.job
-            raise DuplicateJob(f"job {known.job.id} has the key {key!r} and is {known.job.status}; wait for its end")
+            return _joined(known.job, key, on_duplicate)
         scheduler, limit = engine.scheduler, self.worker_config.max_pending_jobs
         ahead = scheduler.pending.count if scheduler.gates is None else scheduler.queued
         if limit is not None and ahead + scheduler.delayed + len(self._admissions.tasks) >= limit:
@@ -1088,9 +1092,12 @@ class BaseJobManager:
     def _was_shut_down(self) -> ManagerClosed:
         if self._shutting_down is not None and not self._shutting_down.done():
             return ManagerClosed(
-                f"manager {self.worker_type!r} shuts down; start the job in another process of the app"
+                f"manager {self.worker_type!r} shuts down and takes no more jobs; "
+                "start the job with a new manager, or in another process of the app"
             )
-        return ManagerClosed(f"manager {self.worker_type!r} was shut down; make a new one")
+        return ManagerClosed(
+            f"manager {self.worker_type!r} was shut down; make a new one, or use this one on a new event loop"
+        )
 
     def _wrong_loop(self) -> WrongLoop | ForkedManager:
         if self.in_forked_child:

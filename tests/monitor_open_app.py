@@ -3,15 +3,16 @@
 import contextlib
 
 from starlette.applications import Starlette
-from starlette.routing import Mount
+from starlette.routing import Mount, Route
 
 from cjm_worker_ext.config import WorkerConfig
 from cjm_worker_ext.integrations.monitor import job_monitor
 from cjm_worker_ext.integrations.sse import SSEBroadcaster
 from cjm_worker_ext.manager import BaseJobManager
 
+events = SSEBroadcaster()
 manager = BaseJobManager(
-    "text", plugins={"slow": "cjm_worker_ext.commands.demo_plugins:slow"}, event_broadcaster=SSEBroadcaster(),
+    "text", plugins={"slow": "cjm_worker_ext.commands.demo_plugins:slow"}, event_broadcaster=events,
     worker_config=WorkerConfig(max_workers=1, shutdown_timeout_seconds=1.0),
 )  # fmt: skip
 
@@ -28,4 +29,5 @@ async def life(app):
 
 
 login = job_monitor(manager, authorize=user_of, allowed_hosts=["jobs.example", "*.lan.example"])
-app = Starlette(routes=[Mount("/jobs", job_monitor(manager)), Mount("/login", login)], lifespan=life)
+routes = [Mount("/jobs", job_monitor(manager)), Mount("/login", login), Route("/events", events.endpoint)]
+app = Starlette(routes=routes, lifespan=life)

@@ -12,7 +12,7 @@ ENDS = "event=job:completed&event=job:failed&event=job:cancelled"
 
 async def read(port: int, query: str, count: int, ready: asyncio.Semaphore) -> tuple[str, ...]:
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 24)
-    writer.write(f"GET /events?{query} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    writer.write(f"GET /events?{query} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     seen, kind = [], b""
     while len(seen) < count:
         line = await reader.readline()

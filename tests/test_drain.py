@@ -79,14 +79,16 @@ def test_jobs_finish_and_then_the_signal_does_what_it_did_before(heard, tmp_path
         await until(gate.started.exists)
         os.kill(os.getpid(), SIGNAL)
         await until(lambda: manager._closed)
-        with pytest.raises(ManagerClosed, match="manager 'drain' shuts down; start the job in another process"):
+        with pytest.raises(
+            ManagerClosed, match="manager 'drain' shuts down and takes no more jobs; start the job with a new manager"
+        ):
             await manager.start_job("echo")
         assert (running.status, pending.status, heard) == ("running", "pending", [])
         gate.go_on.touch()
         await until(lambda: heard)
         assert heard == [SIGNAL] and manager.workers() == []
         assert (running.status, pending.status, pending.result) == ("completed", "completed", 7)
-        with pytest.raises(ManagerClosed, match="was shut down; make a new one"):
+        with pytest.raises(ManagerClosed, match="was shut down; make a new one, or use this one on a new event loop"):
             await manager.start_job("echo")
         with pytest.raises(ManagerClosed):
             manager.drain_on(SIGNAL)
@@ -346,7 +348,7 @@ def test_under_uvicorn_jobs_finish_while_the_server_still_answers(tmp_path, loop
         until_now(lambda: served.ask("/jobs", next_gate.params)[0] == 503)
         assert served.ask("/jobs", {}) == (
             503,
-            "manager 'drain' shuts down; start the job in another process of the app",
+            "manager 'drain' shuts down and takes no more jobs; start the job with a new manager, or in another process of the app",
         )
         assert [served.ask(f"/jobs/{job}")[1] for job in (running, pending)] == ["running", "pending"]
         gate.go_on.touch()

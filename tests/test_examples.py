@@ -164,6 +164,31 @@ def test_an_upload_in_a_browser(page, tmp_path):
     assert list(copies.iterdir()) == []
 
 
+@pytest.mark.skipif(not importlib.util.find_spec("onnxruntime"), reason="onnxruntime has no wheel for this Python")
+def test_a_scan_in_a_browser(page, tmp_path):
+    image = pytest.importorskip("PIL.Image"), pytest.importorskip("PIL.ImageDraw"), pytest.importorskip("PIL.ImageFont")
+    scan = image[0].new("L", (700, 120), "white")
+    image[1].Draw(scan).text((40, 30), "The ship is due on Friday", font=image[2].load_default(44), fill="black")
+    scan.save(tmp_path / "scan.png")
+    with served("scan_app") as address:
+        page.goto(address)
+        page.locator("input").set_input_files(tmp_path / "scan.png")
+        page.get_by_text(re.compile("line .*, done")).wait_for()  # the model may take the line for two
+        assert "ship" in page.locator("pre").text_content()
+        stranger = httpx.get(f"{address}/events")
+        assert stranger.status_code == 403, "without the cookie of a page there are no events"
+
+
+def test_the_tutorial_shows_the_example_as_it_is():
+    page = EXAMPLES.parent / "nbs" / "tutorials" / "real_model.ipynb"
+    cells = json.loads(page.read_text(encoding="utf-8"))["cells"]
+    shown = "\n\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    app = (EXAMPLES / "scan_app.py").read_text(encoding="utf-8").replace('"scan_plugin:ReadText"', "ReadText")
+    parts = app[app.index("def user_of") :].split("\n\n\n")
+    plugin = (EXAMPLES / "scan_plugin.py").read_text(encoding="utf-8")
+    assert [part for part in [*parts, plugin[plugin.index("class ReadText") :]] if part.strip() not in shown] == []
+
+
 @FASTHTML
 def test_tokens_in_a_browser(page):
     with served("fasthtml_tokens") as address:

@@ -96,6 +96,26 @@ def test_a_foreign_host_name_gets_nothing(server):
     assert site.jobs()[0]["status"] in ("pending", "running")
 
 
+def test_an_open_event_stream_gives_a_foreign_host_name_nothing(server):
+    """The same for a stream of the app: events hold ids, progress and messages of all users."""
+    stream = Site(server.port, "/events")
+    assert server.log.read_text().count("ANYBODY WHO REACHES THESE EVENTS SEES ALL JOBS") == 0
+    for host in ("evil.example", f"evil.example:{server.port}", "localhost.evil.example", ""):
+        status, text = stream.ask("", headers={"Host": host})
+        assert (host, status) == (host, 403) and "allowed_hosts" in text, text
+    for host in ("localhost", f"127.0.0.1:{server.port}", "[::1]", "192.0.2.1"):
+        assert (host, stream.ask("", headers={"Host": host})[0]) == (host, 200)
+    assert stream.ask("", headers=FORWARDED[0])[0] == stream.ask("", headers=FORWARDED[2])[0] == 200
+    log = server.log.read_text()
+    assert log.count("ANYBODY WHO REACHES THESE EVENTS SEES ALL JOBS") == log.count("add it to allowed_hosts") == 1
+
+
+def test_the_stream_of_a_page_with_a_login_answers_to_the_names_of_that_page(server):
+    page = Site(server.port, "/login", Cookie="session=secret-of-ann")
+    asked = {host: page.ask("/events", headers={"Host": host})[0] for host in ("jobs.example", "evil.example")}
+    assert asked == {"jobs.example": 200, "evil.example": 403}, "the broadcaster itself is open, and its page is not"
+
+
 def test_another_site_changes_nothing(server):
     """Cross-site request forgery: the browser of somebody on this machine, sent by another site."""
     ours = f"http://localhost:{server.port}"

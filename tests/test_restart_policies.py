@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from harness import is_alive, run, targets, until
 
+import cjm_worker_ext
 from cjm_worker_ext import BaseJobManager, RestartPolicy, WorkerConfig
 from cjm_worker_ext.engine import engine
 from cjm_worker_ext.errors import WorkersExhausted
@@ -71,7 +73,8 @@ async def nothing_works(manager: BaseJobManager, *words: str) -> None:
     job = await ended(manager, "echo")
     assert (job.status, job.error_type, job.attempts, job.started_at) == ("failed", "WorkersExhausted", 0, None), job
     assert isinstance(job.exception, WorkersExhausted)
-    assert f"restart_policy={manager.worker_config.restart_policy}" in job.error
+    refused = "could not be started" in job.error  # then no policy has a say in it
+    assert refused or f"restart_policy={manager.worker_config.restart_policy}" in job.error
     assert all(word in job.error for word in words), job.error
     assert manager.workers() == []
 
@@ -278,9 +281,75 @@ def test_an_interpreter_that_does_not_exist_fails_at_once(policy, tmp_path, wait
         bus, missing = Starts(), str(tmp_path / "no-such-python")
         async with make(policy, bus, python=missing, restart_backoff_seconds=600) as manager:
             began = time.monotonic()
-            await nothing_works(manager, "could not be started", f"cannot start {missing}: ", "No such file")
+            await nothing_works(
+                manager, f"could not be started: WorkerConfig.python '{missing}': there is no such file; "
+            )
             assert time.monotonic() - began < 5
         assert bus.pids == [] and waits == []
+
+    run(scene())
+
+
+def python_with(folder, package: str) -> str:
+    "Make an interpreter that has another version of this package, or none."
+    (folder / "cjm_worker_ext").mkdir()
+    (folder / "cjm_worker_ext" / "__init__.py").write_text(package)
+    script = folder / "python"
+    script.write_text(f'#!/bin/sh\nPYTHONPATH={shlex.quote(str(folder))} exec {shlex.quote(sys.executable)} "$@"\n')
+    script.chmod(0o755)
+    return str(script)
+
+
+UNFIT = [
+    (
+        "__version__ = '0.0.9'",
+        "",
+        f"it has cjm-worker-ext 0.0.9, and the app runs {cjm_worker_ext.__version__}; install it",
+    ),
+    ("raise ModuleNotFoundError(\"No module named 'cjm_worker_ext'\")", "", "it has no package cjm-worker-ext"),
+    ("", "/nonexistent", "it does not find its standard library; unset PYTHONHOME"),
+]
+
+
+@pytest.mark.parametrize("package, home, found", UNFIT)
+def test_an_unfit_interpreter_is_refused_once(tmp_path, package, home, found, waits, caplog):
+    async def scene():
+        python, variables = python_with(tmp_path, package), {"PYTHONHOME": home} if home else {}
+        bus = Starts()
+        async with make(RestartPolicy.BACKOFF, bus, python=python, environment=variables) as manager:
+            with pytest.raises(WorkersExhausted) as raised:
+                await manager.load_plugin("echo")
+        assert len(bus.pids) == 1 and waits == []
+        why = str(raised.value)
+        assert why.startswith(
+            f"plugin 'echo' was not loaded: a worker could not be started: WorkerConfig.python '{python}': "
+        )
+        assert found in why, why
+        (told,) = [r.getMessage() for r in caplog.records if "could not be started" in r.getMessage()]
+        assert told == f"worker {bus.pids[0]}{why.partition('a worker')[2]}"
+
+    run(scene())
+
+
+def test_the_log_names_an_interpreter_that_is_not_there(tmp_path, caplog):
+    async def scene():
+        async with make(RestartPolicy.BACKOFF, Starts(), python=str(tmp_path / "python")) as manager:
+            with pytest.raises(WorkersExhausted):
+                await manager.load_plugin("echo")
+        assert [r.getMessage().partition(" Worker")[0] for r in caplog.records] == ["a worker could not be started:"]
+
+    run(scene())
+
+
+def test_another_interpreter_does_not_look_into_the_working_folder(tmp_path, monkeypatch, broken):
+    async def scene():
+        (tmp_path / "mended").write_text("")
+        (tmp_path / "msgpack.py").write_text("raise ImportError('from the working folder')")
+        package = os.path.dirname(os.path.dirname(cjm_worker_ext.__file__))
+        variables = {"PYTHONPATH": os.pathsep.join([package, *(p for p in sys.path if p)])}
+        monkeypatch.chdir(tmp_path)
+        async with make(RestartPolicy.NEVER, python=broken, environment=variables) as manager:
+            await works_in(manager)
 
     run(scene())
 

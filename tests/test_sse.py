@@ -135,7 +135,7 @@ port = server.servers[0].sockets[0].getsockname()[1]
 sockets = []
 for _ in range(5):
     sockets.append(socket.create_connection(("127.0.0.1", port)))
-    sockets[-1].sendall(b"GET /events HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n")
+    sockets[-1].sendall(b"GET /events HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n")
     assert sockets[-1].recv(10)
 server.should_exit = True
 thread.join(30)
@@ -226,7 +226,7 @@ def test_a_reload_does_not_wait_for_streams(serve, tmp_path):
 async def read_ticks(server, count):
     "A healthy client: reads `count` ticks, in order."
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    writer.write(b"GET /events?event=tick HTTP/1.1\r\nHost: x\r\n\r\n")
+    writer.write(b"GET /events?event=tick HTTP/1.1\r\nHost: localhost\r\n\r\n")
     seen = []
     while len(seen) < count:
         line = await asyncio.wait_for(reader.readline(), 60)
@@ -509,7 +509,7 @@ async def main():
     while not server.started: await asyncio.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(b"GET / HTTP/1.1\\r\\nHost: x\\r\\nAccept-Encoding: gzip\\r\\n\\r\\n")
+    writer.write(b"GET / HTTP/1.1\\r\\nHost: localhost\\r\\nAccept-Encoding: gzip\\r\\n\\r\\n")
     await asyncio.wait_for(reader.readuntil(b"snapshot"), 30)
     await events.broadcast("job:completed", {"job_id": "a"})
     await asyncio.wait_for(reader.readuntil(b"job:completed"), 30)
@@ -517,7 +517,7 @@ async def main():
     async with asyncio.timeout(30):
         while events.clients: await asyncio.sleep(0.01)
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(b"GET / HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n")
+    writer.write(b"GET / HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n")
     await asyncio.wait_for(reader.readuntil(b"snapshot"), 30)
     server.should_exit = True
     await asyncio.wait_for(serving, 5)

@@ -28,7 +28,9 @@ class Page:
         if reads:
             self.reads.set()
         scope = {"type": "http", "http_version": "1.1", "method": method, "path": "/", "query_string": query}
-        self.task = asyncio.create_task(app({**scope, "headers": list(headers)}, self.receive, self.send))
+        self.task = asyncio.create_task(
+            app({**scope, "headers": [(b"host", b"localhost"), *headers]}, self.receive, self.send)
+        )
 
     async def receive(self):
         await self.gone.wait()

@@ -14,10 +14,11 @@ from cjm_worker_ext.config import WorkerConfig
 from cjm_worker_ext.errors import describe_exit
 
 # %% auto #0
-__all__ = ['Answer', 'PluginEntry', 'WorkerSetup', 'JobOrder', 'Returned', 'RemoteError', 'Raised', 'Interrupted', 'Lost',
-           'LoggedRecord', 'Place', 'ExitReason', 'WorkerExit', 'BackendHost', 'Backend', 'BackendFactory']
+__all__ = ['Answer', 'NEVER_STARTED', 'PluginEntry', 'WorkerSetup', 'JobOrder', 'Returned', 'RemoteError', 'Raised',
+           'Interrupted', 'Lost', 'LoggedRecord', 'Place', 'ExitReason', 'WorkerExit', 'BackendHost', 'Backend',
+           'BackendFactory']
 
-# %% ../../nbs/05_backends/00_base.ipynb #16b1f581
+# %% ../../nbs/05_backends/00_base.ipynb #fca8a498
 class PluginEntry(NamedTuple):
     "What is known of one plugin when a job starts."
 
@@ -112,7 +113,7 @@ class LoggedRecord(NamedTuple):
         whole = "\n".join(part for part in (text, self.traceback, self.stack) if part)
         return [line[-2000:] for line in whole.splitlines()]  # as long as lines of output are
 
-# %% ../../nbs/05_backends/00_base.ipynb #100fa69d
+# %% ../../nbs/05_backends/00_base.ipynb #b09a1491
 class Place(NamedTuple):
     "Where a worker runs."
 
@@ -130,6 +131,9 @@ class ExitReason(StrEnum):
     REFUSED = "refused"  # It could not be started, and the next one could not either
 
 
+NEVER_STARTED = "could not be started"
+
+
 class WorkerExit(NamedTuple):
     "How a worker ended."
 
@@ -143,8 +147,15 @@ class WorkerExit(NamedTuple):
     def words(self) -> str:  # For example `was killed by SIGKILL`
         "Say how it ended."
         if self.reason is ExitReason.REFUSED:
-            return "could not be started"
+            return NEVER_STARTED
         return "was lost" if self.reason is ExitReason.LOST else describe_exit(self.exitcode)
+
+    @property
+    def words_and_output(self) -> str:  # For example `exited with code 7; no licence`
+        "Say how it ended, and what it said last."
+        if self.reason is ExitReason.REFUSED:
+            return ": ".join((self.words, *self.output))
+        return "; ".join((self.words, *self.output[-3:]))
 
 # %% ../../nbs/05_backends/00_base.ipynb #3da35afc
 class BackendHost(Protocol):

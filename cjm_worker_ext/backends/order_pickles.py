@@ -189,7 +189,7 @@ def _names_code(data: bytes) -> bool:
         return True
     return "cloudpickle" in sys.modules and any(module.encode() in data for module in _code_modules())
 
-# %% ../../nbs/05_backends/10_order_pickles.ipynb #bd1d0a8f
+# %% ../../nbs/05_backends/10_order_pickles.ipynb #aa1e89d8
 def dumps(
     value: Any,  # What is to be sent
     what: str = "value",  # How an error calls it, for example `the parameters of job 'j1'`
@@ -228,9 +228,16 @@ def dumps(
     except Exception:  # noqa: BLE001, S110  - a plugin's object; the second way below decides, and reports
         pass
     buffers.clear()
+    return _dumped_thoroughly(value, by_value, keep, most, what, remedy), buffers
+
+
+def _dumped_thoroughly(
+    value: Any, by_value: bool, keep: Callable[[pickle.PickleBuffer], bool], most: int | None, what: str, remedy: str
+) -> bytes:
+    "Find large bytes in any depth, and send code by value; raises as `dumps`."
     try:
         make: Any = _code_pickler(bool(_survey(value, depth=8) & LARGE_BYTES)) if by_value else _LargePickler
-        return _dumped(make, value, keep, most), buffers
+        return _dumped(make, value, keep, most)
     except TakesLong:
         raise
     except Exception as e:  # a plugin's object: its __reduce__ may raise anything

@@ -34,8 +34,8 @@ from starlette.routing import Mount, Route
 from cjm_worker_ext.commands.terminal import command_parser
 from cjm_worker_ext.config import WorkerConfig
 from cjm_worker_ext.errors import WorkerExtError
+from cjm_worker_ext.integrations.access import HostRequired, is_loopback, origin_problem
 from cjm_worker_ext.integrations.monitor import JobMonitor, job_monitor
-from cjm_worker_ext.integrations.monitor_access import HostRequired, is_loopback, origin_problem
 from cjm_worker_ext.integrations.monitor_page import Html, element
 from cjm_worker_ext.integrations.resources import ProcessResourceManager
 from cjm_worker_ext.integrations.sse import SSEBroadcaster

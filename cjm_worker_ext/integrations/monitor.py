@@ -25,7 +25,7 @@ try:
 except ImportError as e:
     raise ImportError(f"{__name__} needs {e.name}: pip install 'cjm-worker-ext[monitor]'") from e
 
-from cjm_worker_ext.integrations.monitor_access import Access
+from cjm_worker_ext.integrations.access import Access
 from cjm_worker_ext.integrations.monitor_page import Html, State, element, page
 from cjm_worker_ext.integrations.monitor_state import (
     Rule,
@@ -245,7 +245,7 @@ class JobMonitor:
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
         wanted = [("worker_type", name) for name in self.state.managers]
-        await self.events.endpoint({**scope, "query_string": urlencode(wanted).encode()}, receive, send)
+        await self.events.endpoint.answer({**scope, "query_string": urlencode(wanted).encode()}, receive, send)
 
     async def _page(self, request: Request) -> Response:
         principal, may_change = request.scope["cjm_principal"], self.access.may_change(request)
