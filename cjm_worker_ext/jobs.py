@@ -31,7 +31,7 @@ class JobStatus(StrEnum):
     def is_final(self) -> bool:  # True for completed, failed and cancelled
         return self in (JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED)
 
-# %% ../nbs/01_jobs.ipynb #54a25694
+# %% ../nbs/01_jobs.ipynb #b26b8b5e
 def utc_now(
     seconds: float = 0.0,  # Another moment, as `time.time()` returns it; 0: now
 ) -> str:  # For example `2026-01-31T12:00:00.000001+00:00`
@@ -62,8 +62,7 @@ def _new_id() -> str:
     try:
         return _random_texts.pop()
     except IndexError:
-        fresh = os.urandom(16 * 256).hex()
-        text, *others = [fresh[start : start + 32] for start in range(0, len(fresh), 32)]
+        text, *others = os.urandom(16 * 256).hex(" ", 16).split()
         _random_texts.extend(others)
     return text
 

@@ -87,7 +87,7 @@ class DurableRecord(JobRecord):
 
     def leave(self) -> None:
         "The job goes on without this process: whoever waits for it gets `ManagerClosed`."
-        for future in self._waiting:
+        for future in self._waiting or ():
             if not future.done():
                 what = f"job {self.job.id}: the manager was shut down; the job stays in the store, and runs with the next one"
                 future.set_exception(ManagerClosed(what))

@@ -75,7 +75,7 @@ class EndOfJob(asyncio.Future[bool]):
 def _raise(error: BaseException) -> None:
     raise error
 
-# %% ../../nbs/07_engine/04_job_book.ipynb #1c5d644d
+# %% ../../nbs/07_engine/04_job_book.ipynb #0cac7e4c
 class JobRecord:
     "One job inside a manager."
 
@@ -117,7 +117,7 @@ class JobRecord:
         self.params_gone = False  # They were dropped to make room
         self.ended_at = 0.0  # By a clock that is never set back
         self._began = 0.0  # When it went to a worker, by a clock that is never set back
-        self._waiting: list[EndOfJob] = []
+        self._waiting: list[EndOfJob] | None = None  # Made for the first one who waits
 
     async def wait(
         self,
@@ -128,8 +128,7 @@ class JobRecord:
         if self.ended:
             return
         loop = loop or asyncio.get_running_loop()
-        future = EndOfJob(loop=loop)
-        self._waiting.append(future)
+        future = self._end_of_job(loop)
         timer = loop.call_later(timeout, future.resolve, False) if timeout is not None else None
         try:
             if not await future:
@@ -137,7 +136,7 @@ class JobRecord:
         finally:
             if timer is not None:
                 timer.cancel()
-            if not self.ended:
+            if not self.ended and self._waiting is not None:
                 self._waiting.remove(future)
 
     def when_ended(
@@ -149,9 +148,15 @@ class JobRecord:
         if self.ended:
             call(self.job)
             return
+        self._end_of_job(loop).add_done_callback(lambda _: call(self.job))
+
+    def _end_of_job(self, loop: asyncio.AbstractEventLoop) -> EndOfJob:
         future = EndOfJob(loop=loop)
-        self._waiting.append(future)
-        future.add_done_callback(lambda _: call(self.job))
+        if self._waiting is None:
+            self._waiting = [future]
+        else:
+            self._waiting.append(future)
+        return future
 
     def add_output(
         self,
@@ -208,9 +213,10 @@ class JobRecord:
             return
         if self.chunks is not None:
             self.chunks.finish()
-        waiting, self._waiting = self._waiting, []
-        for future in waiting:
-            future.resolve(True, at_once)
+        if self._waiting is not None:
+            waiting, self._waiting = self._waiting, None
+            for future in waiting:
+                future.resolve(True, at_once)
 
 # %% ../../nbs/07_engine/04_job_book.ipynb #ee8289c9
 def _call_if_alive(method: WeakMethod[Callable[[], None]]) -> None:

@@ -496,7 +496,7 @@ class WorkerTable:
         "The workers that have a plugin loaded, or are about to load it."
         return [w for w in self.all.values() if plugin in w.loaded or w.plugin == plugin]
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #a94ee06e
+# %% ../../nbs/07_engine/01_scheduler.ipynb #bbeda98a
 class Scheduler:
     "Decides: every method returns the actions that follow, in the order in which they are to be done."
 
@@ -544,6 +544,8 @@ class Scheduler:
             if not idle.all and (worker := workers.open.choose(task)) is not None:
                 return self._give(worker, task)
         self.pending.append(task)
+        if not idle.all and not workers.open.by_plugin and len(workers.all) >= self._enough:  # nobody has room
+            return []
         return self._go_on()
 
     def submit_to_all(self, tasks: list[Task]) -> list[Action]:
@@ -920,18 +922,17 @@ class Scheduler:
         if self.config.one_plugin_per_worker:
             return self._give_out_alone()
         actions: list[Action] = []
-        workers, idle, open_ones = self.workers, self.workers.idle, self.workers.open
-        while self.pending.count:
-            worker: WorkerState | None = None
-            if idle.all and workers.busy < self.config.max_workers:
-                task = self.pending.take()
+        pending, workers, most = self.pending, self.workers, self.config.max_workers
+        idle, open_ones = workers.idle, workers.open
+        while pending.count:
+            if idle.all and workers.busy < most:
+                task, worker = pending.take(), None
                 if open_ones.by_plugin and not idle.has(task.plugin):
                     worker = open_ones.choose(task)
                 actions += self._give(worker or idle.choose(task.plugin), task)
             elif open_ones.by_plugin and (found := self._next_for_open()) is not None:
-                task, worker = found
-                self.pending.drop(task)
-                actions += self._give(worker, task)
+                pending.drop(found[0])
+                actions += self._give(found[1], found[0])
             else:
                 break
         return actions
