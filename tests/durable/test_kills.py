@@ -56,7 +56,7 @@ class App:
         self.process.wait(120)
         for thread in self.threads:
             thread.join(30)
-        return [line for line in self.lines if line[0] == "job"]
+        return [line for line in self.lines if line[0] in ("job", "cancelled")]
 
 
 def live(place, trace, seed, seconds, from_start):
@@ -93,6 +93,8 @@ def check(place, trace, acknowledged):
             ran[words[1]] += 1
         else:
             events[words[1]].append(tuple(words[2:]))
+    cancels = {line[1] for line in acknowledged if line[0] == "cancelled"}
+    acknowledged = [line for line in acknowledged if line[0] == "job"]
     missing = [line for line in acknowledged if line[1] not in jobs]
     assert not missing, f"{len(missing)} acknowledged jobs are not in the store: {missing[:3]}"
     for job in jobs.values():
@@ -113,6 +115,7 @@ def check(place, trace, acknowledged):
         if job.status == "failed" and plugin not in ("fail", "crash", "fail_at_first"):
             assert job.error_type == "JobLost", what
         assert job.status != "cancelled" or cancelled == "1", what
+        assert job_id not in cancels or job.status == "cancelled", f"{what}, although its cancel was acknowledged"
     return Counter((job.status, job.error_type) for job in jobs.values())
 
 
