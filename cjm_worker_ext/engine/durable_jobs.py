@@ -165,7 +165,7 @@ class Starting:
     worker: int
     limit: float | None = None  # Seconds that the job may take from then on
 
-# %% ../../nbs/07_engine/05c_durable_jobs.ipynb #56a6af35
+# %% ../../nbs/07_engine/05c_durable_jobs.ipynb #377b42eb
 class DurableJobs:
     """Keeps the jobs of one engine in a store; lives on its event loop. Implements `stores.journal.JournalHost`.
 
@@ -173,7 +173,7 @@ class DurableJobs:
     """
 
     LOOK = 1.0  # Seconds between two looks at whether other processes have taken jobs that wait here
-    AHEAD = 50  # Jobs of the store that wait in this process at least, so that its workers need not wait for the store
+    AHEAD = 50  # Jobs of the store that wait in this process, so that its workers need not wait for the store
 
     def __init__(
         self,
@@ -250,7 +250,8 @@ class DurableJobs:
         if self.runs_jobs and self.is_open and not self.is_closing:
             pending, idle = self._load()
             most = max(self.AHEAD, 4 * self.endings.config.max_workers)
-            self.journal.want(max(0, most - pending), 0 if pending else idle)
+            # from half on, so that not each job that starts costs a claim of its own
+            self.journal.want(most - pending if pending <= most // 2 else 0, 0 if pending else idle)
 
     # the steps of a job
 

@@ -136,7 +136,7 @@ class Waiting:
         "Sleep until something is signalled; called by the thread alone."
         self._signal.acquire(timeout=seconds)
 
-# %% ../../nbs/05b_stores/04_journal.ipynb #703021cb
+# %% ../../nbs/05b_stores/04_journal.ipynb #f0df5146
 class JobJournal:
     """Writes to a store for one manager, in a thread of its own; its methods are called on one event loop.
 
@@ -164,6 +164,7 @@ class JobJournal:
         self.owner = ""  # Once it is open
         self.trouble: str | None = None  # Why the store does not work now
         self._wanted = (0, 0)  # Jobs of nobody, and jobs of others, that this process could take now
+        self._found = True  # Whether the last look for jobs to claim found any
         self.not_plugins: set[str] = set()  # Plugins that are not known here: their jobs stay with their owners
         self.watched: set[str] = set()  # Ids of jobs that other owners have
         self._waiting = Waiting()
@@ -236,9 +237,9 @@ class JobJournal:
         from_others: int = 0,  # Jobs of others that it could start at once, >= 0
     ) -> None:
         "Say how many jobs to claim; `on_claimed` follows if there are some, and then it has to be said again."
-        more = free > self._wanted[0] or from_others > self._wanted[1]
-        self._wanted = (free, from_others)
-        if more:
+        before, self._wanted = self._wanted, (free, from_others)
+        is_new = (free > 0 and not before[0]) or (from_others > 0 and not before[1])
+        if is_new and self._found:  # where nothing was found, the usual look is soon enough, and each job would cost one
             self._next["look"] = 0.0
             self._waiting.signal()
 
@@ -464,6 +465,7 @@ class JobJournal:
             if wanted > 0:
                 not_plugins, now = tuple(self.not_plugins) if from_others else (), time.time()
                 found = self.store.claim(self.owner, wanted, now, not_plugins, bool(from_others))
+                self._found = bool(found)
                 if found:
                     self._wanted = (0, 0)  # the host knows best how many more there is room for
                     self._call(self._host.on_claimed, found, bool(from_others))
