@@ -22,7 +22,7 @@ from cjm_worker_ext.stores.sqlite_files import OwnerLocks, PayloadFiles, check_f
 # %% auto #0
 __all__ = ['SQLiteJobStore']
 
-# %% ../../nbs/05b_stores/03_sqlite.ipynb #40856e27
+# %% ../../nbs/05b_stores/03_sqlite.ipynb #b9c142c9
 # Fields of `StoredJob` that never change, that a change writes, and that only `ask` writes
 _FIXED = ("id", "worker_type", "plugin_id", "created_at", "key", "timeout", "retry", "params", "metadata")
 _CHANGING = (
@@ -32,7 +32,9 @@ _CHANGING = (
 _FIELDS = (*_FIXED, *_CHANGING, "asked")
 _PAYLOADS = ("params", "metadata", "result")
 _LIVE = "status IN ('pending', 'running')"
-_THIS = "substr(id, -12) = substr(?1, -12) AND id = ?1"  # One job, as its index has it
+# One job, as its index has it. With `id = ?1` SQLite would put the value in place of `id` inside `substr` too, and then
+# the index does not fit any more: each look would read the whole table.
+_THIS = "substr(id, -12) = substr(?1, -12) AND id IS ?1"
 
 # What leads from each version of the tables to the next; the first one makes them
 UPGRADES = [
@@ -180,7 +182,7 @@ def _holds_text(wanted: str, *parts: object) -> bool:
     "For SQL: whether a text occurs in one of several, in any case; SQLite's LIKE knows the cases of ASCII only."
     return any(wanted in part.casefold() for part in parts if isinstance(part, str))
 
-# %% ../../nbs/05b_stores/03_sqlite.ipynb #b1114e63
+# %% ../../nbs/05b_stores/03_sqlite.ipynb #1a6473a9
 class SQLiteJobStore:
     """Keeps jobs in an SQLite file; implements `JobStoreProtocol`.
 
