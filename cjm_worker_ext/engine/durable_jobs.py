@@ -165,7 +165,7 @@ class Starting:
     worker: int
     limit: float | None = None  # Seconds that the job may take from then on
 
-# %% ../../nbs/07_engine/05c_durable_jobs.ipynb #377b42eb
+# %% ../../nbs/07_engine/05c_durable_jobs.ipynb #7192db03
 class DurableJobs:
     """Keeps the jobs of one engine in a store; lives on its event loop. Implements `stores.journal.JournalHost`.
 
@@ -214,7 +214,11 @@ class DurableJobs:
         await asyncio.shield(self._opening)
 
     async def _open(self) -> None:
-        await self.journal.open()
+        try:
+            await self.journal.open()
+        except StoreFailed as e:
+            self.trouble = str(e)
+            raise
         self.is_open = True
         self.want()
         self._look_later()
