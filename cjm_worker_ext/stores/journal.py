@@ -239,7 +239,9 @@ class JobJournal:
         "Say how many jobs to claim; `on_claimed` follows if there are some, and then it has to be said again."
         before, self._wanted = self._wanted, (free, from_others)
         is_new = (free > 0 and not before[0]) or (from_others > 0 and not before[1])
-        if is_new and self._found:  # where nothing was found, the usual look is soon enough, and each job would cost one
+        if (
+            is_new and self._found
+        ):  # where nothing was found, the usual look is soon enough, and each job would cost one
             self._next["look"] = 0.0
             self._waiting.signal()
 
