@@ -165,7 +165,7 @@ class Starting:
     worker: int
     limit: float | None = None  # Seconds that the job may take from then on
 
-# %% ../../nbs/07_engine/05c_durable_jobs.ipynb #7192db03
+# %% ../../nbs/07_engine/05c_durable_jobs.ipynb #480bedaa
 class DurableJobs:
     """Keeps the jobs of one engine in a store; lives on its event loop. Implements `stores.journal.JournalHost`.
 
@@ -196,7 +196,7 @@ class DurableJobs:
         self.runs_jobs = endings.config.max_workers > 0
         self.is_behind = self.journal.is_behind
         self.is_open, self.is_closing = False, False
-        self.trouble: str | None = None  # Why the store does not work now
+        self._trouble: str | None = None  # Why the store does not work
         self.adding: dict[str, DurableRecord] = {}  # New jobs that are not committed yet, by id
         self.starting: dict[int, Starting] = {}  # Starts that are not committed yet, by task number
         self._wished: set[str] = set()  # Jobs that are to be cancelled as soon as they are known here
@@ -217,7 +217,7 @@ class DurableJobs:
         try:
             await self.journal.open()
         except StoreFailed as e:
-            self.trouble = str(e)
+            self._trouble = str(e)
             raise
         self.is_open = True
         self.want()
@@ -249,6 +249,11 @@ class DurableJobs:
             self.journal.abandon()
             self._reader.close()
 
+    @property
+    def trouble(self) -> str | None:  # None: it works
+        "Why the store does not work now."
+        return self._trouble or self.journal.problem()
+
     def want(self) -> None:
         "Say how many further jobs of the store this process has room for."
         if self.runs_jobs and self.is_open and not self.is_closing:
@@ -276,6 +281,8 @@ class DurableJobs:
             delay_seconds=task.delay, key=record.key, retry=task.retry, is_shared=not self.is_behind,
         )  # fmt: skip
         if self.is_behind and record.key is None:
+            if (trouble := self.trouble) is not None:  # else more than the last 20 ms could be lost
+                raise StoreFailed(f"{trouble}; new jobs are refused until it works again")
             self.journal.write(record.row, "")
             return None
         self.adding[job.id] = record
@@ -652,7 +659,7 @@ class DurableJobs:
 
     def on_trouble(self, reason: str | None) -> None:
         "The store does not work; None: it works again."
-        self.trouble = reason
+        self._trouble = reason
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)

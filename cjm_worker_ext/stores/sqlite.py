@@ -61,7 +61,7 @@ UPGRADES = [
 ]
 APPLICATION_ID = 0x636A6D77  # "cjmw": says whose file it is
 
-# %% ../../nbs/05b_stores/03_sqlite.ipynb #185ccbce
+# %% ../../nbs/05b_stores/03_sqlite.ipynb #785300e0
 _REMEDIES = {
     "SQLITE_FULL": "free some space on its disk",
     "SQLITE_BUSY": "another program holds its lock; end its transaction",
@@ -86,6 +86,7 @@ class Connections:
         self.path, self._synchronous, self._busy_seconds = path, synchronous, busy_seconds
         self._idle: list[sqlite3.Connection] = []
         self._writes = threading.Lock()  # Waiting for a thread of this process is quicker than waiting for SQLite
+        self._file: tuple[int, int] | None = None  # Device and inode of what is open
 
     @contextmanager
     def reading(self) -> Generator[sqlite3.Connection]:
@@ -117,14 +118,27 @@ class Connections:
             try:
                 self._begin(db)
                 try:
+                    self.check_place()
                     yield db
                     self._patiently(lambda: db.execute("COMMIT"))
+                    self.check_place()
                 except BaseException:
                     with suppress(sqlite3.Error):  # SQLite may have rolled back by itself
                         db.execute("ROLLBACK")
                     raise
             except (sqlite3.Error, OSError) as e:
                 raise self.explained(e) from e
+
+    def check_place(self) -> None:
+        "SQLite goes on to write a file that has no name any more, and all of it would be gone with the process."
+        try:
+            found = os.stat(self.path)
+        except FileNotFoundError:
+            what = "its file is gone; put it back, or restart the app to begin a new one"
+            raise StoreFailed(f"job store {self.path}: {what}") from None
+        if (found.st_dev, found.st_ino) != self._file:
+            what = "another file is in its place; put the old one back, or restart the app to use the new one"
+            raise StoreFailed(f"job store {self.path}: {what}")
 
     def _begin(self, db: sqlite3.Connection) -> None:
         self._patiently(lambda: db.execute("BEGIN IMMEDIATE"))  # and not DEFERRED, which can fail in the middle
@@ -151,6 +165,8 @@ class Connections:
         if may_create:
             with suppress(FileExistsError):  # SQLite would make a file that others may read
                 os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        if self._file is not None:
+            self.check_place()
         uri = f"{self.path.absolute().as_uri()}?mode=rw"
         db = sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
         try:
@@ -159,6 +175,10 @@ class Connections:
             db.execute("PRAGMA journal_size_limit = 67108864")
             db.execute("PRAGMA cache_size = -16384")
             db.create_function("holds_text", -1, _holds_text, deterministic=True)
+            if self._file is None:
+                found = os.stat(self.path)
+                self._file = found.st_dev, found.st_ino
+            self.check_place()
         except BaseException:
             db.close()
             raise
@@ -176,13 +196,14 @@ class Connections:
         with suppress(IndexError):
             while True:
                 self._idle.pop().close()
+        self._file = None
 
 
 def _holds_text(wanted: str, *parts: object) -> bool:
     "For SQL: whether a text occurs in one of several, in any case; SQLite's LIKE knows the cases of ASCII only."
     return any(wanted in part.casefold() for part in parts if isinstance(part, str))
 
-# %% ../../nbs/05b_stores/03_sqlite.ipynb #1a6473a9
+# %% ../../nbs/05b_stores/03_sqlite.ipynb #aa7fc395
 class SQLiteJobStore:
     """Keeps jobs in an SQLite file; implements `JobStoreProtocol`.
 
@@ -427,6 +448,7 @@ class SQLiteJobStore:
         except OSError as e:
             raise self._connections.explained(e) from e
         with self._reading_here() as db:
+            self._connections.check_place()  # also of an app that has nothing to write
             sql = "SELECT id FROM owners WHERE worker_type = ? AND id != ?"
             others = [found for (found,) in db.execute(sql, (self._worker_type, owner))]
         dead = [other for other in others if self.locks.take_dead(other)]
