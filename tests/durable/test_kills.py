@@ -13,22 +13,11 @@ import time
 from collections import Counter, defaultdict
 from pathlib import Path
 
-import pytest
-
 from cjm_worker_ext.commands.jobs import store_at
 from cjm_worker_ext.extensions.stores import JobFilter
 
 app = str(Path(__file__).with_name("durable_app.py"))
 kills = int(os.environ.get("DURABLE_KILLS", "6"))
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def place(request, tmp_path):
-    "Where the store is."
-    if request.param == "sqlite":
-        return str(tmp_path / "jobs.db")
-    words = dict(word.split("=", 1) for word in request.getfixturevalue("postgres").dsn().split())
-    return f"postgresql://{words['user']}@/{words['dbname']}?host={words['host']}"
 
 
 class App:
