@@ -23,7 +23,7 @@ from cjm_worker_ext.stores.sqlite_files import OwnerLocks, PayloadFiles, check_f
 # %% auto #0
 __all__ = ['SQLiteJobStore']
 
-# %% ../../nbs/05b_stores/03_sqlite.ipynb #34ab696b
+# %% ../../nbs/05b_stores/03_sqlite.ipynb #0b214921
 # Fields of `StoredJob` that never change, that a change writes, and that only `ask` writes
 _FIXED = ("id", "worker_type", "plugin_id", "created_at", "key", "timeout", "retry", "params", "metadata")
 _CHANGING = (
@@ -67,7 +67,7 @@ UPGRADES = [
 ]
 APPLICATION_ID = 0x636A6D77  # "cjmw": says whose file it is
 
-# %% ../../nbs/05b_stores/03_sqlite.ipynb #cc55daa2
+# %% ../../nbs/05b_stores/03_sqlite.ipynb #a9593aa0
 _REMEDIES = {
     "SQLITE_FULL": "free some space on its disk",
     "SQLITE_BUSY": "another program holds its lock; end its transaction",
@@ -217,7 +217,7 @@ def _holds_text(wanted: str, *parts: object) -> bool:
     "For SQL: whether a text occurs in one of several, in any case; SQLite's LIKE knows the cases of ASCII only."
     return any(wanted in part.casefold() for part in parts if isinstance(part, str))
 
-# %% ../../nbs/05b_stores/03_sqlite.ipynb #280ca895
+# %% ../../nbs/05b_stores/03_sqlite.ipynb #ea8f20c4
 class SQLiteJobStore:
     """Keeps jobs in an SQLite file; implements `JobStoreProtocol`.
 
@@ -663,9 +663,14 @@ def _sum_of_changing(values: Sequence[Any]) -> int:
 
 
 def _sum(values: Sequence[Any]) -> int:
-    "SQLite gives 1 back for True, and 2.0 for 2 in some columns."
-    plain = [float(value) if isinstance(value, (int, float)) else value for value in values]
-    return zlib.crc32(repr(plain).encode())
+    "Of values before they are written, and as SQLite gives them back."
+    return zlib.crc32(repr([_plain(value) for value in values]).encode())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (int, float)):  # True comes back as 1, and in some columns 2 as 2.0
+        return float(value)
+    return str.__str__(value) if isinstance(value, str) else value  # an enum comes back as its text
 
 
 def _job(row: Sequence[Any]) -> StoredJob:
