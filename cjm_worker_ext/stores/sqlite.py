@@ -217,7 +217,7 @@ def _holds_text(wanted: str, *parts: object) -> bool:
     "For SQL: whether a text occurs in one of several, in any case; SQLite's LIKE knows the cases of ASCII only."
     return any(wanted in part.casefold() for part in parts if isinstance(part, str))
 
-# %% ../../nbs/05b_stores/03_sqlite.ipynb #ea8f20c4
+# %% ../../nbs/05b_stores/03_sqlite.ipynb #89d5509a
 class SQLiteJobStore:
     """Keeps jobs in an SQLite file; implements `JobStoreProtocol`.
 
@@ -664,7 +664,8 @@ def _sum_of_changing(values: Sequence[Any]) -> int:
 
 def _sum(values: Sequence[Any]) -> int:
     "Of values before they are written, and as SQLite gives them back."
-    return zlib.crc32(repr([_plain(value) for value in values]).encode())
+    plain = [value if value is None or type(value) is str else _plain(value) for value in values]
+    return zlib.crc32(repr(plain).encode())
 
 
 def _plain(value: Any) -> Any:
