@@ -31,7 +31,7 @@ class JobStatus(StrEnum):
     def is_final(self) -> bool:  # True for completed, failed and cancelled
         return self in (JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED)
 
-# %% ../nbs/01_jobs.ipynb #b26b8b5e
+# %% ../nbs/01_jobs.ipynb #6f891c71
 def utc_now(
     seconds: float = 0.0,  # Another moment, as `time.time()` returns it; 0: now
 ) -> str:  # For example `2026-01-31T12:00:00.000001+00:00`
@@ -53,18 +53,22 @@ def _no_items() -> dict[str, Any]:
     return {}
 
 
-_random_texts: list[str] = []  # Of 128 bits each, made many at a time; `pop` gives none of them to two threads
+_ids: list[str] = []  # Of jobs to come, made many at a time; `pop` gives none of them to two threads
 if hasattr(os, "register_at_fork"):  # a forked child would use the same ones
-    os.register_at_fork(after_in_child=_random_texts.clear)
+    os.register_at_fork(after_in_child=_ids.clear)
 
 
 def _new_id() -> str:
     try:
-        return _random_texts.pop()
+        return _ids.pop()
     except IndexError:
-        text, *others = os.urandom(16 * 256).hex(" ", 16).split()
-        _random_texts.extend(others)
-    return text
+        # 80 random bits, which nobody guesses, and 48 that rise with the time (until 2059): a store has jobs of the
+        # same time side by side, see `stores.sqlite`
+        fresh, now = os.urandom(10 * 256), time.time_ns() // 10_000
+        found = b"".join(fresh[10 * i : 10 * i + 10] + (now + i).to_bytes(6) for i in range(255, -1, -1))
+        *others, first = found.hex(" ", 16).split()
+        _ids.extend(others)
+        return first
 
 
 @dataclass(eq=False)  # two jobs are never the same one

@@ -19,7 +19,7 @@ import psutil
 import pytest
 from test_sse import Server
 
-PATHS = ("/", "/state", "/events", "/job", "/assets/monitor-js")
+PATHS = ("/", "/state", "/events", "/job", "/history", "/assets/monitor-js")
 FORWARDED = (
     {"X-Forwarded-For": "203.0.113.7"},
     {"X-Forwarded-For": "127.0.0.1"},

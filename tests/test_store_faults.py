@@ -1,15 +1,20 @@
 """A job store whose disk, file or lock fails: the reason is told, and nothing that was acknowledged is lost."""
 
 import functools
+import json
+import random
 import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from cjm_worker_ext.errors import StoreFailed
 from cjm_worker_ext.extensions.stores import JobChange, JobFilter, StoredJob
+from cjm_worker_ext.jobs import utc_now
 from cjm_worker_ext.stores import sqlite
 from cjm_worker_ext.stores.sqlite import SQLiteJobStore
 
@@ -47,6 +52,53 @@ def test_locked_by_another_program(tmp_path):
 
 def test_corrupt_file(tmp_path):
     run("corrupt", tmp_path / "jobs.db")
+
+
+def jobs_in(path):
+    "What an app finds that opens a store: all jobs, and those that wait."
+    store = SQLiteJobStore(path)
+    owner = store.open("text")
+    try:
+        waiting = store.claim(owner, 1000, time.time())
+        ids = [job.id for job in store.list_jobs(JobFilter(), None, 1000).jobs]
+        found = {job.id: job for job in store.find(ids)}
+    finally:
+        store.close(owner)
+    for job in (*waiting, *found.values()):
+        job.owner = None
+    return found, [job.id for job in waiting], {job.id: job for job in waiting}
+
+
+def test_a_flipped_byte_is_told_or_harmless(tmp_path):
+    "Never is a job missing or another one than it was."
+    path, chance = tmp_path / "jobs.db", random.Random(14)
+    store = SQLiteJobStore(path)
+    owner = store.open("text")
+    for i in range(60):
+        params = json.dumps({"text": "word " * 30, "number": i})
+        job = StoredJob(f"{chance.getrandbits(80):020x}{i:012x}", "text", "p", utc_now(), rank=i, params=params)
+        if not i % 3:
+            job.status, job.result = "completed", '"fine"'
+        store.write(owner, [JobChange(job)])
+    store.close(owner)
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    db.close()
+    whole, told = path.read_bytes(), 0
+    right = jobs_in(path)
+    assert len(right[0]) == 60 and len(right[1]) == 40
+    for _ in range(150):
+        place = chance.randrange(len(whole))
+        (tmp_path / "copy.db-wal").unlink(missing_ok=True)
+        flipped = bytes([whole[place] ^ 1 << chance.randrange(8)])
+        (tmp_path / "copy.db").write_bytes(whole[:place] + flipped + whole[place + 1 :])
+        try:
+            assert jobs_in(tmp_path / "copy.db") == right, place
+        except StoreFailed as e:
+            told += 1
+            remedies = "restore it from a backup", "choose another path", "use a later one"
+            assert any(remedy in str(e) for remedy in remedies), (place, str(e))
+    assert told > 20, told
 
 
 def test_a_later_version_upgrades_the_tables_and_keeps_the_jobs(tmp_path, monkeypatch):

@@ -165,7 +165,7 @@ class Starting:
     worker: int
     limit: float | None = None  # Seconds that the job may take from then on
 
-# %% ../../nbs/07_engine/05c_durable_jobs.ipynb #56a6af35
+# %% ../../nbs/07_engine/05c_durable_jobs.ipynb #480bedaa
 class DurableJobs:
     """Keeps the jobs of one engine in a store; lives on its event loop. Implements `stores.journal.JournalHost`.
 
@@ -173,7 +173,7 @@ class DurableJobs:
     """
 
     LOOK = 1.0  # Seconds between two looks at whether other processes have taken jobs that wait here
-    AHEAD = 50  # Jobs of the store that wait in this process at least, so that its workers need not wait for the store
+    AHEAD = 50  # Jobs of the store that wait in this process, so that its workers need not wait for the store
 
     def __init__(
         self,
@@ -196,7 +196,7 @@ class DurableJobs:
         self.runs_jobs = endings.config.max_workers > 0
         self.is_behind = self.journal.is_behind
         self.is_open, self.is_closing = False, False
-        self.trouble: str | None = None  # Why the store does not work now
+        self._trouble: str | None = None  # Why the store does not work
         self.adding: dict[str, DurableRecord] = {}  # New jobs that are not committed yet, by id
         self.starting: dict[int, Starting] = {}  # Starts that are not committed yet, by task number
         self._wished: set[str] = set()  # Jobs that are to be cancelled as soon as they are known here
@@ -214,7 +214,11 @@ class DurableJobs:
         await asyncio.shield(self._opening)
 
     async def _open(self) -> None:
-        await self.journal.open()
+        try:
+            await self.journal.open()
+        except StoreFailed as e:
+            self._trouble = str(e)
+            raise
         self.is_open = True
         self.want()
         self._look_later()
@@ -245,12 +249,18 @@ class DurableJobs:
             self.journal.abandon()
             self._reader.close()
 
+    @property
+    def trouble(self) -> str | None:  # None: it works
+        "Why the store does not work now."
+        return self._trouble or self.journal.problem()
+
     def want(self) -> None:
         "Say how many further jobs of the store this process has room for."
         if self.runs_jobs and self.is_open and not self.is_closing:
             pending, idle = self._load()
             most = max(self.AHEAD, 4 * self.endings.config.max_workers)
-            self.journal.want(max(0, most - pending), 0 if pending else idle)
+            # from half on, so that not each job that starts costs a claim of its own
+            self.journal.want(most - pending if pending <= most // 2 else 0, 0 if pending else idle)
 
     # the steps of a job
 
@@ -271,6 +281,8 @@ class DurableJobs:
             delay_seconds=task.delay, key=record.key, retry=task.retry, is_shared=not self.is_behind,
         )  # fmt: skip
         if self.is_behind and record.key is None:
+            if (trouble := self.trouble) is not None:  # else more than the last 20 ms could be lost
+                raise StoreFailed(f"{trouble}; new jobs are refused until it works again")
             self.journal.write(record.row, "")
             return None
         self.adding[job.id] = record
@@ -647,7 +659,7 @@ class DurableJobs:
 
     def on_trouble(self, reason: str | None) -> None:
         "The store does not work; None: it works again."
-        self.trouble = reason
+        self._trouble = reason
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)

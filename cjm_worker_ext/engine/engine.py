@@ -126,7 +126,7 @@ class Inbox:
         finally:
             self._busy = False
 
-# %% ../../nbs/07_engine/06_engine.ipynb #5e5bdb1a
+# %% ../../nbs/07_engine/06_engine.ipynb #03abec27
 class PluginChange:
     "The loading or unloading of a plugin on one worker."
 
@@ -181,6 +181,7 @@ class ManagerHealth(TypedDict):
     can_start_workers: bool  # False once too many starts in a row have failed
     held_plugins: dict[str, str]  # Plugins that get no worker now: by id, why
     last_crash: dict[str, Any] | None  # Of a worker: `at`, `pid`, `exitcode`, and `reason` in words
+    store_trouble: str | None  # Why the job store does not work now, so that new jobs are refused; None: it does
 
 
 def no_health(worker_type: str, state: str) -> ManagerHealth:
@@ -195,9 +196,10 @@ def no_health(worker_type: str, state: str) -> ManagerHealth:
         "can_start_workers": True,
         "held_plugins": {},
         "last_crash": None,
+        "store_trouble": None,
     }
 
-# %% ../../nbs/07_engine/06_engine.ipynb #a6b98a31
+# %% ../../nbs/07_engine/06_engine.ipynb #488d26aa
 class Engine:
     "Runs jobs; lives on the event loop that made it. Implements `backends.base.BackendHost`."
 
@@ -333,6 +335,7 @@ class Engine:
             plugin: self.endings.why_held(plugin) for plugin in sorted(list(scheduler.crashes.held))
         }
         health["last_crash"] = self.job_events.last_crash
+        health["store_trouble"] = None if self.durable is None else self.durable.trouble
         return health
 
     def log_of(self, record: JobRecord) -> ChunkLog:

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 # %% auto #0
 __all__ = ['why_not_ready', 'JobHealth']
 
-# %% ../../nbs/11_integrations/18_health.ipynb #6e23921e
+# %% ../../nbs/11_integrations/18_health.ipynb #ce049c5b
 def why_not_ready(
     health: ManagerHealth,  # As `manager.health()` returns it
     max_queue_length: int | None = None,  # Pending jobs from which on a process gets no more; None: no such limit
@@ -32,13 +32,15 @@ def why_not_ready(
         problems.append("it is draining" if health["state"] == "draining" else "it was shut down")
     if not health["can_start_workers"]:
         problems.append("no worker can be started")
+    if health["store_trouble"] is not None:
+        problems.append("its job store does not work")  # the reason may name paths and servers
     if health["queue_full"]:
         problems.append("its queue is full")
     elif max_queue_length is not None and health["queue_length"] >= max_queue_length:
         problems.append(f"{health['queue_length']} jobs are pending")
     return problems
 
-# %% ../../nbs/11_integrations/18_health.ipynb #41eb00e2
+# %% ../../nbs/11_integrations/18_health.ipynb #6096c828
 class JobHealth:
     """An ASGI app with three addresses, for any path of an app.
 
@@ -51,7 +53,7 @@ class JobHealth:
         self,
         *managers: BaseJobManager,  # Of any event loop of this process
         max_queue_length: int | None = None,  # As for `why_not_ready`
-        details: bool = False,  # Whether the answer has all of `manager.health()`, with plugins and crashes
+        details: bool = False,  # Whether the answer has all of `manager.health()`, with plugins, crashes and store trouble
     ) -> None:
         if not managers:
             raise ConfigError("JobHealth: pass at least one manager")

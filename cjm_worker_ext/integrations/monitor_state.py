@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from cjm_worker_ext.manager import BaseJobManager
 
 # %% auto #0
-__all__ = ['TEXT_LIMIT', 'Rule', 'CHART_SECONDS', 'text_of', 'shortened', 'JobRow', 'job_row', 'JobDetails', 'job_details',
-           'Rights', 'rights_of', 'job_rows', 'Figures', 'read_figures', 'WorkerRow', 'worker_rows', 'CardRow',
-           'card_rows']
+__all__ = ['TEXT_LIMIT', 'Rule', 'CHART_SECONDS', 'text_of', 'shortened', 'JobKey', 'JobRow', 'job_row', 'JobDetails',
+           'job_details', 'Rights', 'rights_of', 'job_rows', 'Figures', 'read_figures', 'WorkerRow', 'worker_rows',
+           'CardRow', 'card_rows']
 
 # %% ../../nbs/11_integrations/11_monitor_state.ipynb #2220b75f
 TEXT_LIMIT = 4000  # Characters of one job's text that a page shows
@@ -65,7 +65,15 @@ def shortened(
         return [shortened(part, left) for part in itertools.islice(cast("list[Any]", value), left[0] + 1)]
     return value
 
-# %% ../../nbs/11_integrations/11_monitor_state.ipynb #7c45959a
+# %% ../../nbs/11_integrations/11_monitor_state.ipynb #5e8bab92
+class JobKey(TypedDict):
+    "Says which job is meant."
+
+    job_id: str
+    worker_type: str
+    plugin_id: str
+
+
 class JobRow(TypedDict):
     "One job, JSON-serialisable."
 

@@ -136,7 +136,7 @@ class Waiting:
         "Sleep until something is signalled; called by the thread alone."
         self._signal.acquire(timeout=seconds)
 
-# %% ../../nbs/05b_stores/04_journal.ipynb #703021cb
+# %% ../../nbs/05b_stores/04_journal.ipynb #78312a42
 class JobJournal:
     """Writes to a store for one manager, in a thread of its own; its methods are called on one event loop.
 
@@ -163,7 +163,9 @@ class JobJournal:
         self.is_behind = store.durability == "behind"
         self.owner = ""  # Once it is open
         self.trouble: str | None = None  # Why the store does not work now
+        self._began = 0.0  # When the present transaction began, by the monotonic clock; 0: there is none
         self._wanted = (0, 0)  # Jobs of nobody, and jobs of others, that this process could take now
+        self._found = True  # Whether the last look for jobs to claim found any
         self.not_plugins: set[str] = set()  # Plugins that are not known here: their jobs stay with their owners
         self.watched: set[str] = set()  # Ids of jobs that other owners have
         self._waiting = Waiting()
@@ -195,6 +197,13 @@ class JobJournal:
             raise StoreFailed(
                 f"the job store has not opened within {timeout:g} s; look at its disk or server"
             ) from None
+
+    def problem(self) -> str | None:  # None: it works
+        "Why the store does not work now: its error, or that it has not answered for `SLOW` seconds. For any thread."
+        began = self._began
+        if self.trouble is None and began and (seconds := time.monotonic() - began) > self.SLOW:
+            return f"the job store has not answered for {seconds:.0f} s"
+        return self.trouble
 
     def write(
         self,
@@ -236,9 +245,11 @@ class JobJournal:
         from_others: int = 0,  # Jobs of others that it could start at once, >= 0
     ) -> None:
         "Say how many jobs to claim; `on_claimed` follows if there are some, and then it has to be said again."
-        more = free > self._wanted[0] or from_others > self._wanted[1]
-        self._wanted = (free, from_others)
-        if more:
+        before, self._wanted = self._wanted, (free, from_others)
+        is_new = (free > 0 and not before[0]) or (from_others > 0 and not before[1])
+        if (
+            is_new and self._found
+        ):  # where nothing was found, the usual look is soon enough, and each job would cost one
             self._next["look"] = 0.0
             self._waiting.signal()
 
@@ -359,6 +370,7 @@ class JobJournal:
 
     def _try(self, entries: list[Entry], told: list[str]) -> Exception | None:
         self._writing = {entry.change.job.id: entry for entry in entries}
+        self._began = time.monotonic()
         try:
             refused = self.store.write(self.owner, [entry.change for entry in entries], told)
         except Exception as e:  # noqa: BLE001  - the integration boundary: the store may be the app's own
@@ -366,7 +378,7 @@ class JobJournal:
                 e if isinstance(e, StoreFailed) else StoreFailed(f"job store: {type(e).__name__}: {e}; see the reason")
             )
         finally:
-            self._writing = {}
+            self._writing, self._began = {}, 0.0
         for entry in entries:
             self._settled(entry, refused.get(entry.change.job.id))
         return None
@@ -410,6 +422,8 @@ class JobJournal:
         self._waiting.put_back([entry for entry, _ in kept[-self.MOST :]], told)
 
     def _give_back(self, entry: Entry, error: Exception) -> None:
+        if not entry.done:  # with `durability="behind"` nobody waits to hear of it
+            logger.error("job %s: that it is %s was given up: %s", entry.change.job.id, entry.change.job.status, error)
         for done in entry.done:
             self._call(done, None, error)
 
@@ -464,6 +478,7 @@ class JobJournal:
             if wanted > 0:
                 not_plugins, now = tuple(self.not_plugins) if from_others else (), time.time()
                 found = self.store.claim(self.owner, wanted, now, not_plugins, bool(from_others))
+                self._found = bool(found)
                 if found:
                     self._wanted = (0, 0)  # the host knows best how many more there is room for
                     self._call(self._host.on_claimed, found, bool(from_others))

@@ -1,7 +1,8 @@
 """An app with a job store that is killed at any point: `durable_app.py STORE TRACE SEED`.
 
-It submits jobs of every kind, says each id once it is acknowledged, and appends each terminal event to the trace. STORE is
-a path, or `postgresql://…`. With the seed 0 it submits nothing, and ends when no job is left that waits or runs.
+It submits jobs of every kind, says each id once it is acknowledged, and again once its cancel is, and appends each terminal
+event to the trace. STORE is a path, or `postgresql://…`. With the seed 0 it submits nothing, and ends when no job is left
+that waits or runs.
 """
 
 import asyncio
@@ -33,7 +34,7 @@ class Trace:
 
 
 def kinds(trace, name, chance):
-    "One of each kind of job: plugin, params, options, whether it is cancelled, and what it must return."
+    "One of each kind of job: plugin, params, options, whether it is to be cancelled, and what it returns if it completes."
     number = chance.randrange(1000)
     few = {"seconds": chance.random() * 0.05}
     yield "add", {"a": number, "b": 1, **few}, {}, False, number + 1
@@ -42,11 +43,16 @@ def kinds(trace, name, chance):
     yield "add", {"a": number, "b": 4}, {"priority": chance.randrange(-3, 4), "key": f"k{name}"}, False, number + 4
     yield "stream", {"count": 5}, {}, False, [0, 1, 2, 3, 4]
     yield "wait", {"seconds": 0.02}, {}, False, name
-    yield "wait", {"seconds": 30}, {}, True, None
+    yield "wait", {"seconds": 5}, {}, True, name  # it completes if the app is killed before it cancels it
     yield "fail", {}, {}, False, None
     yield "fail_at_first", {}, {"retry": LOST}, False, None
     yield "crash", {}, {}, False, None
     yield "large", {"size": 1_500_000}, {}, False, "x" * 1_500_000
+
+
+async def cancel(manager, job):
+    if await manager.cancel_job(job):
+        print("cancelled", job.id, flush=True)
 
 
 async def main(place, trace, seed):
@@ -71,7 +77,7 @@ async def main(place, trace, seed):
             print("job", job.id, name, plugin, int(retried), int(cancelled), repr(result)[:100], flush=True)
             if cancelled:
                 await asyncio.sleep(chance.random() * 0.05)
-                task = asyncio.create_task(manager.cancel_job(job.id))
+                task = asyncio.create_task(cancel(manager, job))
                 if chance.random() < 0.5:
                     await task
             if number % 10 == 0:

@@ -1,6 +1,7 @@
 """An app whose job store fails in one way; run: NAME FOLDER [SIZE]. With a size, the store is on a disk of that size."""
 
 import asyncio
+import contextlib
 import sqlite3
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from harness import until
 
 from cjm_worker_ext import BaseJobManager
 from cjm_worker_ext.errors import StoreFailed
+from cjm_worker_ext.extensions.stores import JobFilter
+from cjm_worker_ext.integrations.health import JobHealth
 from cjm_worker_ext.stores.sqlite import SQLiteJobStore
 
 PLUGINS = {"until_there": "durable_plugins:until_there"}
@@ -63,34 +66,125 @@ async def outage(folder, store, begin, reason):
         assert rows == {job.id: "completed", pending.id: "completed"}, rows
 
 
-async def disk_full(folder, disk):
-    @contextmanager
-    def full():
-        filler = disk / "filler"
-        with filler.open("wb", buffering=0) as file, suppress(OSError):
-            while True:
-                file.write(b"\0" * 4096)
-        try:
-            yield
-        finally:
-            filler.unlink()
+async def outage_behind(folder, store, begin, reason):
+    "What was in the store before stays there, and what was acknowledged since is written when the store is back."
+    trace, bus, accepted = str(folder / "trace"), Bus(), []
 
-    await outage(folder, SQLiteJobStore(disk / "jobs.db"), full, "free some space on its disk")
+    def params(name, path):
+        return {"trace": trace, "name": name, "path": str(folder / path)}
+
+    manager = BaseJobManager("durable", worker_config=config(), plugins=PLUGINS, job_store=store, event_broadcaster=bus)
+    app = JobHealth(manager, details=True)
+    async with manager:
+        runs = await manager.submit_job("until_there", params("runs", "go one"))
+        waits = await manager.submit_job("until_there", params("waits", "go two"), key="one of its kind")
+        await until(lambda: [row.status for row in store.find([runs.id])] == ["running"])
+        await until(lambda: Path(trace).exists())
+        assert app.look("/ready")[0] == 200
+        with begin():
+            refused = None
+            async with asyncio.timeout(30):
+                while refused is None:  # until the store has been tried, at most 20 ms later, jobs are taken
+                    try:
+                        more = params("new", "go") | {"padding": "x" * 50_000}
+                        accepted.append(await manager.submit_job("until_there", more, delay_seconds=600))
+                        await asyncio.sleep(0.001)
+                    except StoreFailed as e:
+                        refused = str(e)
+            assert reason in refused, refused
+            for options in ({}, {"key": "another"}):
+                with contextlib.suppress(StoreFailed):
+                    accepted.append(await manager.submit_job("until_there", params("new", "go"), **options))
+                    raise AssertionError("a new job was acknowledged while the store was known to be away")
+            health = app.look("/ready")
+            assert (health[0], health[1]["managers"][0]["problems"]) == (503, ["its job store does not work"]), health
+            assert reason in health[1]["managers"][0]["store_trouble"], health
+            for path in ("go one", "go two"):
+                Path(folder / path).touch()
+            assert (await manager.wait(runs, 60)).result == "runs"  # it is told at once, and written later
+            assert (await manager.wait(waits, 60)).result == "waits"
+            assert manager.store_trouble is not None
+        await until(lambda: manager.store_trouble is None)
+        assert app.look("/ready")[0] == 200
+        ends = {runs.id: "completed", waits.id: "completed"} | {job.id: "pending" for job in accepted}
+        await until(lambda: {row.id: row.status for row in store.find(list(ends), whole=False)} == ends)
+        await until(lambda: sorted(bus.ends) == sorted([runs.id, waits.id]))
+    left = {job.id for job in store.list_jobs(JobFilter(statuses=("pending",)), limit=10_000).jobs}
+    assert left == {job.id for job in accepted}  # the next life has them
+
+
+@contextmanager
+def filled(disk):
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(b"\0" * 4096)
+    try:
+        yield
+    finally:
+        filler.unlink()
+
+
+@contextmanager
+def locked_by_another(disk):
+    other = sqlite3.connect(disk / "jobs.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        other.execute("ROLLBACK")
+
+
+@contextmanager
+def moved_away(disk):
+    (disk / "jobs.db").rename(disk / "elsewhere")
+    try:
+        yield
+    finally:
+        (disk / "elsewhere").rename(disk / "jobs.db")
+
+
+@contextmanager
+def replaced(disk):
+    with moved_away(disk):
+        (disk / "jobs.db").write_bytes((disk / "elsewhere").read_bytes())
+        yield
+
+
+def at(disk, durability="committed"):
+    return SQLiteJobStore(disk / "jobs.db", busy_seconds=0.2, durability=durability)
+
+
+FULL, LOCKED = "free some space on its disk", "another program holds its lock"
+GONE, OTHER = "its file is gone; put it back", "another file is in its place"
+
+
+async def disk_full(folder, disk):
+    await outage(folder, at(disk), lambda: filled(disk), FULL)
 
 
 async def locked(folder, disk):
-    @contextmanager
-    def by_another():
-        other = sqlite3.connect(disk / "jobs.db", isolation_level=None)
-        other.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        finally:
-            other.execute("ROLLBACK")
+    await outage(folder, at(disk), lambda: locked_by_another(disk), LOCKED)
 
-    await outage(
-        folder, SQLiteJobStore(disk / "jobs.db", busy_seconds=0.2), by_another, "another program holds its lock"
-    )
+
+async def gone(folder, disk):
+    await outage(folder, at(disk), lambda: moved_away(disk), GONE)
+
+
+async def behind_disk_full(folder, disk):
+    await outage_behind(folder, at(disk, "behind"), lambda: filled(disk), FULL)
+
+
+async def behind_locked(folder, disk):
+    await outage_behind(folder, at(disk, "behind"), lambda: locked_by_another(disk), LOCKED)
+
+
+async def behind_gone(folder, disk):
+    await outage_behind(folder, at(disk, "behind"), lambda: moved_away(disk), GONE)
+
+
+async def behind_replaced(folder, disk):
+    await outage_behind(folder, at(disk, "behind"), lambda: replaced(disk), OTHER)
 
 
 class Hanging(SQLiteJobStore):

@@ -13,22 +13,11 @@ import time
 from collections import Counter, defaultdict
 from pathlib import Path
 
-import pytest
-
 from cjm_worker_ext.commands.jobs import store_at
 from cjm_worker_ext.extensions.stores import JobFilter
 
 app = str(Path(__file__).with_name("durable_app.py"))
 kills = int(os.environ.get("DURABLE_KILLS", "6"))
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def place(request, tmp_path):
-    "Where the store is."
-    if request.param == "sqlite":
-        return str(tmp_path / "jobs.db")
-    words = dict(word.split("=", 1) for word in request.getfixturevalue("postgres").dsn().split())
-    return f"postgresql://{words['user']}@/{words['dbname']}?host={words['host']}"
 
 
 class App:
@@ -56,7 +45,7 @@ class App:
         self.process.wait(120)
         for thread in self.threads:
             thread.join(30)
-        return [line for line in self.lines if line[0] == "job"]
+        return [line for line in self.lines if line[0] in ("job", "cancelled")]
 
 
 def live(place, trace, seed, seconds, from_start):
@@ -93,6 +82,8 @@ def check(place, trace, acknowledged):
             ran[words[1]] += 1
         else:
             events[words[1]].append(tuple(words[2:]))
+    cancels = {line[1] for line in acknowledged if line[0] == "cancelled"}
+    acknowledged = [line for line in acknowledged if line[0] == "job"]
     missing = [line for line in acknowledged if line[1] not in jobs]
     assert not missing, f"{len(missing)} acknowledged jobs are not in the store: {missing[:3]}"
     for job in jobs.values():
@@ -113,6 +104,7 @@ def check(place, trace, acknowledged):
         if job.status == "failed" and plugin not in ("fail", "crash", "fail_at_first"):
             assert job.error_type == "JobLost", what
         assert job.status != "cancelled" or cancelled == "1", what
+        assert job_id not in cancels or job.status == "cancelled", f"{what}, although its cancel was acknowledged"
     return Counter((job.status, job.error_type) for job in jobs.values())
 
 

@@ -1,7 +1,9 @@
 """An app is killed, and the next one goes on with its jobs; each promise that a restart makes, with a real kill."""
 
 import asyncio
+import contextlib
 import functools
+import os
 import signal
 import subprocess
 import sys
@@ -13,8 +15,10 @@ from durable_lives import PLUGINS, config
 from harness import run, until
 
 from cjm_worker_ext import BaseJobManager
+from cjm_worker_ext.commands.jobs import store_at
 from cjm_worker_ext.config import Retry
 from cjm_worker_ext.errors import DuplicateJob, ManagerClosed, NotSerializable
+from cjm_worker_ext.stores.journal import JobJournal
 from cjm_worker_ext.stores.sqlite import SQLiteJobStore
 
 program = str(Path(__file__).with_name("durable_lives.py"))
@@ -47,10 +51,10 @@ def manager_at(path, plugins=PLUGINS, **options):
     return BaseJobManager("durable", plugins=plugins, job_store=SQLiteJobStore(path), **options)
 
 
-@pytest.fixture
-def life(tmp_path):
+@contextlib.contextmanager
+def life_at(place, tmp_path):
     "An app that has jobs in every state, and their ids by name."
-    command = [sys.executable, program, str(tmp_path / "jobs.db"), str(tmp_path / "trace")]
+    command = [sys.executable, program, place, str(tmp_path / "trace")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             ids = {}
@@ -62,6 +66,12 @@ def life(tmp_path):
             yield process, ids
         finally:
             process.kill()
+
+
+@pytest.fixture
+def life(tmp_path):
+    with life_at(str(tmp_path / "jobs.db"), tmp_path) as found:
+        yield found
 
 
 def ran(tmp_path):
@@ -121,6 +131,56 @@ async def test_the_jobs_of_a_stopped_app_are_its_own(life, tmp_path):
             assert row.status == "running"
     finally:
         process.send_signal(signal.SIGCONT)
+
+
+@on_loop
+async def test_what_a_killed_app_has_left_is_settled_as_soon_as_the_next_one_opens(
+    place, tmp_path, monkeypatch, capsys
+):
+    "No lease, heartbeat or look is waited for: they come once an hour here."
+    monkeypatch.setattr(JobJournal, "RECOVER", 3600.0)
+    monkeypatch.setattr(JobJournal, "POLL", 3600.0)
+    with life_at(place, tmp_path) as (process, ids):
+        process.kill()
+        process.wait()
+        few = {name: PLUGINS[name] for name in ("add", "wait")}
+        manager = BaseJobManager("durable", plugins=few, worker_config=config(), job_store=store_at(place))
+        began = time.monotonic()
+        async with manager:
+            opened = time.monotonic() - began
+            once = await manager.wait(ids["once"], 60)
+            seconds = time.monotonic() - began
+            assert (once.status, once.error_type) == ("failed", "JobLost")
+            assert (await manager.wait(ids["gone"], 60)).error_type == "UnknownPlugin"
+            assert (await manager.wait(ids["usual"], 60)).result == 3
+    with capsys.disabled():
+        kind = "PostgreSQL" if place.startswith("postgresql") else "SQLite"
+        print(f"\n{kind}: opened after {opened:.3f} s, settled after {seconds:.3f} s")
+
+
+@on_loop
+async def test_a_stopped_app_keeps_what_runs_however_often_others_look(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(JobJournal, "RECOVER", 0.0)
+    monkeypatch.setattr(JobJournal, "POLL", 0.005)
+    store, looks = store_at(place), []
+    recover = store.recover
+
+    def counted(owner):
+        looks.append(recover(owner))
+        return looks[-1]
+
+    store.recover = counted
+    with life_at(place, tmp_path) as (process, ids):
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)  # noqa: ASYNC222  - it stops at once
+        async with BaseJobManager("durable", plugins=PLUGINS, worker_config=config(), job_store=store) as manager:
+            await until(lambda: len(looks) > 200, 60)
+            assert not any(looks)
+            assert [row.status for row in store.find([ids["once"], ids["again"]])] == ["running"] * 2
+            process.kill()  # and now it is dead
+            process.wait()
+            assert (await manager.wait(ids["once"], 60)).error_type == "JobLost"
+            assert (await manager.wait(ids["again"], 60)).result == 7
 
 
 @on_loop

@@ -16,14 +16,6 @@ from cjm_worker_ext.errors import UnknownJob
 from cjm_worker_ext.extensions.stores import JobFilter
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def place(request, tmp_path):
-    if request.param == "sqlite":
-        return str(tmp_path / "jobs.db")
-    words = dict(word.split("=", 1) for word in request.getfixturevalue("postgres").dsn().split())
-    return f"postgresql://{words['user']}@/{words['dbname']}?host={words['host']}"
-
-
 def on_loop(test):
     @functools.wraps(test)
     def on_new_loop(**fixtures):

@@ -295,6 +295,7 @@ function applyState(state, started) {
   for (const input of tokenInputs()) input.value = state.token;
   drawWorkers(state.workers);
   drawGpus(state.cards);
+  show(byId("trouble"), state.trouble.join(" "));
   if (!state.jobs) return;
   more = state.more;
   const there = new Set(state.jobs.map(keyOf));
@@ -317,6 +318,7 @@ let source = null;
 let connected = false;
 let retryDelay = 1000; // ms until the next try
 let retryTimer = null;
+let late = false; // the channel between the server's processes is away, so events are missing
 
 function connect() {
   retryTimer = null;
@@ -325,6 +327,7 @@ function connect() {
   source.onopen = async () => {
     connected = true;
     jobsDue = true;
+    setLate(false); // if it is away, the stream says so next
     await fetchState();
     if (!connected || source !== opened) return;
     retryDelay = 1000;
@@ -356,6 +359,13 @@ function connect() {
   });
   on(["worker:started", "worker:ready", "worker:crashed", "worker:recycled", "worker:stopped", "plugin:loaded", "plugin:unloaded"], () => refresh());
   on(["snapshot", "gap", "resync"], () => refresh());
+  on(["stale"], (e) => setLate(e.stale));
+}
+
+function setLate(value) {
+  if (late && !value) refresh();
+  late = value;
+  byId("late").hidden = !late;
 }
 
 function setStale(stale) {
@@ -377,6 +387,7 @@ function disconnected() {
   connected = false;
   if (!source) return; // paused
   setStale(true);
+  setLate(false);
   source.close(); // after some errors a browser does not reconnect, so the page does it
   if (retryTimer !== null) return;
   retryTimer = setTimeout(connect, retryDelay * (0.8 + 0.4 * Math.random()));
@@ -417,7 +428,7 @@ setInterval(() => {
 }, 500);
 setInterval(() => {
   if (document.hidden) return;
-  refresh(false);
+  refresh(late);
   for (const job of jobs.values()) if (job.row.status === "running") loadDetails(job);
 }, 1000 * document.body.dataset.pollSeconds);
 
