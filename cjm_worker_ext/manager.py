@@ -307,7 +307,7 @@ class DrainSignal:
             return isinstance(handler.__self__, asyncio.AbstractEventLoop)
         return getattr(handler, "__module__", None) == "asyncio.unix_events" and handler is not None
 
-# %% ../nbs/08_manager.ipynb #d1d7ce22
+# %% ../nbs/08_manager.ipynb #cb28b76a
 in_use: WeakSet[BaseJobManager] = WeakSet()  # Managers that have made a call
 
 
@@ -353,8 +353,8 @@ def _result(job: BaseJob) -> Any:
     "The result of a job that has ended; raises `JobFailed`."
     if job.status is JobStatus.COMPLETED:
         return job.result
-    what = f"job {job.id} of plugin {job.plugin_id!r}"
-    message = f"{what} was cancelled" if job.status is JobStatus.CANCELLED else f"{what}: {job.error}"
+    what, error = f"job {job.id} of plugin {job.plugin_id!r}", (job.error or "").removeprefix(f"job {job.id}: ")
+    message = f"{what} was cancelled" if job.status is JobStatus.CANCELLED else f"{what}: {error}"
     raise JobFailed(message, str(job.status), job.error_type, job.traceback) from job.exception
 
 
