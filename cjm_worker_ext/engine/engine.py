@@ -199,7 +199,7 @@ def no_health(worker_type: str, state: str) -> ManagerHealth:
         "store_trouble": None,
     }
 
-# %% ../../nbs/07_engine/06_engine.ipynb #488d26aa
+# %% ../../nbs/07_engine/06_engine.ipynb #a38c49b9
 class Engine:
     "Runs jobs; lives on the event loop that made it. Implements `backends.base.BackendHost`."
 
@@ -703,12 +703,11 @@ class Engine:
             if kind is not Interrupted:
                 task.answer = task.answer or answer  # a chunk that cannot be read came before, and counts
             if kind is Returned:  # the usual case: who waits is woken last, and may give this worker its next job
-                task.wakes_later = self.durable is None
+                task.wakes_later = True
                 self.inbox.put(self.scheduler.answered(worker, task_number))
-                if task.wakes_later:
-                    task.wakes_later = False
-                    if task.ended:
-                        task.wake(at_once=True)
+                task.wakes_later = False
+                if task.ended:  # else a store is still to have it
+                    task.wake(at_once=True)
                 return
         else:
             task.end_with(answer)
