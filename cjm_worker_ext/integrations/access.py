@@ -108,7 +108,7 @@ def is_from_here(
         peer is not None and peer.is_loopback and not any(FORWARDED.fullmatch(name) for name in request.headers.keys())
     )
 
-# %% ../../nbs/11_integrations/09b_access.ipynb #b91a5cf1
+# %% ../../nbs/11_integrations/09b_access.ipynb #027e18c5
 OPEN_PAGE = (
     "ANYBODY WHO REACHES THIS PAGE SEES ALL JOBS: %s has asked for it, and it has no authorize; pass authorize= to "
     "job_monitor, or listen on 127.0.0.1. Until then only this machine may cancel and retry."
@@ -125,7 +125,7 @@ class Access:
     def __init__(
         self,
         guarded: bool,  # Whether something else decides who may use the page, for example `authorize`
-        allowed_hosts: Sequence[str] | None = None,  # Names beside localhost and IP addresses; `"*.example.org"` allows
+        allowed_hosts: Sequence[str] | None = None,  # Names with a dot that it answers to; `"*.example.org"` allows
         # all names below it. None: all names if the page is guarded, else no more
         open_warning: str = OPEN_PAGE,  # Logged if the page is not guarded and another machine asks; `%s` is its address
     ) -> None:
@@ -152,7 +152,8 @@ class Access:
             logger.warning(self._open_warning, request.client.host if request.client else "a client without an address")
         hosts = request.headers.getlist("host")
         name = host_name(hosts[0]) if len(hosts) == 1 else None  # two may mean two things to proxy and app
-        if self._any_host or (name is not None and (ip_address(name) is not None or self._is_known(name))):
+        # No page on the internet has a name without a dot, and every browser sends one.
+        if self._any_host or not hosts or (name and ("." not in name or ip_address(name) or self._is_known(name))):
             return None
         problem = f"host {', '.join(hosts)!r}: this page does not answer to this name; add it to allowed_hosts"
         if not self._told_host:  # an `EventSource` shows no text to anybody

@@ -390,7 +390,7 @@ def job_monitor(
     authorize: Callable[[Request], Any] | None = None,  # Returns the principal, plain or async; a false value, a
     # response or an `HTTPException` refuses. Without it everybody who reaches the page may read it, only the machine
     # itself may cancel and retry, and the principal is None
-    allowed_hosts: Sequence[str] | None = None,  # Host names beside localhost and IP addresses, without port;
+    allowed_hosts: Sequence[str] | None = None,  # Host names with a dot that it answers to, without port;
     # `"*.example.org"` allows those below it. None: all with `authorize`, no more without
     title: str = "Jobs",  # Heading of the page
     max_jobs: int = 100,  # The page shows at most so many ended jobs, and so many others, >= 1

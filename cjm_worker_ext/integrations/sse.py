@@ -650,7 +650,7 @@ def _rank(event_type: str) -> int:
         return 2
     return 0 if event_type in TERMINAL_TYPES else 1
 
-# %% ../../nbs/11_integrations/10_sse.ipynb #769ceb61
+# %% ../../nbs/11_integrations/10_sse.ipynb #44c27193
 OPEN_EVENTS = (
     "ANYBODY WHO REACHES THESE EVENTS SEES ALL JOBS: %s has asked for them; pass authorize= or visible= to "
     "SSEBroadcaster, or listen on 127.0.0.1"
@@ -688,7 +688,7 @@ class SSEBroadcaster:
         max_bytes: int = 8 << 20,  # Bytes, >= 1, of encoded events that are kept at most
         channel: EventChannelProtocol | None = None,  # Shares the events with other processes, for example a
         # `RedisChannel`; used by this broadcaster alone. None: the clients of this process get its own events only
-        allowed_hosts: Sequence[str] | None = None,  # Host names beside localhost and IP addresses, without port;
+        allowed_hosts: Sequence[str] | None = None,  # Host names with a dot that it answers to, without port;
         # `"*.example.org"` allows those below it. None: all with `authorize` or `visible`, no more without
     ) -> None:
         _check_positive(
