@@ -24,7 +24,7 @@ from cjm_worker_ext.stores.sqlite_files import OwnerLocks, PayloadFiles, check_f
 # %% auto #0
 __all__ = ['SQLiteJobStore']
 
-# %% ../../nbs/05b_stores/03_sqlite.ipynb #0b214921
+# %% ../../nbs/05b_stores/03_sqlite.ipynb #38dbabf6
 # Fields of `StoredJob` that never change, that a change writes, and that only `ask` writes
 _FIXED = ("id", "worker_type", "plugin_id", "created_at", "key", "timeout", "retry", "params", "metadata")
 _CHANGING = (
@@ -38,9 +38,9 @@ _SUMS = (
 )  # Of `_FIXED`, and of `_CHANGING` without the owner, which has a statement of its own
 _PAYLOADS = ("params", "metadata", "result")
 _LIVE = "status IN ('pending', 'running')"
-# One job, as its index has it. With `id = ?1` SQLite would put the value in place of `id` inside `substr` too, and then
+# One job, as its index has it. With `id = ?` SQLite would put the value in place of `id` inside `substr` too, and then
 # the index does not fit any more: each look would read the whole table.
-_THIS = "substr(id, -12) = substr(?1, -12) AND id IS ?1"
+_THIS = "substr(id, -12) = substr(?, -12) AND id IS ?"  # takes the id twice: Python 3.14 takes no numbered places
 
 # What leads from each version of the tables to the next; the first one makes them
 UPGRADES = [
@@ -217,7 +217,7 @@ def _holds_text(wanted: str, *parts: object) -> bool:
     "For SQL: whether a text occurs in one of several, in any case; SQLite's LIKE knows the cases of ASCII only."
     return any(wanted in part.casefold() for part in parts if isinstance(part, str))
 
-# %% ../../nbs/05b_stores/03_sqlite.ipynb #296c3673
+# %% ../../nbs/05b_stores/03_sqlite.ipynb #ae33a244
 class SQLiteJobStore:
     """Keeps jobs in an SQLite file; implements `JobStoreProtocol`.
 
@@ -371,8 +371,8 @@ class SQLiteJobStore:
                 if ended:
                     db.execute("UPDATE counts SET ended = ended + ?", (ended,))
                 if told:
-                    sql = f"UPDATE jobs SET owner = NULL WHERE {_THIS} AND owner = ?2 AND NOT {_LIVE}"
-                    db.executemany(sql, [(job_id, owner) for job_id in told])
+                    sql = f"UPDATE jobs SET owner = NULL WHERE {_THIS} AND owner = ? AND NOT {_LIVE}"
+                    db.executemany(sql, [(job_id, job_id, owner) for job_id in told])
             done = True
             if self._asked[1]:  # the job may have ended
                 self._asked = (-1, [])
@@ -404,7 +404,7 @@ class SQLiteJobStore:
             values = self._values(job, is_new=True)
             db.execute(_INSERT, [*values, *_sums(values)])
         except sqlite3.IntegrityError:
-            if db.execute(f"SELECT 1 FROM jobs WHERE {_THIS}", (job.id,)).fetchone():
+            if db.execute(f"SELECT 1 FROM jobs WHERE {_THIS}", (job.id, job.id)).fetchone():
                 return job.id
             sql = f"SELECT id FROM jobs WHERE worker_type = ? AND key = ? AND {_LIVE}"
             found = db.execute(sql, (job.worker_type, job.key)).fetchone()
@@ -415,7 +415,8 @@ class SQLiteJobStore:
 
     def _change(self, db: sqlite3.Connection, owner: str, job: StoredJob, was: str) -> str | None:
         values = self._values(job, is_new=False)
-        return None if db.execute(_UPDATE, [job.id, was, owner, *values, _sum_of_changing(values)]).rowcount else ""
+        found = db.execute(_UPDATE, [*values, _sum_of_changing(values), job.id, job.id, was, owner])
+        return None if found.rowcount else ""
 
     # what an owner looks for
 
@@ -433,7 +434,7 @@ class SQLiteJobStore:
                 return []
         with self._writing() as db:
             ids = self._claimable(db, owner, limit, due_before, not_plugins, from_others)
-            db.executemany(f"UPDATE jobs SET owner = ?2 WHERE {_THIS}", [(job_id, owner) for job_id in ids])
+            db.executemany(f"UPDATE jobs SET owner = ? WHERE {_THIS}", [(owner, job_id, job_id) for job_id in ids])
             found = {job.id: job for job in self._read(db, ids, whole=True)}
         self._asked = (-1, [])
         return [found[job_id] for job_id in ids]
@@ -516,7 +517,8 @@ class SQLiteJobStore:
     def ask(self, job_id: str, wish: str) -> bool:
         "Leave a wish for the owner of a job; see `JobStoreProtocol`."
         with self._connections.writing() as db:
-            return db.execute(f"UPDATE jobs SET asked = ?2 WHERE {_THIS} AND {_LIVE}", (job_id, wish)).rowcount > 0
+            sql = f"UPDATE jobs SET asked = ? WHERE {_THIS} AND {_LIVE}"
+            return db.execute(sql, (wish, job_id, job_id)).rowcount > 0
 
     def find(self, job_ids: Collection[str], whole: bool = True) -> list[StoredJob]:
         "Read jobs; see `JobStoreProtocol`."
@@ -527,7 +529,7 @@ class SQLiteJobStore:
         found: list[StoredJob] = []
         sql = f"SELECT {', '.join(_ALL) if whole else _BRIEF} FROM jobs WHERE {_THIS}"
         for job_id in ids:
-            row = db.execute(sql, (job_id,)).fetchone()
+            row = db.execute(sql, (job_id, job_id)).fetchone()
             if row is not None:
                 found.append(_job(row[: len(_FIELDS)]))
                 if whole:
@@ -580,7 +582,7 @@ class SQLiteJobStore:
     def forget(self, job_ids: Collection[str]) -> int:
         "Delete ended jobs; see `JobStoreProtocol`."
         with self._connections.writing() as db:
-            count, names = self._delete(db, [(job_id,) for job_id in job_ids], _THIS)
+            count, names = self._delete(db, [(job_id, job_id) for job_id in job_ids], _THIS)
         self._remove_files(names)
         return count
 
@@ -646,8 +648,8 @@ _ALL = (*_FIELDS, *_SUMS)
 _INSERT = f"INSERT INTO jobs ({', '.join(_ALL)}) VALUES ({', '.join('?' * len(_ALL))})"
 _CHANGED = (*_CHANGING, "changing_sum")
 _UPDATE = (
-    f"UPDATE jobs SET {', '.join(f'{field} = ?{number}' for number, field in enumerate(_CHANGED, 4))} "
-    f"WHERE {_THIS} AND status = ?2 AND {_LIVE} AND (owner IS NULL OR owner = ?3)"
+    f"UPDATE jobs SET {', '.join(f'{field} = ?' for field in _CHANGED)} "
+    f"WHERE {_THIS} AND status = ? AND {_LIVE} AND (owner IS NULL OR owner = ?)"
 )
 _EMPTY = {"params": "'{}'", "metadata": "'{}'", "result": "NULL", "traceback": "NULL"}
 _BRIEF = ", ".join(_EMPTY.get(field, field) for field in _FIELDS)
