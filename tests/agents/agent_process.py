@@ -22,7 +22,7 @@ class AgentProcess:
 
     def start(self) -> None:
         "Start it, again on the same port."
-        path = os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
+        path = os.pathsep.join([str(TESTS), str(TESTS / "agents"), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
         env = {**os.environ, "PYTHONPATH": path, "CJM_WORKER_AGENT_TOKEN": self.token}
         self.process = subprocess.Popen(
             [sys.executable, "-c", "import sys; from cjm_worker_ext.commands.terminal import agent; sys.exit(agent())",
