@@ -227,7 +227,7 @@ class RemoteProcess:
                 with contextlib.suppress(OSError):
                     os.close(fd)
 
-# %% ../../nbs/05_backends/17_hosts.ipynb #a9d4da98
+# %% ../../nbs/05_backends/17_hosts.ipynb #c4d4b65d
 class HostSettings(NamedTuple):
     "How machines are reached, and when they are given up."
 
@@ -395,7 +395,9 @@ class NodeLink:
         "Say that this manager is here, until the link breaks or is silent."
         while self.send(encode_message(PING, heard=self._heard)):
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._woken.wait(), self._settings.ping_seconds)
+                # not `wait_for`: on Python 3.11 it can swallow the cancellation of a task whose event comes with it
+                async with asyncio.timeout(self._settings.ping_seconds):
+                    await self._woken.wait()
             if self._silence() > self._settings.lost_seconds:
                 self._detach()
 

@@ -10,8 +10,9 @@ class Proxy:
     "Passes bytes to a port of this machine; a context manager. The properties may be set at any time."
 
     def __init__(self, port: int):
-        self._target, self.delay, self.is_silent, self.refuses = port, 0.0, False, False
+        self._target, self.delay, self.refuses = port, 0.0, False
         self.silent_ways: set[str] = set()  # `"up"`: nothing reaches the manager; `"down"`: nothing reaches the agent
+        self._tasks: set[asyncio.Task] = set()
         self._pairs: list[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = []
         self._ready, self._loop = threading.Event(), asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -25,6 +26,7 @@ class Proxy:
             await self._stop.wait()
             self._server.close()
             self._cut(range(len(self._pairs)))
+            await asyncio.gather(*self._tasks, return_exceptions=True)
 
         self._loop.run_until_complete(serve())
 
@@ -33,6 +35,7 @@ class Proxy:
         return f"127.0.0.1:{self.port}"
 
     async def _connected(self, reader, writer):
+        self._tasks.add(asyncio.current_task())
         if self.refuses:
             writer.close()
             return
@@ -48,7 +51,7 @@ class Proxy:
         while data := await reader.read(1 << 16):
             if self.delay:
                 await asyncio.sleep(self.delay)
-            if not self.is_silent and way not in self.silent_ways:
+            if way not in self.silent_ways:
                 writer.write(data)
                 await writer.drain()
         writer.close()
