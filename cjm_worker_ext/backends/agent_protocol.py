@@ -25,7 +25,7 @@ from cjm_worker_ext.errors import AgentRefused
 __all__ = ['PROTOCOL', 'TOKEN_VARIABLE', 'MOST_LINE', 'OUTPUT', 'PING', 'PONG', 'KILL', 'DUMP', 'STACKS', 'GONE', 'MOST_MESSAGE',
            'read_line', 'line_of', 'write_line', 'text_of', 'prove', 'is_proof', 'own_versions', 'refusal',
            'admit_manager', 'meet_agent', 'encode_message', 'decode_message', 'Gone', 'TlsHalf', 'through_tls',
-           'server_tls', 'client_tls', 'Complaints']
+           'server_tls', 'Complaints']
 
 # %% ../../nbs/05_backends/14_agent_protocol.ipynb #3a66d221
 PROTOCOL = 1  # Of the connections between manager and agent
@@ -192,7 +192,7 @@ class Gone(NamedTuple):
             raise AgentRefused("the other side does not speak our protocol")
         return cls(*cast(list[Any], values))
 
-# %% ../../nbs/05_backends/14_agent_protocol.ipynb #8f4689ba
+# %% ../../nbs/05_backends/14_agent_protocol.ipynb #e799aaa7
 class TlsHalf(asyncio.Protocol):
     "One side of the way through TLS: what comes here goes out there."
 
@@ -262,18 +262,6 @@ def server_tls(
     if clients is not None:
         context.load_verify_locations(clients)
         context.verify_mode = ssl.CERT_REQUIRED
-    return context
-
-
-def client_tls(
-    authority: str,  # PEM file of the authority that signs the agents' certificates
-    certificate: str | None = None,  # PEM file of this manager, if agents ask for one
-    key: str | None = None,  # PEM file
-) -> ssl.SSLContext:
-    "Make the manager's side of TLS; raises `OSError` for files that cannot be used."
-    context = ssl.create_default_context(cafile=authority)
-    if certificate is not None:
-        context.load_cert_chain(certificate, key)
     return context
 
 # %% ../../nbs/05_backends/14_agent_protocol.ipynb #0ee12e05

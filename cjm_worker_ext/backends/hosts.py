@@ -739,7 +739,7 @@ class RemoteBackend:
         tasks = [task for node in self.nodes for task in node.close()]
         await asyncio.gather(*tasks, *starting, return_exceptions=True)
 
-# %% ../../nbs/05_backends/17_hosts.ipynb #8429b8aa
+# %% ../../nbs/05_backends/17_hosts.ipynb #8d4a8aa8
 class HostsBackend:
     """Lets the workers of a manager run on other machines, behind `cjm-worker-agent`; a `BackendFactory`.
 
@@ -751,7 +751,7 @@ class HostsBackend:
         hosts: Sequence[str],  # `"name:port"` of each agent
         *,
         token: str | None = None,  # The secret of the agents; None: from the environment, CJM_WORKER_AGENT_TOKEN
-        tls: ssl.SSLContext | None = None,  # From `client_tls`; None: no TLS
+        tls: ssl.SSLContext | None = None,  # For example `ssl.create_default_context(cafile="ours.pem")`; None: no TLS
         placement: Literal["spread", "fill"] = "spread",  # Where a worker starts if several machines have room
         ping_seconds: float = 0.5,  # From one ping to the next
         lease_seconds: float = 2.0,  # Of silence, after which an agent kills the workers
