@@ -125,7 +125,7 @@ class Inbox:
         finally:
             self._busy = False
 
-# %% ../../nbs/07_engine/06_engine.ipynb #5e5bdb1a
+# %% ../../nbs/07_engine/06_engine.ipynb #6b70de55
 class PluginChange:
     "The loading or unloading of a plugin on one worker."
 
@@ -166,6 +166,7 @@ class WorkerInfo(NamedTuple):
     started_at: str  # ISO 8601, UTC
     job_ids: tuple[str, ...] = ()  # All jobs that it runs
     device: str | None = None  # The card that it was given, for example `GPU 0`; None: none
+    node: str | None = None  # The machine, for example `gpu1:7000`; None: this one
 
 
 class ManagerHealth(TypedDict):
@@ -196,7 +197,7 @@ def no_health(worker_type: str, state: str) -> ManagerHealth:
         "last_crash": None,
     }
 
-# %% ../../nbs/07_engine/06_engine.ipynb #53c3e2e3
+# %% ../../nbs/07_engine/06_engine.ipynb #08a00642
 class Engine:
     "Runs jobs; lives on the event loop that made it. Implements `backends.base.BackendHost`."
 
@@ -317,7 +318,7 @@ class Engine:
                 infos.append(
                     WorkerInfo(
                         place.pid, worker.status, ids[0] if ids else None, tuple(worker.loaded), place.started_at,
-                        ids, place.device,
+                        ids, place.device, place.node,
                     )
                 )  # fmt: skip
         return infos
