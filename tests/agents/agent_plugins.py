@@ -30,3 +30,26 @@ def numbers(count):
 
 def large(count):
     return bytes(count)
+
+
+def note(folder, job):
+    "Write down that a job runs; an appended line is written in one piece."
+    with open(Path(folder) / "jobs", "a") as log:
+        log.write(f"{job}\n")
+
+
+def print_and_return(n):
+    for i in range(n):
+        print(f"line {i} " + "x" * 80)
+    os.write(1, b"last line")
+    return n
+
+
+def yield_print_return(folder):
+    "When there is a file `go on`: yield, print and return; leave a file `done`."
+    while not (Path(folder) / "go on").exists():
+        time.sleep(0.005)
+    yield 1
+    time.sleep(0.01)  # so that the chunk is on its way
+    print("said last")
+    (Path(folder) / "done").touch()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import random
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -29,7 +32,7 @@ def agent():
 
 
 def manager_of(*hosts, config=None, events=None, retry=None, **options):
-    names = ("run_until", "pid", "say", "numbers", "large")
+    names = ("run_until", "pid", "say", "numbers", "large", "note", "print_and_return", "yield_print_return")
     backend = HostsBackend(list(hosts), token=TOKEN, **{**TIMES, **options})
     return BaseJobManager(
         "agents",
@@ -136,15 +139,113 @@ def test_a_silent_agent_is_given_up_and_its_job_runs_elsewhere(agent, tmp_path):
     run(scene())
 
 
+def test_workers_killed_at_any_moment_run_no_job_twice(agent, tmp_path):
+    "Also the order that meets a dead worker: it goes to another one, or its job has failed and did not run again."
+
+    async def scene():
+        events, chosen = Events(), random.Random(15)
+        config = WorkerConfig(max_workers=2, hold_after_crashes=0)
+        async with manager_of(agent.host, config=config, events=events) as manager:
+            jobs = []
+            for n in range(300):
+                jobs.append(await manager.start_job("note", folder=str(tmp_path), job=n))
+                if n % 10 == 0:
+                    await asyncio.sleep(chosen.random() / 50)
+                    for worker in manager.workers():
+                        with contextlib.suppress(ProcessLookupError):
+                            os.kill(real(worker.pid), signal.SIGKILL)
+                await manager.wait(jobs[-1].id, 30)
+        assert {job.error_type for job in jobs} <= {None, "WorkerCrashed"}
+        assert sum(job.status == "completed" for job in jobs) > 200
+        for job in jobs:
+            assert one_end(events, job) == f"job:{job.status}"
+        lines = Counter((tmp_path / "jobs").read_text().split())
+        assert set(lines.values()) == {1}
+        assert {str(n) for n, job in enumerate(jobs) if job.status == "completed"} <= set(lines)
+
+    run(scene())
+
+
+def test_output_comes_before_the_answer(agent):
+    "Also more of it than a pipe holds, and a last line without an end."
+
+    async def scene():
+        async with manager_of(agent.host) as manager:
+            for n in (0, 1, 20, 3000):
+                job = await manager.start_job("print_and_return", n=n)
+                await manager.wait(job.id, 30)
+                lines = manager.get_job_output(job.id)
+                assert (job.status, lines[-1]) == ("completed", "last line"), (n, lines[-2:])
+                assert n == 0 or lines[-2].startswith(f"line {n - 1} x")
+
+    run(scene())
+
+
+def test_output_is_not_overtaken_by_an_answer(agent, tmp_path):
+    "The agent finds frames, output and the answer all at once."
+
+    async def scene():
+        async with manager_of(agent.host, lease_seconds=20, lost_seconds=30) as manager:
+            job = await manager.start_job("yield_print_return", folder=str(tmp_path))
+            await until(lambda: job.status == "running")
+            agent.signal(signal.SIGSTOP)
+            (tmp_path / "go on").touch()
+            await until((tmp_path / "done").exists, what="the end of the job")
+            await asyncio.sleep(0.05)  # for its answer; too short a time would only make the test find nothing
+            agent.signal(signal.SIGCONT)
+            await manager.wait(job.id, 30)
+            assert manager.get_job_output(job.id) == ["said last"]
+
+    run(scene())
+
+
+def test_an_order_that_its_worker_has_not_read_goes_to_another(agent):
+    async def scene():
+        async with manager_of(agent.host) as manager:
+            before = await ended(manager, "pid")
+            pid = real(before.worker_pid)
+            os.kill(pid, signal.SIGSTOP)
+            job = await manager.start_job("pid")
+            (process,) = manager._engine.backend.nodes[0].processes.values()
+            await until(lambda: process.unread, what="a ping that tells of the order")
+            os.kill(pid, signal.SIGKILL)
+            await manager.wait(job.id, 30)
+            assert (job.status, job.attempts) == ("completed", 1), job
+            assert job.result == real(job.worker_pid) != pid
+
+    run(scene())
+
+
+def test_an_agent_that_is_started_again_at_once(agent, tmp_path):
+    "It knows nothing of the workers of the one before, so nobody waits for them."
+
+    async def scene():
+        async with manager_of(agent.host, lease_seconds=100, lost_seconds=200) as manager:
+            job = await running(manager, "run_until", folder=str(tmp_path))
+            agent.kill()
+            agent.start()
+            await manager.wait(job.id, 30)
+            assert (job.status, job.error_type) == ("failed", "NodeLost")
+            assert (await ended(manager, "pid")).status == "completed"
+
+    run(scene())
+
+
 APP = """
-import asyncio, sys
+import asyncio, os, sys
 from cjm_worker_ext import BaseJobManager
 from cjm_worker_ext.backends.hosts import HostsBackend
 
 async def main():
-    backend = HostsBackend([sys.argv[1]], token=sys.argv[2])
+    backend = HostsBackend([sys.argv[1]], token=sys.argv[2], lease_seconds=50, lost_seconds=60)
     manager = BaseJobManager("app", plugins={"run_until": "agent_plugins:run_until"}, backend=backend)
     job = await manager.start_job("run_until", folder=sys.argv[3])
+    while not job.progress_message:
+        await asyncio.sleep(0.01)
+    if os.fork() == 0:
+        print(os.getpid(), flush=True)
+        os.read(0, 1)
+        os._exit(0)
     await manager.wait(job.id)
 
 asyncio.run(main())
@@ -152,14 +253,21 @@ asyncio.run(main())
 
 
 def test_a_killed_app_leaves_nothing(agent, tmp_path):
+    "Also if a child that it has forked lives on."
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
-    app = subprocess.Popen([sys.executable, "-c", APP, agent.host, TOKEN, str(tmp_path)], env=env)
+    command = [sys.executable, "-c", APP, agent.host, TOKEN, str(tmp_path)]
+    app = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
-        until_now(lambda: (tmp_path / "runs").exists() and runs(tmp_path), what="a job")
+        child = int(app.stdout.readline())
     finally:
         app.kill()
         app.wait(10)
+    # long before the lease is over: the end of its connection is what ends the worker
     until_now(lambda: not is_alive(runs(tmp_path)[0]), what="the end of the worker")
+    assert is_alive(child)
+    app.stdin.close()
+    app.stdout.close()
+    until_now(lambda: not is_alive(child), what="the end of the child")
 
 
 # ---------------------------------------------------------------- connections
