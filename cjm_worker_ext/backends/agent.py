@@ -96,7 +96,7 @@ class FrameEdges:
             kinds.append(kind)
         return needed - had
 
-# %% ../../nbs/05_backends/16_agent.ipynb #7ab6903c
+# %% ../../nbs/05_backends/16_agent.ipynb #dad7b468
 class AgentWorker:
     "A worker process and the connection to its manager; lives on one event loop."
 
@@ -223,15 +223,19 @@ class AgentWorker:
         self._to_manager.send((data,))
 
     def _on_output(self) -> None:
-        if waiting_bytes(self.process.output):
-            self._pass_output_on()
+        try:
+            is_open = self._pass_output_on()
+        except BlockingIOError:  # it went with a frame in this turn of the loop
+            return
+        if is_open:
             self._listen()
-        else:  # nobody holds the other end any more
+        else:
             self._loop.remove_reader(self.process.output)
 
-    def _pass_output_on(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            self._to_manager.send(encode(OUTPUT, 0, os.read(self.process.output, 1 << 16)))
+    def _pass_output_on(self) -> bool:  # False once nobody holds the other end any more
+        if data := os.read(self.process.output, 1 << 16):
+            self._to_manager.send(encode(OUTPUT, 0, data))
+        return bool(data)
 
     def _on_stacks(self, fd: int) -> None:
         with contextlib.suppress(OSError):
@@ -369,7 +373,7 @@ class Session:
             worker.kill(why)
         self.detach()
 
-# %% ../../nbs/05_backends/16_agent.ipynb #fe57fbfb
+# %% ../../nbs/05_backends/16_agent.ipynb #a840e175
 class Agent:
     "Runs workers for managers that know its token; lives on one event loop."
 
@@ -456,7 +460,7 @@ class Agent:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             async with asyncio.timeout(self._handshake_seconds):
                 if self.tls is not None:
-                    sock = await through_tls(sock, self.tls, None, self._handshake_seconds)
+                    sock, _ = await through_tls(sock, self.tls, None, self._handshake_seconds)
                 claims = await admit_manager(sock, self.token, self._reply)
                 if claims.get("purpose") == "worker":
                     await self._start(sock, self.sessions[claims["session"]])
@@ -472,7 +476,7 @@ class Agent:
     def _reason(error: Exception) -> str:
         if isinstance(error, TimeoutError):
             return "refused a connection: it did not say in time who it is"
-        if isinstance(error, AgentRefused):
+        if isinstance(error, ConnectionError):
             return f"refused a connection: {error!s:.300}"
         return f"refused a connection: {type(error).__name__}"
 

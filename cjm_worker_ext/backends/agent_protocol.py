@@ -27,7 +27,7 @@ __all__ = ['PROTOCOL', 'TOKEN_VARIABLE', 'MOST_LINE', 'OUTPUT', 'PING', 'PONG', 
            'admit_manager', 'meet_agent', 'encode_message', 'decode_message', 'Gone', 'TlsHalf', 'through_tls',
            'server_tls', 'Complaints']
 
-# %% ../../nbs/05_backends/14_agent_protocol.ipynb #3a66d221
+# %% ../../nbs/05_backends/14_agent_protocol.ipynb #0b68860e
 PROTOCOL = 1  # Of the connections between manager and agent
 TOKEN_VARIABLE = "CJM_WORKER_AGENT_TOKEN"  # Of the environment
 MOST_LINE = 1 << 14  # Bytes
@@ -37,15 +37,15 @@ async def read_line(
     sock: socket.socket,  # Non-blocking
     most: int = MOST_LINE,  # Bytes
 ) -> dict[str, Any]:
-    "Read one line; raises `AgentRefused` for anything that is not a JSON object."
+    "Read one line; raises `AgentRefused` for anything that is not a JSON object, and `OSError` if there is none."
     loop, data = asyncio.get_running_loop(), b""
     while not data.endswith(b"\n"):
         part = await loop.sock_recv(sock, most)
         data += part
-        if not part or len(data) > most:
-            raise AgentRefused(
-                "the connection was closed" if not part else "the other side does not speak our protocol"
-            )
+        if not part:
+            raise ConnectionError("the connection was closed")
+        if len(data) > most:
+            raise AgentRefused("the other side does not speak our protocol")
     try:
         found = json.loads(data)
     except (ValueError, RecursionError):
@@ -192,13 +192,14 @@ class Gone(NamedTuple):
             raise AgentRefused("the other side does not speak our protocol")
         return cls(*cast(list[Any], values))
 
-# %% ../../nbs/05_backends/14_agent_protocol.ipynb #e799aaa7
+# %% ../../nbs/05_backends/14_agent_protocol.ipynb #ff392844
 class TlsHalf(asyncio.Protocol):
     "One side of the way through TLS: what comes here goes out there."
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
         self.other: TlsHalf | None = None
+        self.error: Exception | None = None  # Why the connection has ended, if that was no regular end
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -219,6 +220,7 @@ class TlsHalf(asyncio.Protocol):
             there.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.error = exc
         if there := self._there():
             there.close()  # after what was written
 
@@ -228,8 +230,8 @@ async def through_tls(
     context: ssl.SSLContext,
     host: str | None,  # The name that the certificate must have; None: this is the agent's side
     seconds: float,  # For the TLS handshake
-) -> socket.socket:  # A plain socket, non-blocking
-    "Do the TLS handshake; raises `AgentRefused` with the reason."
+) -> tuple[socket.socket, TlsHalf]:  # A plain socket, non-blocking; the side of the network
+    "Do the TLS handshake; raises `AgentRefused` with the reason, or another `OSError`."
     loop = asyncio.get_running_loop()
     outer, inner, (ours, theirs) = TlsHalf(), TlsHalf(), socket.socketpair()
     ours.setblocking(False)
@@ -245,10 +247,10 @@ async def through_tls(
     except BaseException as e:
         ours.close()
         sock.close()
-        if isinstance(e, OSError):
+        if isinstance(e, ssl.SSLError):
             raise AgentRefused(f"TLS: {e}") from e
         raise
-    return ours
+    return ours, outer
 
 
 def server_tls(

@@ -227,7 +227,7 @@ class RemoteProcess:
                 with contextlib.suppress(OSError):
                     os.close(fd)
 
-# %% ../../nbs/05_backends/17_hosts.ipynb #c4d4b65d
+# %% ../../nbs/05_backends/17_hosts.ipynb #32028852
 class HostSettings(NamedTuple):
     "How machines are reached, and when they are given up."
 
@@ -301,7 +301,7 @@ class NodeLink:
 
     def _figure(self, name: str) -> float:
         value = self.info.get(name)
-        return value if isinstance(value, (int, float)) else 0
+        return value if isinstance(value, (int, float)) and 0 <= value < 1 << 60 else 0
 
     @property
     def state(self) -> NodeState:
@@ -327,7 +327,7 @@ class NodeLink:
             try:
                 claims = {"purpose": "link", "session": self._session, "lease": self._settings.lease_seconds}
                 sock, info = await self._reach(claims)
-            except (OSError, TimeoutError) as e:
+            except Exception as e:  # noqa: BLE001  - the border: an agent, or whoever listens there, may send anything
                 self._note(str(e) or "it did not answer in time", isinstance(e, AgentRefused))
             else:
                 delay = first
@@ -345,15 +345,18 @@ class NodeLink:
     async def _reach(self, claims: Mapping[str, Any]) -> tuple[socket.socket, dict[str, Any]]:
         "Connect and do the handshake."
         async with asyncio.timeout(self._settings.connect_seconds):
-            sock = await self._connect()
+            sock, half = await self._connect(), None
             try:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
                 if (tls := self._settings.tls) is not None:
-                    sock = await through_tls(sock, tls, self._address[0], self._settings.connect_seconds)
+                    sock, half = await through_tls(sock, tls, self._address[0], self._settings.connect_seconds)
                 return sock, await meet_agent(sock, self._settings.token, claims)
-            except BaseException:
+            except BaseException as e:
                 sock.close()
+                if half is not None and isinstance(e, ConnectionError) and not isinstance(e, AgentRefused):
+                    why = half.error or f"{e}; it may want a certificate of this manager (SSLContext.load_cert_chain)"
+                    raise ConnectionError(f"TLS: {why}") from e
                 raise
 
     async def _connect(self) -> socket.socket:
@@ -470,32 +473,32 @@ class NodeLink:
     ) -> tuple[RemoteProcess, Place]:
         "Start a worker; raises `NoLane` if another machine should be tried, and `AgentRefused` if that is of no use."
         session = self._session
+        order = {"python": python, "environment": dict(environment), "stacks": writes_stacks}
         try:
-            sock, _ = await self._reach({"purpose": "worker", "session": session})
-        except (OSError, TimeoutError) as e:
+            sock, line = await self._ask(session, worker, order)
+        except Exception as e:  # the border: an agent may send anything, and another one may do better
             raise NoLane(str(e) or "it did not answer in time") from e
-        try:
-            async with asyncio.timeout(self._settings.connect_seconds):
-                order = {"python": python, "environment": dict(environment), "stacks": writes_stacks}
-                await write_line(sock, worker=worker, **order)
-                line = await read_line(sock)
+        pid = line.get("pid")
+        if "refused" in line or session != self._session or not isinstance(pid, int):
+            sock.close()
             if "refused" in line:
                 raise AgentRefused(f"{self.host}: {line['refused']!s:.500}")
-            pid = line.get("pid")
-            if "busy" in line or session != self._session or not isinstance(pid, int):
-                raise NoLane(str(line.get("busy", "the agent is another one")))
-        except AgentRefused:
-            sock.close()
-            raise
-        except (OSError, TimeoutError) as e:
-            sock.close()
-            raise NoLane(str(e)) from e
-        except BaseException:
-            sock.close()
-            raise
+            raise NoLane(str(line.get("busy", "it is given up")))
         process = RemoteProcess(worker, self._position * self.PIDS + pid % self.PIDS, sock, self, writes_stacks)
         self.processes[worker] = process
         return process, Place(process.pid, str(line.get("started_at", ""))[:40], self.host)
+
+    async def _ask(
+        self, session: str, worker: int, order: Mapping[str, Any]
+    ) -> tuple[socket.socket, dict[str, Any]]:  # Its connection, and what the agent says
+        sock, _ = await self._reach({"purpose": "worker", "session": session})
+        try:
+            async with asyncio.timeout(self._settings.connect_seconds):
+                await write_line(sock, worker=worker, **order)
+                return sock, await read_line(sock)
+        except BaseException:
+            sock.close()
+            raise
 
     def forget(self, process: RemoteProcess) -> None:
         "A worker has ended."
