@@ -227,7 +227,7 @@ class RemoteProcess:
                 with contextlib.suppress(OSError):
                     os.close(fd)
 
-# %% ../../nbs/05_backends/17_hosts.ipynb #32028852
+# %% ../../nbs/05_backends/17_hosts.ipynb #8e5cdbf8
 class HostSettings(NamedTuple):
     "How machines are reached, and when they are given up."
 
@@ -355,8 +355,8 @@ class NodeLink:
             except BaseException as e:
                 sock.close()
                 if half is not None and isinstance(e, ConnectionError) and not isinstance(e, AgentRefused):
-                    why = half.error or f"{e}; it may want a certificate of this manager (SSLContext.load_cert_chain)"
-                    raise ConnectionError(f"TLS: {why}") from e
+                    hint = "the agent may want a certificate of this manager (SSLContext.load_cert_chain)"
+                    raise ConnectionError(f"TLS: {half.error or e}; {hint}") from e
                 raise
 
     async def _connect(self) -> socket.socket:
