@@ -50,6 +50,10 @@ def measure(work, peer_name, quick):
         from benchmarks import w17_channels
 
         return w17_channels.measure(work.removeprefix("W17-"), quick)
+    if work == "W14":
+        from benchmarks import w14_agent
+
+        return w14_agent.measure(quick)
     if work.startswith("W15-"):
         from benchmarks import w15_users
 

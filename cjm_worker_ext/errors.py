@@ -14,7 +14,7 @@ __all__ = ['WorkerExtError', 'ProtocolError', 'ConfigError', 'PlatformError', 'U
            'WrongLoop', 'ForkedManager', 'QueueFull', 'DuplicateJob', 'StoreFailed', 'StreamGap', 'PluginLoadError',
            'PluginError', 'JobTimeout', 'NotSerializable', 'RefusedType', 'TransientError', 'JobFailed', 'JobNotEnded',
            'ResourcesUnavailable', 'PluginHeldBack', 'WorkersExhausted', 'JobLost', 'describe_exit', 'WorkerCrashed',
-           'JobCancelled']
+           'NodeLost', 'AgentRefused', 'JobCancelled']
 
 # %% ../nbs/00_errors.ipynb #b502368d
 class WorkerExtError(Exception):
@@ -177,6 +177,23 @@ class WorkerCrashed(WorkerExtError, RuntimeError):
             cause += " while the kernel was out of memory; give it more memory or run fewer workers"
         tail = "\n  ".join(("; its last output:", *self.output)) if self.output else ""
         super().__init__(f"worker {pid} {cause}{tail}")
+
+# %% ../nbs/00_errors.ipynb #a1323a0b
+class NodeLost(WorkerCrashed):
+    "The machine of a worker, or the connection to it, is gone; the job may have run in part, and does not run any more."
+
+    def __init__(
+        self,
+        pid: int,  # The worker's id, as the app knows it
+        output: Sequence[str] = (),  # What is known about it, or the last lines that the worker wrote
+    ) -> None:
+        super().__init__(pid, output=output)
+        tail = "\n  ".join((";", *self.output)) if self.output else ""
+        self.args = (f"worker {pid} is out of reach, and its job may have run in part{tail}",)
+
+
+class AgentRefused(WorkerExtError, ConnectionError):
+    "An agent and a manager do not come together; the message says why."
 
 # %% ../nbs/00_errors.ipynb #ea767713
 class JobCancelled(BaseException):

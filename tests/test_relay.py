@@ -50,7 +50,7 @@ def test_the_relay_is_killed():
             for job in [*jobs, *waiting]:
                 await manager.wait(job.id, 30)
             assert [job.status for job in [*jobs, *waiting]] == ["failed"] * 5
-            assert {job.error_type for job in jobs} == {"WorkerCrashed"}
+            assert {job.error_type for job in jobs} == {"NodeLost"}
             assert {job.error_type for job in waiting} == {"WorkersExhausted"}
             assert "the relay has ended" in jobs[0].error and "the relay has ended" in waiting[0].error
             lost = [end for end in relay.exits if end.reason is ExitReason.LOST]

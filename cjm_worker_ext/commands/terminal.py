@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from cjm_worker_ext.errors import WorkerExtError
 
 # %% auto #0
-__all__ = ['command_parser', 'printable', 'run_command', 'demo', 'check', 'plugins', 'serve', 'jobs']
+__all__ = ['command_parser', 'printable', 'run_command', 'demo', 'check', 'plugins', 'serve', 'jobs', 'agent']
 
 # %% ../../nbs/12_commands/00_terminal.ipynb #206d9bbc
 def command_parser(
@@ -37,7 +37,7 @@ def printable(
     "Write control characters as escapes, so that they cannot command a terminal; line breaks stay."
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(text))
 
-# %% ../../nbs/12_commands/00_terminal.ipynb #f562f502
+# %% ../../nbs/12_commands/00_terminal.ipynb #3e8b48fb
 EXTRAS = {
     "demo": "demo",
     "check": "demo",
@@ -88,7 +88,7 @@ def run_command(
         status = 128 + signal.SIGINT
     return status
 
-# %% ../../nbs/12_commands/00_terminal.ipynb #bd75b432
+# %% ../../nbs/12_commands/00_terminal.ipynb #ba3ea8b4
 def demo() -> int:
     "The command `cjm-worker-demo`: jobs over real files on two workers, with a crash and a cancel."
     return run_command("demo")
@@ -112,3 +112,8 @@ def serve() -> int:
 def jobs() -> int:
     "The command `cjm-worker-jobs`: the jobs of a store, from a terminal."
     return run_command("jobs")
+
+
+def agent() -> int:
+    "The command `cjm-worker-agent`: workers on this machine for managers elsewhere."
+    return run_command("agent")

@@ -229,7 +229,7 @@ def read_figures(
                     found[worker.pid]["points"].append((round(age, 1), worker.cpu_percent, worker.rss_bytes))
     return found
 
-# %% ../../nbs/11_integrations/11_monitor_state.ipynb #1393055f
+# %% ../../nbs/11_integrations/11_monitor_state.ipynb #6e93759d
 class WorkerRow(TypedDict):
     "One worker, JSON-serialisable."
 
@@ -238,7 +238,7 @@ class WorkerRow(TypedDict):
     status: str  # `starting`, `idle`, `running` or `stopping`
     plugins: str  # Loaded ones
     job_id: str | None
-    device: str | None  # The card that it was given, for example `GPU 0`
+    device: str | None  # The machine, if it is another one, and the card, for example `gpu1:7000 GPU 0`
     started_at: str
     figures: Figures | None  # None: unknown
 
@@ -256,7 +256,7 @@ def worker_rows(
             "status": worker.status,
             "plugins": ", ".join(worker.plugin_ids),
             "job_id": worker.job_id,
-            "device": worker.device,
+            "device": " ".join(filter(None, (worker.node, worker.device))) or None,
             "started_at": worker.started_at,
             "figures": figures.get(worker.pid),
         }

@@ -1,0 +1,26 @@
+"""Lets the tests of local workers run with workers behind an agent."""
+
+import pytest
+from agent_process import TOKEN, AgentProcess
+
+from cjm_worker_ext.backends.hosts import HostsBackend, NodeLink
+from cjm_worker_ext.manager import override_backend
+
+
+@pytest.fixture(scope="session")
+def shared_agent():
+    with AgentProcess("--workers", "16") as agent:
+        yield agent
+
+
+@pytest.fixture
+def over_agent(shared_agent, monkeypatch):
+    "Every manager has its workers behind an agent; their process ids are the real ones, so that a test can signal them."
+    make = NodeLink.__init__
+
+    def without_position(self, host, position, *rest):
+        make(self, host, 0, *rest)
+
+    monkeypatch.setattr(NodeLink, "__init__", without_position)
+    with override_backend(HostsBackend([shared_agent.host], token=TOKEN)):
+        yield
