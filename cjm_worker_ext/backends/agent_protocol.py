@@ -22,10 +22,10 @@ from cjm_worker_ext.backends.framing import Bytes, Frame, encode
 from cjm_worker_ext.errors import AgentRefused
 
 # %% auto #0
-__all__ = ['PROTOCOL', 'TOKEN_VARIABLE', 'MOST_LINE', 'OUTPUT', 'PING', 'PONG', 'KILL', 'DUMP', 'STACKS', 'GONE', 'MOST_MESSAGE',
-           'read_line', 'line_of', 'write_line', 'text_of', 'prove', 'is_proof', 'own_versions', 'refusal',
-           'admit_manager', 'meet_agent', 'encode_message', 'decode_message', 'Gone', 'TlsHalf', 'through_tls',
-           'server_tls', 'Complaints']
+__all__ = ['PROTOCOL', 'TOKEN_VARIABLE', 'MOST_LINE', 'OUTPUT', 'PING', 'PONG', 'KILL', 'DUMP', 'STACKS', 'GONE', 'READ',
+           'MOST_MESSAGE', 'read_line', 'line_of', 'write_line', 'text_of', 'prove', 'is_proof', 'own_versions',
+           'refusal', 'admit_manager', 'meet_agent', 'encode_message', 'decode_message', 'Gone', 'TlsHalf',
+           'through_tls', 'server_tls', 'Complaints']
 
 # %% ../../nbs/05_backends/14_agent_protocol.ipynb #0b68860e
 PROTOCOL = 1  # Of the connections between manager and agent
@@ -152,8 +152,8 @@ async def meet_agent(
         raise AgentRefused("the other side does not speak our protocol")
     return cast(dict[str, Any], found)
 
-# %% ../../nbs/05_backends/14_agent_protocol.ipynb #73988206
-OUTPUT, PING, PONG, KILL, DUMP, STACKS, GONE = range(64, 71)
+# %% ../../nbs/05_backends/14_agent_protocol.ipynb #85892a74
+OUTPUT, PING, PONG, KILL, DUMP, STACKS, GONE, READ = range(64, 72)
 MOST_MESSAGE = 1 << 20  # Bytes of a message on the link, and of the line that starts a worker
 
 

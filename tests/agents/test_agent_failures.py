@@ -207,7 +207,10 @@ def test_an_order_that_its_worker_has_not_read_goes_to_another(agent):
             os.kill(pid, signal.SIGSTOP)
             job = await manager.start_job("pid")
             (process,) = manager._engine.backend.nodes[0].processes.values()
-            await until(lambda: process.unread, what="a ping that tells of the order")
+            link = manager._engine.backend.nodes[0]
+            heard = link._heard
+            await until(lambda: link._heard > heard + 1, what="a ping after the order")
+            assert process.read < process._frames._sent
             os.kill(pid, signal.SIGKILL)
             await manager.wait(job.id, 30)
             assert (job.status, job.attempts) == ("completed", 1), job
