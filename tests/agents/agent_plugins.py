@@ -46,7 +46,8 @@ def print_and_return(n):
 
 
 def yield_print_return(folder):
-    "When there is a file `go on`: yield, print and return; leave a file `done`."
+    "When there is a file `go on`: yield, print and return; leave the files `began` and `done`."
+    (Path(folder) / "began").touch()
     while not (Path(folder) / "go on").exists():
         time.sleep(0.005)
     yield 1

@@ -187,7 +187,7 @@ def test_output_is_not_overtaken_by_an_answer(agent, tmp_path):
     async def scene():
         async with manager_of(agent.host, lease_seconds=20, lost_seconds=30) as manager:
             job = await manager.start_job("yield_print_return", folder=str(tmp_path))
-            await until(lambda: job.status == "running")
+            await until((tmp_path / "began").exists)
             agent.signal(signal.SIGSTOP)
             (tmp_path / "go on").touch()
             await until((tmp_path / "done").exists, what="the end of the job")
