@@ -5,6 +5,7 @@ import os
 import time
 
 from cjm_worker_ext.errors import TransientError
+from cjm_worker_ext.plugins import current_context
 
 
 def note(path, *words):
@@ -65,3 +66,15 @@ def until_there(trace, name, path):
     while not os.path.exists(path):
         time.sleep(0.01)
     return name
+
+
+def tell(trace, name, count, path, kind="int"):
+    "Writes, reports and yields, and then waits until a file is there."
+    note(trace, "ran", name)
+    print(f"{name} has begun")
+    current_context().progress(0.5, "half")
+    for i in range(count):
+        yield i if kind == "int" else b"x" * 10_000
+    while not os.path.exists(path):
+        time.sleep(0.01)
+    yield "last"
