@@ -58,7 +58,7 @@ class Commands:
         try:
             async with aclosing(self.manager.stream(job, start)) as chunks:
                 async for chunk in chunks:
-                    found.append(chunk)
+                    found.append(len(chunk) if isinstance(chunk, bytes) else chunk)
                     print(json.dumps({"chunk": str(chunk)[:20], "job": job}), flush=True)
                     if len(found) == most:
                         break

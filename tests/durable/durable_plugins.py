@@ -68,9 +68,11 @@ def until_there(trace, name, path):
     return name
 
 
-def tell(trace, name, count, path, kind="int"):
-    "Writes, reports and yields, and then waits until a file is there."
+def tell(trace, name, count, path, kind="int", after=None):
+    "Writes, reports and yields, and then waits until a file is there; begins when another one is."
     note(trace, "ran", name)
+    while after is not None and not os.path.exists(after):
+        time.sleep(0.01)
     print(f"{name} has begun")
     current_context().progress(0.5, "half")
     for i in range(count):

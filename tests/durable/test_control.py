@@ -178,7 +178,7 @@ async def settles(process):
 
 @on_loop
 async def test_a_job_of_a_killed_owner_ends_for_who_waits_and_reads(places, tmp_path):
-    async with owner_and_web(places) as (owner, web), Process(places, 1) as third:
+    async with owner_and_web(places) as (owner, web), Process(places, 0) as third:
         lost = await owner.do("submit", *tell(tmp_path, "lost"))
         streams, waits = third.begin("stream", lost), third.begin("wait", lost)
         async with aclosing(web.stream(lost)) as chunks:
@@ -224,7 +224,7 @@ async def test_the_chunks_of_a_completed_job_are_gone_with_its_owner(tmp_path):
 
 @on_loop
 async def test_an_owner_that_stands_still_goes_on(places, tmp_path):
-    async with owner_and_web(places) as (owner, web), Process(places, 1) as third:
+    async with owner_and_web(places) as (owner, web), Process(places, 0) as third:
         job = await owner.do("submit", *tell(tmp_path))
         waits = third.begin("wait", job)
         async with aclosing(web.stream(job)) as chunks:
@@ -261,8 +261,11 @@ async def test_a_reader_elsewhere_that_is_too_slow_gets_a_gap(tmp_path):
     async with Process(places, 0) as third, make_manager(
         *places, 1, max_buffered_chunks=100, reader_timeout_seconds=0.2
     ) as owner:  # fmt: skip
-        job = await owner.submit_job(*tell(tmp_path, count=3000, kind="bytes"))
+        begin = tmp_path / "begin"
+        job = await owner.submit_job(*tell(tmp_path, count=3000, kind="bytes", after=str(begin)))
         streams = third.begin("stream", job.id)
+        await until(lambda: owner._engine.durable.remote.senders)
+        begin.touch()
         await until(lambda: third.chunks[job.id] > 0)
         third.send(signal.SIGSTOP)
         await until(lambda: owner.get_job_chunks(job.id)[0] > 2000)  # the job is held up no longer
@@ -279,10 +282,14 @@ async def test_who_waits_for_a_job_elsewhere_does_not_hold_it_up_by_a_stream(tmp
     places = on_this_machine(tmp_path)
     async with make_manager(*places, 1, max_buffered_chunks=100, reader_timeout_seconds=None) as owner:
         async with make_manager(*places, 0) as web:
-            job = await owner.submit_job(*tell(tmp_path, count=3000, kind="bytes"))
+            begin = tmp_path / "begin"
+            job = await owner.submit_job(*tell(tmp_path, count=3000, kind="bytes", after=str(begin)))
             go(tmp_path)
             async with aclosing(web.stream(job.id)) as chunks:
-                await anext(chunks)
+                first = asyncio.ensure_future(anext(chunks))
+                await until(lambda: owner._engine.durable.remote.senders)
+                begin.touch()
+                await first
                 assert (await web.wait(job.id, 60)).status == "completed"
 
 
