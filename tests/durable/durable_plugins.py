@@ -76,7 +76,9 @@ def tell(trace, name, count, path, kind="int", after=None):
     print(f"{name} has begun")
     current_context().progress(0.5, "half")
     for i in range(count):
-        yield i if kind == "int" else b"x" * 10_000
+        yield {"int": i, "bytes": b"x" * 10_000, "set": {i}, "huge": b"x" * (17 << 20) if kind == "huge" else None}[
+            kind
+        ]
     while not os.path.exists(path):
         time.sleep(0.01)
     yield "last"

@@ -294,13 +294,18 @@ async def test_who_waits_for_a_job_elsewhere_does_not_hold_it_up_by_a_stream(tmp
 
 
 @on_loop
-async def test_a_large_chunk_and_an_array_travel_and_a_huge_one_says_so(tmp_path):
+async def test_chunks_of_all_kinds_travel_and_a_huge_one_says_that_it_does_not(tmp_path):
     places = on_this_machine(tmp_path)
     async with make_manager(*places, 1) as owner, make_manager(*places, 0) as web:
-        job = await owner.submit_job(*tell(tmp_path, count=300, kind="bytes"))
         go(tmp_path)
-        found = await read(web.stream(job.id))
-        assert found == [b"x" * 10_000] * 300 + ["last"]
+        job = await owner.submit_job(*tell(tmp_path, count=300, kind="bytes"))
+        assert await read(web.stream(job.id)) == [b"x" * 10_000] * 300 + ["last"]
+        job = await owner.submit_job(*tell(tmp_path, count=3, kind="set"))
+        assert await read(web.stream(job.id)) == [{0}, {1}, {2}, "last"]
+        job = await owner.submit_job(*tell(tmp_path, count=1, kind="huge"))
+        with pytest.raises(StreamGap, match="too large for a reader in another process"):
+            await read(web.stream(job.id))
+        assert (await web.wait(job.id, 60)).status == "completed"
 
 
 def test_a_channel_needs_a_store(tmp_path):
