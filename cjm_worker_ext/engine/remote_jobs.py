@@ -119,7 +119,7 @@ class ChunkSender:
             self._room.clear()
             await self._room.wait()
 
-# %% ../../nbs/07_engine/05a_remote_jobs.ipynb #1e1988c6
+# %% ../../nbs/07_engine/05a_remote_jobs.ipynb #0c32cd33
 class RemoteReader:
     "Reads the chunks of a job that another process runs; lives on one event loop."
 
@@ -136,7 +136,7 @@ class RemoteReader:
     ) -> None:
         self.id, self.record, self.owner = secrets.token_hex(6), record, ""
         self.got = self.taken = start  # Positions of the owner
-        self.caller = current_caller()
+        self.caller = current_caller()  # Who reads now
         self.away = False  # Its task waits for the job, so it reads nothing
         self._is_elsewhere, self._request = is_elsewhere, request
         self._ready: deque[Any] = deque()
@@ -182,6 +182,7 @@ class RemoteReader:
             self.ask()
             while True:
                 while self._ready:
+                    self.caller = current_caller()
                     yield self._take()
                 if self._gap:
                     raise StreamGap(self._gap)
