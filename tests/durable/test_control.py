@@ -239,6 +239,7 @@ async def test_an_owner_that_stands_still_goes_on(places, tmp_path):
     assert ran(tmp_path) == Counter(["ran told"])
 
 
+@pytest.mark.skipif(bool(redis_server.missing()), reason=redis_server.missing() or "-")
 @on_loop
 async def test_a_channel_that_was_away_loses_no_chunk(tmp_path):
     with redis_server.RedisServer() as server:
@@ -275,6 +276,20 @@ async def test_a_reader_elsewhere_that_is_too_slow_gets_a_gap(tmp_path):
         found, error = await third.answer(streams)
         assert error == "StreamGap"
         assert len(found) < 2500
+
+
+@on_loop
+async def test_a_long_stream_arrives_whole_in_another_process(tmp_path):
+    places, count = on_this_machine(tmp_path), 30_000  # more than `max_buffered_chunks`
+    async with make_manager(*places, 1) as owner, make_manager(*places, 0) as web:
+        begin = tmp_path / "begin"
+        job = await owner.submit_job(*tell(tmp_path, count=count, after=str(begin)))
+        go(tmp_path)
+        reads = asyncio.ensure_future(read(web.stream(job.id)))
+        await until(lambda: owner._engine.durable.remote.senders)
+        begin.touch()
+        assert await reads == [*range(count), "last"]
+        await until(lambda: not owner._engine.durable.remote.senders)
 
 
 @on_loop
