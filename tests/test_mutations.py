@@ -42,7 +42,9 @@ def test_the_tests_of_a_mutation_are_there(mutation):
     for test in mutation.tests:
         file, _, name = test.partition("::")
         source = (ROOT / file).read_text(encoding="utf-8")
-        assert not name or re.search(rf"^def {re.escape(name.partition('[')[0])}\(", source, re.MULTILINE), test
+        assert not name or re.search(rf"^(async )?def {re.escape(name.partition('[')[0])}\(", source, re.MULTILINE), (
+            test
+        )
 
 
 def test_they_are_many_and_spread_over_the_package():

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 # %% auto #0
 __all__ = ['Done', 'JournalHost', 'JobJournal']
 
-# %% ../../nbs/05b_stores/04_journal.ipynb #f5fcd0da
+# %% ../../nbs/05b_stores/04_journal.ipynb #646686e1
 Done = Callable[[str | None, Exception | None], object]
 """What is called when a change is settled, with two arguments.
 
@@ -43,6 +43,9 @@ class JournalHost(Protocol):
 
     def on_wish(self, job_id: str, wish: str) -> None:
         "Somebody wants something for a job of this owner."
+
+    def on_moved(self, jobs: list[StoredJob]) -> None:
+        "Watched jobs have begun to run, or wait again; not whole."
 
     def on_elsewhere(self, jobs: list[StoredJob], gone: list[str]) -> None:
         "Watched jobs have ended, whole; `gone` are the ids of those that are not there any more."
@@ -135,7 +138,7 @@ class Waiting:
         "Sleep until something is signalled; called by the thread alone."
         self._signal.acquire(timeout=seconds)
 
-# %% ../../nbs/05b_stores/04_journal.ipynb #eacd88f5
+# %% ../../nbs/05b_stores/04_journal.ipynb #11aa9e54
 class JobJournal:
     """Writes to a store for one manager, in a thread of its own; its methods are called on one event loop.
 
@@ -167,6 +170,7 @@ class JobJournal:
         self._found = True  # Whether the last look for jobs to claim found any
         self.not_plugins: set[str] = set()  # Plugins that are not known here: their jobs stay with their owners
         self.watched: set[str] = set()  # Ids of jobs that other owners have
+        self._seen: dict[str, tuple[str, int]] = {}  # Status and attempts of watched jobs at the last look
         self._waiting = Waiting()
         self._wishes: set[tuple[str, str]] = set()  # Told already
         self._loop = asyncio.get_running_loop()
@@ -487,6 +491,9 @@ class JobJournal:
         watched = sorted(self.watched)
         there = {job.id: job for job in self.store.find(watched, whole=False)}
         ended = [job_id for job_id in watched if job_id not in there or there[job_id].is_final]
+        before, self._seen = self._seen, {job.id: (job.status, job.attempts) for job in there.values()}
+        if moved := [job for job in there.values() if not job.is_final and self._seen[job.id] != before.get(job.id)]:
+            self._call(self._host.on_moved, moved)
         if ended:
             self.watched.difference_update(ended)
             whole = self.store.find(ended)

@@ -5,6 +5,7 @@ import os
 import time
 
 from cjm_worker_ext.errors import TransientError
+from cjm_worker_ext.plugins import current_context
 
 
 def note(path, *words):
@@ -65,3 +66,19 @@ def until_there(trace, name, path):
     while not os.path.exists(path):
         time.sleep(0.01)
     return name
+
+
+def tell(trace, name, count, path, kind="int", after=None):
+    "Writes, reports and yields, and then waits until a file is there; begins when another one is."
+    note(trace, "ran", name)
+    while after is not None and not os.path.exists(after):
+        time.sleep(0.01)
+    print(f"{name} has begun")
+    current_context().progress(0.5, "half")
+    for i in range(count):
+        yield {"int": i, "bytes": b"x" * 10_000, "set": {i}, "huge": b"x" * (17 << 20) if kind == "huge" else None}[
+            kind
+        ]
+    while not os.path.exists(path):
+        time.sleep(0.01)
+    yield "last"
