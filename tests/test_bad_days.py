@@ -87,8 +87,10 @@ def test_a_worker_that_ends_costs_its_job_alone(plugin_id, tmp_path):
 def test_a_worker_killed_from_outside(tmp_path):
     async def day():
         async with Day(tmp_path) as d:
-            job = await d.bad("sleep", {"seconds": 600})
-            await until(lambda: job.status == "running")
+            job = await d.bad("touch_and_wait", {"started": d.file("bad"), "go_on": d.file("never")})
+            await until(
+                lambda: os.path.exists(d.file("bad"))
+            )  # else it may go to another worker, since nobody has read it
             os.kill(job.worker_pid, 9)
             await d.manager.wait(job.id, 30)
             assert job.error_type == "WorkerCrashed" and "SIGKILL" in job.error
