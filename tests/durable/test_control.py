@@ -121,7 +121,8 @@ async def test_a_job_is_read_waited_for_and_ended_in_other_processes(places, tmp
         async with aclosing(web.stream(job)) as chunks:
             assert [await anext(chunks) for _ in range(5)] == [0, 1, 2, 3, 4]
             found = web.get_job(job.id)
-            assert found is job and found.status == "running"
+            assert found is job
+            await until(lambda: found.status == "running")  # the store tells that, and chunks come by the channel
             await until(lambda: web.get_job_output(job) == ["told has begun"])
             assert (web.get_job(job.id).progress, found.progress_message) == (0.5, "half")
             await until(lambda: third.chunks[job.id] == owner.chunks[job.id] == 5)

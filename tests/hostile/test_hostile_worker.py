@@ -21,7 +21,7 @@ from harness import Ticker, is_alive, run, until
 
 from cjm_worker_ext import BaseJobManager, WorkerConfig
 from cjm_worker_ext.backends.base import WorkerSetup
-from cjm_worker_ext.backends.local import LocalBackend, LocalOrder, LocalWorker, ResultReader
+from cjm_worker_ext.backends.local import ChildProcess, LocalBackend, LocalOrder, LocalWorker, ResultReader
 from cjm_worker_ext.backends.local import Ticker as LocalTicker
 from cjm_worker_ext.backends.shared_memory import SharedMemoryReader, create_shared_memory
 
@@ -293,6 +293,8 @@ class NoProcess:
         self.watch.fd, self.alive = os.pipe()
         os.set_blocking(self.output, False)
         self.shared = SharedMemoryReader(create_shared_memory(), self.released.append)
+
+    open_frames = ChildProcess.open_frames
 
     def kill(self):
         self.killed = True
