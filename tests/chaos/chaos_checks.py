@@ -75,8 +75,10 @@ class JobEventsCheck:
             self.problems.append("no event of its end")
         elif self.end[0] != f"job:{job.status}" or self.end[1]["error_type"] != job.error_type:
             self.problems.append(f"its end was told as {self.end}")
-        waits_again = job.attempts == 0  # its worker was gone before it began, and then it ended without another one
-        if ("job:started" in self.kinds) != (job.started_at is not None) and not waits_again:
+        told = "job:started" in self.kinds
+        # its worker was gone before it began, and then it ended while it waited for another one
+        waited_again = told and job.started_at is None and job.attempts == 0 and job.status != "completed"
+        if told != (job.started_at is not None) and not waited_again:
             self.problems.append(f"started_at is {job.started_at}, and the events are {self.kinds}")
         if life.end == "completed" and self.position != len(life.chunks):
             self.problems.append(f"its events have {self.position} of {len(life.chunks)} chunks")

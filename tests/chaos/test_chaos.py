@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -78,6 +79,27 @@ def test_a_life_out_of_order_is_noticed(life):
     for kind, data in life:
         wrong.add(kind, data, [0, 1, 2])
     assert wrong.problems
+
+
+@pytest.mark.parametrize(
+    "kinds, status, started_at, attempts, right",
+    [
+        ([QUEUED, STARTED], "cancelled", "now", 1, True),
+        ([QUEUED], "cancelled", None, 0, True),
+        ([QUEUED, STARTED], "cancelled", None, 0, True),  # the worker was gone before the job began
+        ([QUEUED, STARTED], "cancelled", None, 1, False),
+        ([QUEUED, STARTED], "completed", None, 0, False),
+        ([QUEUED], "cancelled", "now", 0, False),
+        ([QUEUED], "completed", "now", 1, False),
+    ],
+)
+def test_a_start_that_was_told_is_one_that_the_job_knows(kinds, status, started_at, attempts, right):
+    job = SimpleNamespace(status=status, started_at=started_at, attempts=attempts, error_type=None)
+    check = JobEventsCheck("j")
+    for kind, data in [*kinds, (f"job:{status}", {"error_type": None})]:
+        check.add(kind, data, [])
+    problems = check.finish(SimpleNamespace(job=job, end="", chunks=[], plan=None))
+    assert bool(problems) is not right, problems
 
 
 def test_other_faults_are_noticed():
