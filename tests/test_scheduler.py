@@ -662,7 +662,11 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert found == self.in_order()
         ahead = {n for p in self.processes.values() if not p.dying and not p.killed for n in p.ahead}
         assert {task.number for task in scheduler.queue()} == set(self.waiting) | ahead
-        assert [t.number for t in scheduler.queue() if t.ticket] == found + [t.number for t in scheduler.gates.all()] if scheduler.gates else True
+        assert (
+            [t.number for t in scheduler.queue() if t.ticket] == found + [t.number for t in scheduler.gates.all()]
+            if scheduler.gates
+            else True
+        )
         for plugin, limit in self.config.max_jobs_per_plugin.items():
             mine = [n for n in found if self.tasks[n].plugin == plugin and self.tasks[n].kind is TaskKind.EXECUTE]
             admitted = len(mine) + len(self.running(plugin))

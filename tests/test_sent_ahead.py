@@ -232,7 +232,9 @@ def test_a_worker_that_is_to_be_replaced_begins_nothing_that_lies_there(tmp_path
 def test_a_failure_is_followed_by_the_same_jobs_on_the_same_worker(tmp_path):
     async def play():
         async with scene(tmp_path) as s:
-            await s.lie_behind("a", "b", "c", first={"how": "fails"}, options={"retry": Retry(2, wait_seconds=0.0)})
+            await s.lie_behind(
+                "a", "b", "c", first={"how": "fails"}, options={"retry": Retry(2, on=("failed",), delay_seconds=0.0)}
+            )
             s.gate.touch()
             assert await s.ended("first", "a", "b", "c") == ["failed", "completed", "completed", "completed"]
             assert s.jobs["first"].attempts == 2 and s.begun.count("a") == 1

@@ -271,7 +271,9 @@ class Backend(Protocol):
 class SendsAhead(Protocol):
     "What a backend also has if a job may lie at a worker that runs another one. It is optional."
 
-    def execute_ahead(self, worker: int, order: JobOrder) -> bool | None:  # As `execute`; None: it is too large for that
+    def execute_ahead(
+        self, worker: int, order: JobOrder
+    ) -> bool | None:  # As `execute`; None: it is too large for that
         "Let a job lie at a worker that runs one of the same plugin. The worker begins it once that one has succeeded."
         ...
 

@@ -542,7 +542,7 @@ class WorkerTable:
         "The workers that have a plugin loaded, or are about to load it."
         return [w for w in self.all.values() if plugin in w.loaded or w.plugin == plugin]
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #3a355dac
+# %% ../../nbs/07_engine/01_scheduler.ipynb #a38e25b1
 class Scheduler:
     "Decides: every method returns the actions that follow, in the order in which they are to be done."
 
@@ -633,7 +633,9 @@ class Scheduler:
     def lies_ahead(self, task: Task) -> bool:
         "Whether a task was sent to a worker that runs another one, and has not begun as far as is known."
         worker = self.workers.all.get(task.worker or 0)
-        return worker is not None and worker.slots == 1 and worker.batch is not None and task.number not in worker.batch
+        if worker is None or worker.slots > 1 or worker.batch is None:
+            return False
+        return task.number in worker.tasks and task.number not in worker.batch
 
     def set_priority(self, number: int, priority: int) -> list[Action]:
         "Move a task within the queue; one that runs, waits for its time or has ended stays as it is."

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['trace_jobs']
 
-# %% ../../nbs/11_integrations/22_tracing.ipynb #e9b81939
+# %% ../../nbs/11_integrations/22_tracing.ipynb #87a86111
 class _Traces:
     "The headers of jobs that came with a trace, by job id, as long as the jobs live."
 
@@ -52,11 +52,16 @@ class _TracedBackend:
         self._inner, self._headers = inner, traces.headers
         ahead: Callable[[int, JobOrder], bool | None] | None = getattr(inner, "execute_ahead", None)
         if ahead is not None:  # else this one has no such methods either
-            self.execute_ahead = lambda worker, order: ahead(worker, self._traced(order))
-            self.take_back = getattr(inner, "take_back")  # noqa: B009  - it belongs to the method above
+            self.execute_ahead = partial(self._execute_ahead, ahead)
+            self.take_back: Any = getattr(inner, "take_back", None)
 
     def execute(self, worker: int, order: JobOrder) -> bool:
         return self._inner.execute(worker, self._traced(order))
+
+    def _execute_ahead(
+        self, ahead: Callable[[int, JobOrder], bool | None], worker: int, order: JobOrder
+    ) -> bool | None:
+        return ahead(worker, self._traced(order))
 
     def _traced(self, order: JobOrder) -> JobOrder:
         if (headers := self._headers.get(order.job_id)) is None:
