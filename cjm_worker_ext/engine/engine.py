@@ -339,7 +339,7 @@ class Engine:
         health = no_health(self.job_events.worker_type, state)
         for worker in list(scheduler.workers.all.values()):
             health["workers"][worker.status] += 1
-        limit, waiting = self.config.max_pending_jobs, scheduler.pending.count + scheduler.delayed + admissions
+        limit, waiting = self.config.max_pending_jobs, scheduler.queued + scheduler.delayed + admissions
         running = sum(record.job.status is JobStatus.RUNNING for record in jobs)
         health["running"], health["queue_length"] = running, len(jobs) - running
         health["queue_full"] = limit is not None and waiting >= limit

@@ -918,7 +918,7 @@ class Scheduler:
         return []
 
     def _count_ahead(self) -> int:
-        return sum(len(worker.waiting) for worker in self.workers.ahead.values())
+        return sum(len(w.tasks) - len(w.batch or ()) for w in list(self.workers.ahead.values()))
 
     # the end of a worker
 
