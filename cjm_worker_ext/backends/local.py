@@ -217,7 +217,7 @@ def interpreter_flags() -> list[str]:  # For example `["-O", "-X", "dev"]`
     found: Any = subprocess
     return list[str](found._args_from_interpreter_flags())
 
-# %% ../../nbs/05_backends/13_local.ipynb #cda02524
+# %% ../../nbs/05_backends/13_local.ipynb #e70a50d2
 class ChildProcess:
     "A worker's process with its descriptors; raises `OSError` if it cannot be started."
 
@@ -297,9 +297,10 @@ class ChildProcess:
 
     def offer(self, number: int) -> bool:  # False: the worker does not take them
         "Let the worker claim an order that is sent ahead; called before the order is sent."
-        with contextlib.suppress(OSError):
+        try:
             return os.write(self._offers, number.to_bytes(4, "little")) == 4
-        return False
+        except OSError:
+            return False
 
     def withdraw(self) -> list[int]:  # Numbers that the worker has not claimed, and never will
         "Claim what the worker has not claimed yet; called while the descriptors are open."
@@ -441,7 +442,7 @@ def waiting_bytes(fd: int, sent: bool = False) -> int:  # 0 also where the syste
 
 NOTHING_WAITS = bytes(4)
 
-# %% ../../nbs/05_backends/13_local.ipynb #1ed77968
+# %% ../../nbs/05_backends/13_local.ipynb #cc202028
 MOST_PIECES = 1000  # That one system call takes (IOV_MAX is 1,024)
 
 
@@ -484,18 +485,23 @@ class FrameSocket:
     def send_soon(
         self,
         pieces: Sequence[Bytes],
-        taken: Callable[[], object] = lambda: None,  # Called once they are on their way; never if the worker is gone
+        taken: Callable[[], object] | None = None,  # Called once they are on their way; never if the worker is gone
     ) -> None:
         "Write a frame together with others of this turn of the loop: one system call, and the worker wakes once."
         if not self._soon:
             self._loop.call_soon(self.flush)
         self._soon += pieces
-        self._taken.append(taken)
+        if taken is not None:
+            self._taken.append(taken)
 
     def flush(self) -> None:
         "Write what was to be sent soon."
         (pieces, self._soon), (calls, self._taken) = (self._soon, []), (self._taken, [])
-        if all(self.send(pieces[start : start + MOST_PIECES]) for start in range(0, len(pieces), MOST_PIECES)):
+        if len(pieces) <= MOST_PIECES:
+            sent = not pieces or self.send(pieces)
+        else:
+            sent = all(self.send(pieces[start : start + MOST_PIECES]) for start in range(0, len(pieces), MOST_PIECES))
+        if sent:
             for taken in calls:
                 taken()
 

@@ -203,7 +203,7 @@ def no_health(worker_type: str, state: str) -> ManagerHealth:
         "store_trouble": None,
     }
 
-# %% ../../nbs/07_engine/06_engine.ipynb #9f0c027a
+# %% ../../nbs/07_engine/06_engine.ipynb #42d5372b
 class Engine:
     "Runs jobs; lives on the event loop that made it. Implements `backends.base.BackendHost`."
 
@@ -564,6 +564,10 @@ class Engine:
             taken = self.sender.take_back(action.worker, [task.number for task in state.waiting])
             self.inbox.put(self.scheduler.taken_back(action.worker, taken))
 
+    def _learns_from(self, task_number: int, plugin: str) -> bool:
+        "Whether the length of a job is noted; of short ones every eighth is enough."
+        return self.sender is not None and (not task_number & 7 or plugin not in self.scheduler.short)
+
     def _note_length(self, plugin: str, seconds: float) -> None:
         "Learn how long the jobs of a plugin take; one that takes very long counts no more than one that takes long."
         seconds = min(seconds, 4 * self.SHORT)
@@ -761,7 +765,7 @@ class Engine:
             if kind is not Interrupted:
                 task.answer = task.answer or answer  # a chunk that cannot be read came before, and counts
             if kind is Returned:  # the usual case: who waits is woken last, and may give this worker its next job
-                if self.scheduler.pending.count and self.sender is not None:
+                if self.scheduler.pending.count and self._learns_from(task_number, task.task.plugin):
                     self._note_length(task.task.plugin, task.seconds)
                 task.wakes_later = True
                 self.inbox.put(self.scheduler.answered(worker, task_number))

@@ -316,7 +316,7 @@ class PluginGates:
         "The tasks that wait, in their order within each plugin."
         return [task for waiting in self.waiting.values() for task in waiting.all()]
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #34413a8a
+# %% ../../nbs/07_engine/01_scheduler.ipynb #f28d3f37
 class WorkerPhase(StrEnum):
     "Where a worker stands."
 
@@ -517,7 +517,8 @@ class WorkerTable:
             worker.batch = set(worker.tasks)
         worker.tasks[task.number] = task
         task.worker = worker.number
-        self.heard(worker)
+        if worker.number not in self.ahead:
+            self.heard(worker)
 
     def heard(self, worker: WorkerState) -> None:
         "Something has changed for a worker that takes tasks ahead, or tasks wait there no longer."
@@ -531,8 +532,8 @@ class WorkerTable:
         del worker.tasks[task.number]
         if worker.batch is not None:
             worker.batch.discard(task.number)
-            if worker.slots == 1:
-                self.heard(worker)
+            if worker.slots == 1 and len(worker.batch) == len(worker.tasks):
+                self.ahead.pop(worker.number, None)
         if not worker.tasks:
             self.busy -= 1
         if worker.slots > 1:
@@ -542,7 +543,7 @@ class WorkerTable:
         "The workers that have a plugin loaded, or are about to load it."
         return [w for w in self.all.values() if plugin in w.loaded or w.plugin == plugin]
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #a38e25b1
+# %% ../../nbs/07_engine/01_scheduler.ipynb #836eca11
 class Scheduler:
     "Decides: every method returns the actions that follow, in the order in which they are to be done."
 
@@ -817,12 +818,14 @@ class Scheduler:
         "A worker has ended its task, and others were sent ahead: the next one has begun, but not after a failure."
         if stumbled:  # it may be beyond repair
             return self._ask_back(worker)
-        return [] if worker.asked_back else self._begin(worker, worker.waiting[0])
+        return [] if worker.asked_back else self._begin(worker, next(iter(worker.tasks.values())))
 
     def _begin(self, worker: WorkerState, task: Task) -> list[Action]:
-        worker.batch = {*(worker.batch or ()), task.number}
+        assert worker.batch is not None
+        worker.batch.add(task.number)
         self.workers.heard(worker)
-        return [Begin(worker.number, task), *self._set_timeouts((task,))]
+        begins: list[Action] = [Begin(worker.number, task)]
+        return begins if task.timeout is None else begins + self._set_timeouts((task,))
 
     def _send_ahead(self, worker: WorkerState) -> list[Action]:
         "Let tasks lie at a worker that has answered, so that it begins them at once; and look at one that is silent."
