@@ -543,7 +543,7 @@ class WorkerTable:
         "The workers that have a plugin loaded, or are about to load it."
         return [w for w in self.all.values() if plugin in w.loaded or w.plugin == plugin]
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #836eca11
+# %% ../../nbs/07_engine/01_scheduler.ipynb #ff359d61
 class Scheduler:
     "Decides: every method returns the actions that follow, in the order in which they are to be done."
 
@@ -1055,7 +1055,8 @@ class Scheduler:
         if not deaf and any(other.ending is None for other in worker.begun):
             # Others run there, and must not pay for it. It keeps its place until the worker answers, and is not tried
             # again, since it may still run.
-            return [*self._clear_timers(task), *self._end(task, task.ending)]
+            ends = [*self._clear_timers(task), *self._end(task, task.ending)]
+            return ends + self._go_on()  # it counts no longer for the limit of its plugin
         return self._kill(worker)
 
     def _kill_if_stuck(self, worker: WorkerState) -> list[Action]:
