@@ -613,7 +613,10 @@ class BaseJobManager:
         if key is not None and (known := engine.jobs.by_key.get(key)) is not None:
             return _joined(known.job, key, on_duplicate)
         scheduler, limit = engine.scheduler, self.worker_config.max_pending_jobs
-        ahead = scheduler.pending.count if scheduler.gates is None else scheduler.queued
+        ahead = 0  # how many come before it
+        if limit is not None or engine.job_events.is_heard:
+            simple = scheduler.gates is None and not scheduler.workers.ahead
+            ahead = scheduler.pending.count if simple else scheduler.queued
         if limit is not None and ahead + scheduler.delayed + len(self._admissions.tasks) >= limit:
             raise QueueFull(f"{limit} jobs are pending, as many as max_pending_jobs allows; try again later")
         job = self.create_job(plugin_id, dict(params or {}))

@@ -6,6 +6,7 @@ A small model does what the scheduler orders, as an engine with obedient process
 from __future__ import annotations
 
 import os
+from collections import deque
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from cjm_worker_ext.backends.base import ExitReason
 from cjm_worker_ext.config import Recycle, RestartPolicy, Retry, WorkerConfig
 from cjm_worker_ext.engine.scheduler import (
     Again,
+    Begin,
     Cause,
     ClearTimer,
     End,
@@ -23,9 +25,11 @@ from cjm_worker_ext.engine.scheduler import (
     Kill,
     Scheduler,
     Send,
+    SendAhead,
     SetTimer,
     Start,
     Stop,
+    TakeBack,
     Task,
     TaskKind,
     WorkerPhase,
@@ -57,9 +61,13 @@ class Run:
     def __init__(self, task: Task, must_load: bool):
         self.task, self.must_load = task, must_load
         self.has_loaded = self.interrupted = False
+        self.begun = True  # As far as is known; False: it was sent ahead
+        self.succeeded = False  # The worker has answered, and nobody has read that
         self.abandoned = False  # Its end was told, and the worker has not answered
 
     def can_answer(self, how: str) -> bool:
+        if self.succeeded or not self.begun:
+            return self.succeeded and self.begun and how == "ok"
         return (how != "cancelled" or self.interrupted) and (how != "ok" or self.has_loaded or not self.must_load)
 
 
@@ -70,8 +78,21 @@ class Process:
         self.started = self.said_ready = self.dying = self.killed = self.stopping = False
         self.runs: dict[int, Run] = {}
         self.batch: list[int] | None = None  # Those that have begun; None: all
+        self.unclaimed: deque[int] = deque()  # Tasks that were sent ahead and may still be taken back
+        self.holds = False  # It has failed, and begins nothing that was sent ahead
         self.loaded: dict[str, int] = {}
         self.plugins: set[str] = set()  # Whose tasks it has had
+
+    @property
+    def ahead(self) -> list[int]:
+        return [number for number, run in self.runs.items() if not run.begun]
+
+    def can_claim(self) -> bool:
+        "Whether it may begin a task that was sent ahead: all before have succeeded."
+        if not self.unclaimed or self.holds or self.dying:
+            return False
+        before = list(self.runs)[: list(self.runs).index(self.unclaimed[0])]
+        return all(self.runs[number].succeeded for number in before)
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -86,8 +107,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         recycle=st.sampled_from([Recycle(), Recycle(max_jobs=2), Recycle(max_age_seconds=9.0, idle_seconds=5.0)]),
         slots=st.sampled_from([{}, {"p": 3}, {"p": 2, "q": 4}]),
         limits=st.sampled_from([{}, {}, {"p": 1}, {"p": 2, "r": 1}]),
+        short=st.sampled_from([{"q", "r"}, set(), {"p", "q", "r"}]),
     )
-    def make(self, workers, standby, policy, attempts, load_timeout, alone, hold_after, recycle, slots, limits):
+    def make(self, workers, standby, policy, attempts, load_timeout, alone, hold_after, recycle, slots, limits, short):
         self.config = WorkerConfig(
             max_workers=workers, standby_workers=standby, restart_policy=policy, max_restart_attempts=attempts,
             load_timeout_seconds=load_timeout, one_plugin_per_worker=alone, restart_backoff_seconds=1.0, restart_backoff_max_seconds=4.0,
@@ -97,7 +119,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.recycle = recycle
         self.slots = slots
         self.scheduler = Scheduler(self.config, recycle, roll=lambda: 0.0)
-        self.scheduler.MOST_PASSED = 2
+        self.scheduler.MOST_PASSED, self.scheduler.MOST_SILENT, self.scheduler.short = 2, 1, short
+        self.actions: deque = deque()
+        self.acts = False
         self.killing_all = False
         self.processes: dict[int, Process] = {}
         self.ever: set[int] = set()
@@ -116,8 +140,15 @@ class SchedulerMachine(RuleBasedStateMachine):
     # what the scheduler orders
 
     def do(self, actions):
-        for action in actions:
+        "Do what is ordered, and then what follows from it, as the inbox of an engine does."
+        self.actions.extend(actions)
+        if self.acts:
+            return
+        self.acts = True
+        while self.actions:
+            action = self.actions.popleft()
             getattr(self, "do_" + type(action).__name__.lower())(action)
+        self.acts = False
 
     def do_start(self, action: Start):
         assert action.worker not in self.ever, "a number is given to one process only"
@@ -137,7 +168,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         if joins:
             self.check_company(process, task)
         else:
-            process.batch = None
+            process.batch, process.holds = None, False
         if task.number in self.own:
             assert self.own[task.number] == action.worker and not joins
         else:
@@ -154,6 +185,49 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert len(process.plugins) == 1 or not self.config.one_plugin_per_worker, "two plugins share a worker"
         self.sent[task.number] = self.sent.get(task.number, 0) + 1
         process.runs[task.number] = Run(task, action.load or task.kind is TaskKind.LOAD)
+
+    def do_sendahead(self, action: SendAhead):
+        process, task = self.process_of(action), action.task
+        assert process.said_ready and not process.dying and not process.stopping and not process.killed, action
+        assert not process.holds, "a task is sent behind one that has failed"
+        assert task.number in self.tasks and task.number not in self.ended and task.number not in self.own
+        assert self.slots.get(task.plugin, 1) == 1 and process.loaded.get(task.plugin) == task.version
+        assert process.runs and len(process.ahead) < 2 and not task.alone and task.kind is TaskKind.EXECUTE
+        for run in process.runs.values():
+            assert (run.task.plugin, run.task.version) == (task.plugin, task.version), "jobs of two kinds mix"
+            assert not run.task.alone and run.task.kind is TaskKind.EXECUTE
+        worker = self.scheduler.workers.all[action.worker]
+        assert not worker.retires and not worker.own, "a task is sent ahead to a worker that is to do something else"
+        assert self.recycle.max_jobs is None or worker.jobs + len(process.runs) < self.recycle.max_jobs
+        self.check_order(action, joins=False)
+        assert self.scheduler.workers.busy >= self.config.max_workers, "a task is sent ahead, and another could have it"
+        self.waiting.remove(task.number)
+        self.sent[task.number] = self.sent.get(task.number, 0) + 1
+        run = process.runs[task.number] = Run(task, must_load=False)
+        run.begun = False
+        process.unclaimed.append(task.number)
+
+    def do_begin(self, action: Begin):
+        process = self.process_of(action)
+        run = process.runs[action.task.number]
+        assert not run.begun, "it begins twice"
+        earlier = list(process.runs)[: list(process.runs).index(action.task.number)]
+        assert all(process.runs[n].succeeded for n in earlier), "it begins before the one before it has ended"
+        assert action.task.number not in process.unclaimed or process.can_claim(), "it begins after a failure"
+        run.begun = True
+
+    def do_takeback(self, action: TakeBack):
+        process = self.processes.get(action.worker)
+        ahead = process.ahead if process is not None else []
+        taken = [number for number in ahead if number in process.unclaimed]
+        for number in taken:
+            process.unclaimed.remove(number)
+            run = process.runs.pop(number)
+            assert not run.interrupted
+            if number not in self.ended:
+                self.waiting.append(number)
+                self.undelivered[number] = self.undelivered.get(number, 0) + 1
+        self.do(self.scheduler.taken_back(action.worker, taken))
 
     def check_company(self, process: Process, task: Task):
         assert len(process.runs) < self.slots.get(task.plugin, 1), "a worker has more tasks than it takes"
@@ -195,12 +269,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         run = self.process_of(action).runs.get(action.task.number)
         assert run is not None, "the wrong one is interrupted"
         assert not run.interrupted, "interrupted twice"
+        assert run.begun, "one is interrupted that has not begun"
         run.interrupted = True
 
     def do_kill(self, action: Kill):
         process = self.process_of(action)
         innocent = [
-            n for n, run in process.runs.items() if not run.interrupted and n in (process.batch or process.runs)
+            n
+            for n, run in process.runs.items()
+            if not run.interrupted and n in (process.batch or process.runs) and n not in process.unclaimed
         ]
         assert self.killing_all or not innocent, "a kill costs a job that nobody has cancelled"
         process.killed = True
@@ -249,6 +326,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         return task.arrived_at - task.priority * 10.0
 
     def in_order(self) -> list[int]:  # The numbers of the tasks that wait for a worker only, as they are due
+        ahead = [n for p in self.processes.values() for n in p.ahead]
+        assert not set(ahead) & set(self.waiting)
         numbers = [n for n in self.waiting if self.tasks[n].gate is not GateState.WAITING]
         return sorted(numbers, key=lambda n: (self.rank(n), self.waiting.index(n)))
 
@@ -345,14 +424,36 @@ class SchedulerMachine(RuleBasedStateMachine):
             slots = self.slots.get(run.task.plugin, 1)
             self.do(self.scheduler.loaded(number, run.task.number, slots))
 
-    @if_any_process(lambda p: len(p.runs) > 1 and not p.dying)
+    def shares(self, p: Process) -> bool:
+        "Whether a worker has several jobs, and takes several at a time."
+        return len(p.runs) > 1 and not p.dying and self.slots.get(next(iter(p.runs.values())).task.plugin, 1) > 1
+
+    @precondition(lambda self: any(self.shares(p) for p in self.processes.values()))
     @rule(data=st.data())
     def begin(self, data):
         "A worker that batches its jobs begins some of them."
-        number = self.some_process(data, lambda p: len(p.runs) > 1 and not p.dying)
+        number = self.some_process(data, self.shares)
         process = self.processes[number]
         process.batch = data.draw(st.lists(st.sampled_from(sorted(process.runs)), min_size=1, unique=True))
         self.do(self.scheduler.begun(number, process.batch))
+
+    @if_any_process(lambda p: p.can_claim() or (p.ahead and not p.dying))
+    @rule(data=st.data(), told=st.booleans())
+    def claim(self, data, told):
+        "A worker has succeeded, and begins the next task; nobody has read its answer."
+        number = self.some_process(data, lambda p: bool(p.ahead) and not p.dying and not p.holds)
+        if number is None:
+            return
+        process = self.processes[number]
+        if not process.can_claim():
+            first = process.runs[next(n for n, run in process.runs.items() if not run.succeeded)]
+            if first.task.number in process.unclaimed or not first.can_answer("ok"):
+                return
+            first.succeeded = True
+        if process.can_claim():
+            claimed = process.unclaimed.popleft()
+            if told and not process.runs[claimed].begun:
+                self.do(self.scheduler.begun(number, [claimed]))
 
     @if_any_process(lambda p: p.runs)
     @rule(data=st.data(), how=st.sampled_from(["ok", "failed", "cancelled"]))
@@ -361,8 +462,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         if number is None:
             return
         process = self.processes[number]
-        run = process.runs.pop(data.draw(st.sampled_from([n for n, r in process.runs.items() if r.can_answer(how)])))
+        able = [n for n, r in process.runs.items() if r.can_answer(how)]
+        if self.slots.get(process.runs[able[0]].task.plugin, 1) == 1:
+            able = able[:1]  # it runs one at a time
+        run, task = process.runs[able[0]], process.runs[able[0]].task
+        if run.task.number in process.unclaimed:  # it has begun as far as is known, and now it has
+            if not process.can_claim():
+                return
+            process.unclaimed.remove(run.task.number)
+        run = process.runs.pop(data.draw(st.sampled_from(able)))
         task = run.task
+        process.holds = how != "ok" and bool(process.ahead)
         assert task.number not in self.delayed
         if task.kind is TaskKind.UNLOAD or (how != "ok" and run.must_load and not run.has_loaded):
             process.loaded.pop(task.plugin, None)
@@ -376,6 +486,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         elif how == "cancelled" and task.number in self.ended:
             assert self.ended[task.number] in (Cause.CANCELLED, Cause.TIMEOUT, Cause.CLOSED)
         assert task.number in self.ended or task.number in self.delayed
+        assert number not in self.processes or not process.holds or not process.ahead, "nobody takes them back"
+        process.holds = False
 
     @if_any_process(lambda p: not p.dying)
     @rule(data=st.data(), jobs=st.integers(0, 3))
@@ -410,6 +522,34 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.do(self.scheduler.submit(task))
         self.finish_loading(data)
 
+    @precondition(lambda self: self.scheduler.short and not self.closed)
+    @rule(
+        data=st.data(),
+        count=st.integers(3, 6),
+        timeout=st.sampled_from([None, 5.0]),
+        retry=st.sampled_from([None, Retry(2)]),
+        answers=st.integers(1, 4),
+        claims=st.integers(0, 3),
+    )
+    def hurry(self, data, count, timeout, retry, answers, claims):
+        "Many short jobs of one plugin, so that some of them are sent ahead."
+        for number, process in list(self.processes.items()):
+            if can_start(process):
+                process.started = True
+                self.do(self.scheduler.started(number))
+            if can_become_ready(process):
+                process.said_ready = True
+                self.do(self.scheduler.ready(number))
+        for _ in range(count + 2 * self.config.max_workers):
+            task = self.new_task("q", 0, timeout, retry=retry)
+            self.waiting.append(task.number)
+            self.do(self.scheduler.submit(task))
+        for _ in range(answers):
+            self.finish_loading(data)
+            self.answer(data, "ok")
+        for told in range(claims):
+            self.claim(data, told == 2)
+
     @if_any_process(lambda p: not p.dying)
     @rule(data=st.data(), undelivered=st.booleans())
     def notice_the_end(self, data, undelivered):
@@ -419,7 +559,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         process = self.processes[number]
         process.dying = True
         # an order that never arrived was not acted on
-        lost = [run.task for run in process.runs.values() if undelivered and not run.has_loaded and not run.abandoned]
+        lost = [
+            run.task
+            for number, run in process.runs.items()
+            if number in process.unclaimed
+            or (undelivered and not run.has_loaded and not run.abandoned and run.begun and not run.succeeded)
+        ]
+        process.unclaimed.clear()
         for task in lost:
             if task.kind is TaskKind.EXECUTE and not process.runs[task.number].interrupted:
                 del process.runs[task.number]
@@ -448,6 +594,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         if open_ones:
             number = data.draw(st.sampled_from(open_ones))
             waits = number in self.waiting
+            waits = waits or any(number in p.ahead and number in p.unclaimed for p in self.processes.values())
             self.do(self.scheduler.cancel(number))
             assert not waits or self.ended[number] is Cause.CANCELLED
 
@@ -513,7 +660,13 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert set(found) == set(self.in_order())
         else:
             assert found == self.in_order()
-        assert {task.number for task in scheduler.queue()} == set(self.waiting)
+        ahead = {n for p in self.processes.values() if not p.dying and not p.killed for n in p.ahead}
+        assert {task.number for task in scheduler.queue()} == set(self.waiting) | ahead
+        assert (
+            [t.number for t in scheduler.queue() if t.ticket] == found + [t.number for t in scheduler.gates.all()]
+            if scheduler.gates
+            else True
+        )
         for plugin, limit in self.config.max_jobs_per_plugin.items():
             mine = [n for n in found if self.tasks[n].plugin == plugin and self.tasks[n].kind is TaskKind.EXECUTE]
             admitted = len(mine) + len(self.running(plugin))
@@ -521,7 +674,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert admitted == limit or not scheduler.gates.waiting[plugin].count, "one waits apart without a reason"
         assert scheduler.delayed == len(self.delayed)
         assert {key for kind, key in self.timers if kind == "due"} == self.delayed
-        assert scheduler.queued == len(self.waiting)
+        assert scheduler.queued == len(self.waiting) + len(ahead)
         assert set(scheduler.tasks) == set(self.tasks) - set(self.ended)
         for number in scheduler.workers.idle.all:
             worker = scheduler.workers.all[number]
@@ -546,13 +699,36 @@ class SchedulerMachine(RuleBasedStateMachine):
                 )
 
     @invariant()
+    def nobody_waits_behind_another_without_need(self):
+        "What was sent ahead lies where it begins soon: no worker is idle, and its own is not to do something else."
+        scheduler = self.scheduler
+        for number, worker in scheduler.workers.all.items():
+            process = self.processes[number]
+            waits = bool(process.ahead) and worker.phase is WorkerPhase.READY
+            assert (number in scheduler.workers.ahead) == waits, "the books do not agree"
+            assert {t.number for t in worker.waiting} == set(process.ahead) or worker.slots > 1
+            assert not waits or not worker.asked_back
+            assert not waits or not (worker.retires or worker.own), "it lies at a worker that is to be replaced"
+            assert not waits or not scheduler.crashes.is_held(worker.plugin), "its plugin is held back"
+            waits = waits and not scheduler.pending.count
+            idle = scheduler.workers.idle.all and scheduler.workers.busy < self.config.max_workers
+            assert not (waits and idle), "a job waits behind another while a worker is idle"
+        there = [t for w in scheduler.workers.ahead.values() for t in w.waiting]
+        first = next(iter(self.in_order()), None)
+        if there and first is not None and self.tasks[first].priority > max(t.priority for t in there):
+            latest = max(self.rank(t.number) for t in there)
+            gated = self.config.max_jobs_per_plugin.get(self.tasks[first].plugin) is not None
+            again = self.tasks[first].attempts or self.undelivered.get(first)
+            assert gated or again or self.rank(first) >= latest, "a job waits behind one with a lower priority"
+
+    @invariant()
     def nobody_waits_for_nothing(self):
         "Something that can still happen will serve what waits."
         if not self.waiting:
             return
         helpers = [
             n for n, p in self.processes.items()
-            if p.runs or p.dying or p.killed or not p.said_ready or p.stopping
+            if any(run.begun for run in p.runs.values()) or p.dying or p.killed or not p.said_ready or p.stopping
         ]  # fmt: skip
         assert helpers or ("backoff", 0) in self.timers, "a task waits, and nothing will come"
 

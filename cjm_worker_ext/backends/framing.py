@@ -15,14 +15,14 @@ if TYPE_CHECKING:  # a worker starts faster without `typing`
 Bytes = bytes | bytearray | memoryview
 
 # %% auto #0
-__all__ = ['HELLO', 'LOAD', 'EXECUTE', 'UNLOAD', 'CANCEL', 'STOP', 'RELEASE', 'PAUSE', 'DEVICE', 'READY', 'LOADED', 'CHUNKS',
-           'PROGRESS', 'RESULT', 'FAILED', 'CANCELLED', 'DONE', 'RETIRE', 'BEGUN', 'LOG', 'HEADER', 'HEADER_SIZE',
-           'LOADED_DATA', 'PLACE', 'FROM_HEAP', 'APART', 'LARGE', 'MOST_BUFFERS', 'encode', 'Frame', 'memory_for',
-           'FrameReader']
+__all__ = ['HELLO', 'LOAD', 'EXECUTE', 'UNLOAD', 'CANCEL', 'STOP', 'RELEASE', 'PAUSE', 'DEVICE', 'AHEAD', 'READY', 'LOADED',
+           'CHUNKS', 'PROGRESS', 'RESULT', 'FAILED', 'CANCELLED', 'DONE', 'RETIRE', 'BEGUN', 'LOG', 'HEADER',
+           'HEADER_SIZE', 'LOADED_DATA', 'PLACE', 'FROM_HEAP', 'APART', 'LARGE', 'MOST_BUFFERS', 'encode', 'Frame',
+           'memory_for', 'FrameReader']
 
-# %% ../../nbs/05_backends/01_framing.ipynb #63b6f8ea
+# %% ../../nbs/05_backends/01_framing.ipynb #b702da15
 # manager to worker
-HELLO, LOAD, EXECUTE, UNLOAD, CANCEL, STOP, RELEASE, PAUSE, DEVICE = range(1, 10)
+HELLO, LOAD, EXECUTE, UNLOAD, CANCEL, STOP, RELEASE, PAUSE, DEVICE, AHEAD = range(1, 11)
 # worker to manager
 READY, LOADED, CHUNKS, PROGRESS, RESULT, FAILED, CANCELLED, DONE, RETIRE, BEGUN, LOG = range(16, 27)
 
@@ -63,7 +63,7 @@ class Frame:
     def __init__(self, kind: int, task_number: int, payload: Bytes, buffers: Sequence[tuple[int, Any]] = ()) -> None:
         self.kind, self.task_number, self.payload, self.buffers = kind, task_number, payload, buffers
 
-# %% ../../nbs/05_backends/01_framing.ipynb #c366e927
+# %% ../../nbs/05_backends/01_framing.ipynb #2c3b2f87
 def memory_for(
     size: int,  # Bytes
 ) -> memoryview:  # Writable

@@ -103,7 +103,7 @@ class AgentFrames(FrameSocket):
         else:
             self._take(frame)
 
-# %% ../../nbs/05_backends/17_hosts.ipynb #295740df
+# %% ../../nbs/05_backends/17_hosts.ipynb #e8045913
 class RemoteProcess:
     "What a `LocalWorker` needs of its process, for one behind an agent; see `backends.local.WorkerProcess`."
 
@@ -149,6 +149,13 @@ class RemoteProcess:
         return self._link.is_up
 
     # what it is told
+
+    def offer(self, number: int) -> bool:
+        "Nothing is sent ahead to another machine: to take it back would need an answer from there."
+        return False
+
+    def withdraw(self) -> list[int]:
+        return []
 
     def kill(self) -> None:
         "Let the agent kill it; without a link, the agent does so when it finds the connection closed."
@@ -554,7 +561,7 @@ def choose(
         return max(fitting, key=free.__getitem__, default=None)
     return next(iter(fitting), None)
 
-# %% ../../nbs/05_backends/17_hosts.ipynb #5f1fa19d
+# %% ../../nbs/05_backends/17_hosts.ipynb #ff384546
 _backends: weakref.WeakSet[RemoteBackend] = weakref.WeakSet()
 
 

@@ -75,7 +75,7 @@ class EndOfJob(asyncio.Future[bool]):
 def _raise(error: BaseException) -> None:
     raise error
 
-# %% ../../nbs/07_engine/04_job_book.ipynb #0cac7e4c
+# %% ../../nbs/07_engine/04_job_book.ipynb #649fadda
 class JobRecord:
     "One job inside a manager."
 
@@ -177,6 +177,11 @@ class JobRecord:
         job.attempts += 1
         self._began = monotonic()
         job.started_at, job.worker_pid, job.status = utc_now(), place.pid, JobStatus.RUNNING
+
+    @property
+    def seconds(self) -> float:
+        "How long it has run, including the load of its plugin."
+        return monotonic() - self._began
 
     def wait_again(self) -> None:
         "The job has lost its worker, and waits for another."

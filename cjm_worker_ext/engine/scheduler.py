@@ -17,11 +17,11 @@ from cjm_worker_ext.config import Recycle, Retry, WorkerConfig
 from cjm_worker_ext.engine.policies import CrashCounter, Restarts
 
 # %% auto #0
-__all__ = ['Action', 'Start', 'Send', 'Interrupt', 'Kill', 'Stop', 'SetTimer', 'ClearTimer', 'Again', 'End', 'Cause', 'TaskKind',
-           'GateState', 'Task', 'PendingTasks', 'PluginGates', 'WorkerPhase', 'WorkerState', 'IdleWorkers',
-           'OpenWorkers', 'WorkerTable', 'Scheduler']
+__all__ = ['Action', 'Start', 'Send', 'SendAhead', 'Begin', 'TakeBack', 'Interrupt', 'Kill', 'Stop', 'SetTimer', 'ClearTimer',
+           'Again', 'End', 'Cause', 'TaskKind', 'GateState', 'Task', 'PendingTasks', 'PluginGates', 'WorkerPhase',
+           'WorkerState', 'IdleWorkers', 'OpenWorkers', 'WorkerTable', 'Scheduler']
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #c69ce573
+# %% ../../nbs/07_engine/01_scheduler.ipynb #23aa80dc
 class Start(NamedTuple):
     "Start a worker. One that is not urgent is a spare: nobody waits for it."
 
@@ -35,6 +35,26 @@ class Send(NamedTuple):
     worker: int
     task: Task
     load: bool
+
+
+class SendAhead(NamedTuple):
+    "Give a task to a worker that runs another one; it begins there when that one has succeeded."
+
+    worker: int
+    task: Task
+
+
+class Begin(NamedTuple):
+    "A task that was sent ahead has begun."
+
+    worker: int
+    task: Task
+
+
+class TakeBack(NamedTuple):
+    "Take the tasks back that a worker has not begun, and call `Scheduler.taken_back` with their numbers."
+
+    worker: int
 
 
 class Interrupt(NamedTuple):
@@ -101,7 +121,7 @@ class Cause(StrEnum):
     CLOSED = "closed"  # The manager shuts down
 
 
-Action = Start | Send | Interrupt | Kill | Stop | SetTimer | ClearTimer | Again | End
+Action = Start | Send | SendAhead | Begin | TakeBack | Interrupt | Kill | Stop | SetTimer | ClearTimer | Again | End
 
 # %% ../../nbs/07_engine/01_scheduler.ipynb #286ec4dc
 class TaskKind(StrEnum):
@@ -296,7 +316,7 @@ class PluginGates:
         "The tasks that wait, in their order within each plugin."
         return [task for waiting in self.waiting.values() for task in waiting.all()]
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #98f263ca
+# %% ../../nbs/07_engine/01_scheduler.ipynb #f28d3f37
 class WorkerPhase(StrEnum):
     "Where a worker stands."
 
@@ -315,7 +335,7 @@ class WorkerState:
 
     __slots__ = (
         "number", "phase", "was_ready", "tasks", "slots", "batch", "loaded", "slots_of", "own", "jobs", "retires",
-        "first_plugin", "room_for",
+        "first_plugin", "room_for", "asked_back", "passed",
     )  # fmt: skip
 
     def __init__(self, number: int) -> None:
@@ -323,7 +343,7 @@ class WorkerState:
         self.was_ready = False  # Its start has succeeded, whatever came later
         self.tasks: dict[int, Task] = {}  # That it has, by number; all of one plugin and version
         self.slots = 1  # How many of these it can have
-        self.batch: set[int] | None = None  # Those that it has begun, if it batches them; None: all
+        self.batch: set[int] | None = None  # Those that it has begun, if others wait there; None: all
         self.loaded: dict[str, int] = {}  # Plugin id: version of its configuration
         self.slots_of: dict[str, int] = {}  # Plugin id: how many tasks at a time; those that take one are not here
         self.own: deque[Task] = deque()  # Tasks that only this worker can do
@@ -331,6 +351,13 @@ class WorkerState:
         self.retires = ""  # Why it is to be replaced as soon as it is idle
         self.first_plugin: str | None = None  # Whose code ran there first, or tried to; None: it is untouched
         self.room_for: tuple[str, int] | None = None  # Plugin and version of which it takes one more task
+        self.asked_back = False  # The tasks that wait there are being taken back
+        self.passed = 0  # Answers of other workers since something was heard of this one, while tasks wait there
+
+    @property
+    def waiting(self) -> list[Task]:
+        "The tasks that it has and has not begun."
+        return [] if self.batch is None else [t for t in self.tasks.values() if t.number not in self.batch]
 
     @property
     def begun(self) -> list[Task]:
@@ -443,6 +470,7 @@ class WorkerTable:
     def __init__(self) -> None:
         self.all: dict[int, WorkerState] = {}
         self.idle, self.open = IdleWorkers(), OpenWorkers()
+        self.ahead: dict[int, WorkerState] = {}  # Where tasks wait that were sent ahead, the longest silent one first
         self.busy = 0  # Workers that have a task
         self._last_number = 0
 
@@ -464,6 +492,7 @@ class WorkerTable:
         "A worker gets no more tasks, because it ends."
         self.idle.remove(worker.number)
         self.open.remove(worker)
+        self.ahead.pop(worker.number, None)
 
     def give(
         self,
@@ -482,11 +511,29 @@ class WorkerTable:
         if worker.slots > 1:
             self.open.update(worker)
 
+    def give_ahead(self, worker: WorkerState, task: Task) -> None:
+        "A worker that runs a task gets one more, which waits there."
+        if worker.batch is None:
+            worker.batch = set(worker.tasks)
+        worker.tasks[task.number] = task
+        task.worker = worker.number
+        if worker.number not in self.ahead:
+            self.heard(worker)
+
+    def heard(self, worker: WorkerState) -> None:
+        "Something has changed for a worker that takes tasks ahead, or tasks wait there no longer."
+        self.ahead.pop(worker.number, None)
+        worker.passed = 0
+        if worker.batch is not None and len(worker.batch) < len(worker.tasks) and worker.phase is _READY:
+            self.ahead[worker.number] = worker
+
     def take_back(self, worker: WorkerState, task: Task) -> None:
         "A worker has a task no longer. If it was the only one, the worker is not idle yet."
         del worker.tasks[task.number]
         if worker.batch is not None:
             worker.batch.discard(task.number)
+            if worker.slots == 1 and len(worker.batch) == len(worker.tasks):
+                self.ahead.pop(worker.number, None)
         if not worker.tasks:
             self.busy -= 1
         if worker.slots > 1:
@@ -496,11 +543,13 @@ class WorkerTable:
         "The workers that have a plugin loaded, or are about to load it."
         return [w for w in self.all.values() if plugin in w.loaded or w.plugin == plugin]
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #bbeda98a
+# %% ../../nbs/07_engine/01_scheduler.ipynb #ff359d61
 class Scheduler:
     "Decides: every method returns the actions that follow, in the order in which they are to be done."
 
     MOST_PASSED = 100  # Later tasks that go first while one waits until a worker is idle
+    MOST_AHEAD = 2  # Tasks that wait at a worker while it runs another
+    MOST_SILENT = 8  # Answers of each of the others after which what waits at a silent worker is taken back
 
     def __init__(
         self,
@@ -518,6 +567,7 @@ class Scheduler:
             self.gates = PluginGates(config.max_jobs_per_plugin, config.priority_aging_seconds)
         self.delayed = 0  # Tasks that wait for their time
         self.tasks: dict[int, Task] = {}  # All that have not ended, by number
+        self.short: set[str] = set()  # Plugins whose tasks are so short that they are sent ahead
         self.closing = False
 
     # what an app wants
@@ -544,6 +594,8 @@ class Scheduler:
             if not idle.all and (worker := workers.open.choose(task)) is not None:
                 return self._give(worker, task)
         self.pending.append(task)
+        if task.priority and workers.ahead:
+            return [*self._go_before(task), *self._go_on()]
         if not idle.all and not workers.open.by_plugin and len(workers.all) >= self._enough:  # nobody has room
             return []
         return self._go_on()
@@ -555,6 +607,7 @@ class Scheduler:
             self.tasks[task.number] = task
             worker.own.append(task)
             self.workers.open.update(worker)
+            actions += self._ask_back(worker)
             if worker.number in self.workers.idle.all:
                 actions += self._free(worker)
         return actions + self._go_on()
@@ -571,7 +624,19 @@ class Scheduler:
         if task.worker is None:
             return [*self._end(task, cause), *self._go_on()]
         task.ending = cause
-        return [Interrupt(task.worker, task), SetTimer("grace", number, self.config.cancel_grace_seconds)]
+        back = self._ask_back(self.workers.all[task.worker])  # nothing waits behind it meanwhile
+        return back if self.lies_ahead(task) else [*back, *self._interrupt(task)]
+
+    def _interrupt(self, task: Task) -> list[Action]:
+        assert task.worker is not None
+        return [Interrupt(task.worker, task), SetTimer("grace", task.number, self.config.cancel_grace_seconds)]
+
+    def lies_ahead(self, task: Task) -> bool:
+        "Whether a task was sent to a worker that runs another one, and has not begun as far as is known."
+        worker = self.workers.all.get(task.worker or 0)
+        if worker is None or worker.slots > 1 or worker.batch is None:
+            return False
+        return task.number in worker.tasks and task.number not in worker.batch
 
     def set_priority(self, number: int, priority: int) -> list[Action]:
         "Move a task within the queue; one that runs, waits for its time or has ended stays as it is."
@@ -583,9 +648,21 @@ class Scheduler:
             queue.drop(task)
         task.priority = priority
         if not waits:
-            return []
+            return self._ask_back(self.workers.all[task.worker]) if task.worker and self.lies_ahead(task) else []
         queue.append(task)
-        return self._go_on()  # another one may be the first now, and there may be room for it
+        before = self._go_before(task) if queue is self.pending else []
+        return [*before, *self._go_on()]  # another one may be the first now, and there may be room for it
+
+    def _rank(self, task: Task) -> float:
+        return task.arrived_at - task.priority * self.config.priority_aging_seconds
+
+    def _go_before(self, task: Task) -> list[Action]:
+        "Take those back that were sent ahead, if one that waits comes before any of them."
+        mine, actions = self._rank(task), list[Action]()
+        for worker in list(self.workers.ahead.values()):
+            if any(mine < self._rank(other) for other in worker.waiting):
+                actions += self._ask_back(worker)
+        return actions
 
     def _queue_of(self, task: Task) -> PendingTasks:
         "Where a task waits for a worker, if it does."
@@ -593,13 +670,15 @@ class Scheduler:
         return self.gates.waiting[task.plugin] if self.gates is not None and apart else self.pending
 
     def queue(self) -> list[Task]:
-        "The tasks that wait for a worker, the next one first; those over the limit of their plugin are last."
-        return self.pending.all() + (self.gates.all() if self.gates is not None else [])
+        "The tasks that have not begun, the next one first; those over the limit of their plugin are last."
+        ahead = [task for worker in self.workers.ahead.values() for task in worker.waiting]
+        ahead.sort(key=self._rank)
+        return ahead + self.pending.all() + (self.gates.all() if self.gates is not None else [])
 
     @property
     def queued(self) -> int:
-        "How many tasks wait for a worker."
-        return self.pending.count + (self.gates.count if self.gates is not None else 0)
+        "How many tasks have not begun, and wait for nothing but a worker."
+        return self._count_ahead() + self.pending.count + (self.gates.count if self.gates is not None else 0)
 
     def retire(self, number: int, reason: str) -> list[Action]:
         "A worker is to be replaced as soon as it is idle."
@@ -608,7 +687,9 @@ class Scheduler:
             return []
         worker.retires = reason
         self.workers.open.update(worker)
-        return self._stop(worker) + self._go_on() if number in self.workers.idle.all else []
+        if number in self.workers.idle.all:
+            return self._stop(worker) + self._go_on()
+        return self._ask_back(worker)
 
     def release(self, plugin: str) -> list[Action]:
         "Let a plugin run again that was held back."
@@ -665,6 +746,8 @@ class Scheduler:
         begun = [worker.tasks[n] for n in task_numbers if n in worker.tasks] if worker else []
         if worker is None or not begun:
             return []
+        if worker.slots == 1 and worker.batch is not None:  # tasks that were sent ahead
+            return [action for task in begun if self.lies_ahead(task) for action in self._begin(worker, task)]
         worker.batch = {*(worker.batch or ()), *(t.number for t in begun)}
         others = [t for t in worker.tasks.values() if t.number not in worker.batch]
         actions: list[Action] = [
@@ -722,8 +805,125 @@ class Scheduler:
                 ends_batch
             ):  # the next one is to begin now, and a worker that does not come to it must not hold it for ever
                 actions += self._set_timeouts(list(worker.tasks.values()))
+        elif not worker.batch:
+            actions += self._follow(worker, stumbled=failed or cancelled)
         actions += self._go_on()
+        if self.short or self.workers.ahead:
+            actions += self._send_ahead(worker)
         return actions
+
+    # tasks that are sent ahead
+
+    def _follow(self, worker: WorkerState, stumbled: bool) -> list[Action]:
+        "A worker has ended its task, and others were sent ahead: the next one has begun, but not after a failure."
+        if stumbled:  # it may be beyond repair
+            return self._ask_back(worker)
+        return [] if worker.asked_back else self._begin(worker, next(iter(worker.tasks.values())))
+
+    def _begin(self, worker: WorkerState, task: Task) -> list[Action]:
+        assert worker.batch is not None
+        worker.batch.add(task.number)
+        self.workers.heard(worker)
+        begins: list[Action] = [Begin(worker.number, task)]
+        return begins if task.timeout is None else begins + self._set_timeouts((task,))
+
+    def _send_ahead(self, worker: WorkerState) -> list[Action]:
+        "Let tasks lie at a worker that has answered, so that it begins them at once; and look at one that is silent."
+        actions, pending, most = list[Action](), self.pending, self.config.max_workers
+        if self.workers.ahead and (silent := next(iter(self.workers.ahead.values()))) is not worker:
+            silent.passed += 1
+            if silent.passed > self.MOST_SILENT * most:  # its task is not as short as others were
+                return self._ask_back(silent)  # they go first
+        if not worker.tasks or pending.count <= most or not self._takes_ahead(worker):
+            return actions
+        running = next(iter(worker.tasks.values()))
+        most_here = self.MOST_AHEAD + (1 if worker.batch is None else len(worker.batch))
+        if self.recycle.max_jobs is not None:
+            most_here = min(most_here, self.recycle.max_jobs - worker.jobs)
+        # as many as there are workers stay, so that none of them has to ask for one back
+        while len(worker.tasks) < most_here and pending.count > most:
+            task = pending.first()
+            if not task.is_job or task.alone or (task.plugin, task.version) != (running.plugin, running.version):
+                break
+            self.workers.give_ahead(worker, pending.take())
+            task.attempts += 1
+            actions.append(SendAhead(worker.number, task))
+        return actions
+
+    def _takes_ahead(self, worker: WorkerState) -> bool:
+        "Whether tasks may lie at a busy worker: it is not to do something else, and none that is idle could do them."
+        running = next(iter(worker.tasks.values()))
+        return (
+            running.plugin in self.short
+            and running.is_job
+            and not running.alone
+            and running.ending is None
+            and worker.slots == 1
+            and worker.loaded.get(running.plugin) == running.version
+            and worker.phase is _READY
+            and not (worker.retires or worker.own or worker.asked_back)
+            and self.workers.busy >= self.config.max_workers
+            and not self.config.one_plugin_per_worker
+        )
+
+    def _ask_back(self, worker: WorkerState) -> list[Action]:
+        "Take back what was sent ahead to a worker; nothing happens if nothing waits there, or that is under way."
+        if worker.asked_back or worker.slots > 1 or not worker.waiting:
+            return []
+        worker.asked_back = True
+        return [TakeBack(worker.number)]
+
+    def ask_back(self, number: int) -> list[Action]:
+        "Take back what was sent ahead to a worker, so that it is known what it has begun."
+        worker = self.workers.all.get(number)
+        return self._ask_back(worker) if worker is not None else []
+
+    def taken_back(
+        self,
+        number: int,
+        task_numbers: Collection[int],  # Those that it will not begin; it has begun the others
+    ) -> list[Action]:
+        "What was sent ahead to a worker goes elsewhere, or ends if it was cancelled. It was no attempt."
+        worker = self.workers.all.get(number)
+        if worker is None:
+            return []
+        worker.asked_back, actions = False, list[Action]()
+        for task in worker.waiting:
+            if task.number not in task_numbers:
+                actions += self._begin(worker, task)
+                if task.ending is not None:
+                    actions += self._interrupt(task)
+            else:
+                actions += self._put_back(worker, task)
+        if not worker.tasks:
+            actions += self._free(worker)
+        return actions + self._go_on()
+
+    def does_not_fit(self, number: int, task_number: int) -> list[Action]:
+        "A task cannot lie at a busy worker, for example because its parameters are too large; it was not sent."
+        worker = self.workers.all.get(number)
+        task = worker.tasks.get(task_number) if worker else None
+        if worker is None or task is None:
+            return []
+        task.alone = True
+        return [*self._put_back(worker, task), *self._go_on()]
+
+    def _put_back(self, worker: WorkerState, task: Task) -> list[Action]:
+        "A worker will not begin a task that was sent ahead."
+        self.workers.take_back(worker, task)
+        task.worker = None
+        task.attempts -= 1
+        if task.ending is not None:
+            return self._end(task, task.ending)
+        if self.crashes.is_held(task.plugin):
+            return self._end(task, Cause.HELD)
+        self.pending.append(task)
+        return []
+
+    def _count_ahead(self) -> int:
+        return sum(len(w.tasks) - len(w.batch or ()) for w in list(self.workers.ahead.values()))
+
+    # the end of a worker
 
     def dying(
         self,
@@ -787,6 +987,8 @@ class Scheduler:
         actions: list[Action] = [SetTimer("release", plugin, seconds)]
         for task in [t for t in self.tasks.values() if t.plugin == plugin and t.worker is None]:
             actions += self._end(task, Cause.HELD)
+        for worker in [w for w in self.workers.ahead.values() if w.plugin == plugin]:
+            actions += self._ask_back(worker)
         return actions
 
     # what the clock says
@@ -821,7 +1023,8 @@ class Scheduler:
         if self.gates is not None and not self.gates.enter(task):
             return []
         self.pending.append(task)
-        return self._go_on()
+        before = self._go_before(task) if task.priority and self.workers.ahead else []
+        return [*before, *self._go_on()]
 
     def _end_of_stop(self, number: int) -> list[Action]:
         worker = self.workers.all.get(number)
@@ -852,7 +1055,8 @@ class Scheduler:
         if not deaf and any(other.ending is None for other in worker.begun):
             # Others run there, and must not pay for it. It keeps its place until the worker answers, and is not tried
             # again, since it may still run.
-            return [*self._clear_timers(task), *self._end(task, task.ending)]
+            ends = [*self._clear_timers(task), *self._end(task, task.ending)]
+            return ends + self._go_on()  # it counts no longer for the limit of its plugin
         return self._kill(worker)
 
     def _kill_if_stuck(self, worker: WorkerState) -> list[Action]:
@@ -900,6 +1104,9 @@ class Scheduler:
     def _go_on(self) -> list[Action]:
         "Give out what waits, start what is missing, and give up what nobody can do."
         actions: list[Action] = self._give_out() if self.pending.count else []
+        if self.workers.ahead and not self.pending.count and self._has_room():
+            back = self._ask_back(next(iter(self.workers.ahead.values())))
+            return actions + back  # what comes back is given out then
         if self.closing and not self.pending.count:
             return actions + self._stop_all()
         workers = self.workers.all
@@ -913,6 +1120,9 @@ class Scheduler:
                 for task in self.pending.all():
                     actions += self._end(task, Cause.EXHAUSTED)
         return actions
+
+    def _has_room(self) -> bool:
+        return bool(self.workers.idle.all) and self.workers.busy < self.config.max_workers
 
     def _give_out(self) -> list[Action]:
         """Give out what waits, in its order.
@@ -1030,7 +1240,8 @@ class Scheduler:
 
     def _needed(self) -> int:
         "How many workers have something to do, or would have."
-        return min(self.config.max_workers, self.workers.busy + self.pending.count)
+        ahead = self._count_ahead() if self.workers.ahead else 0
+        return min(self.config.max_workers, self.workers.busy + self.pending.count + ahead)
 
     def _most(self) -> int:
         "How many workers there should be, spares included."

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['trace_jobs']
 
-# %% ../../nbs/11_integrations/22_tracing.ipynb #1a0740bf
+# %% ../../nbs/11_integrations/22_tracing.ipynb #87a86111
 class _Traces:
     "The headers of jobs that came with a trace, by job id, as long as the jobs live."
 
@@ -50,16 +50,28 @@ class _TracedBackend:
 
     def __init__(self, inner: Backend, traces: _Traces) -> None:
         self._inner, self._headers = inner, traces.headers
+        ahead: Callable[[int, JobOrder], bool | None] | None = getattr(inner, "execute_ahead", None)
+        if ahead is not None:  # else this one has no such methods either
+            self.execute_ahead = partial(self._execute_ahead, ahead)
+            self.take_back: Any = getattr(inner, "take_back", None)
 
     def execute(self, worker: int, order: JobOrder) -> bool:
-        if (headers := self._headers.get(order.job_id)) is not None:
-            order = order._replace(params={**order.params, TRACE: (order.job_id, headers)})
-        return self._inner.execute(worker, order)
+        return self._inner.execute(worker, self._traced(order))
+
+    def _execute_ahead(
+        self, ahead: Callable[[int, JobOrder], bool | None], worker: int, order: JobOrder
+    ) -> bool | None:
+        return ahead(worker, self._traced(order))
+
+    def _traced(self, order: JobOrder) -> JobOrder:
+        if (headers := self._headers.get(order.job_id)) is None:
+            return order
+        return order._replace(params={**order.params, TRACE: (order.job_id, headers)})
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
-# %% ../../nbs/11_integrations/22_tracing.ipynb #be96a984
+# %% ../../nbs/11_integrations/22_tracing.ipynb #4aebf7ba
 def trace_jobs(
     manager: BaseJobManager,  # One that nothing was asked of yet
     setup: str
