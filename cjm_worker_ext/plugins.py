@@ -186,14 +186,18 @@ def has_flag(function: Any, flags: int) -> bool:
     code = code_of(function)
     return code is not None and bool(code.co_flags & flags)
 
-# %% ../nbs/04_plugins.ipynb #33196f42
+# %% ../nbs/04_plugins.ipynb #742d4ece
 def is_stream(
     result: Any,  # What a plugin returned
 ) -> bool:  # True if its items are sent as chunks
     "Say whether a result is to be read item by item."
     # the class, and not the object: it may answer to any name
     kind: Any = type(result)  # pyright: ignore[reportUnknownVariableType]
-    return hasattr(kind, "__next__") and not hasattr(kind, "read")
+    return kind not in _NO_STREAMS and hasattr(kind, "__next__") and not hasattr(kind, "read")
+
+
+# Usual results: a name that a class lacks costs an error that is made and dropped
+_NO_STREAMS = frozenset((type(None), bool, int, float, str, bytes, list, tuple, dict))
 
 # %% ../nbs/04_plugins.ipynb #81e31115
 def call_as_agreed(

@@ -131,6 +131,7 @@ def test_each_sign_of_life_counts(how, tmp_path):
                 looked.append(is_stalled(number))
                 return looked[-1]
 
+            await manager.load_plugin("reports")  # a slow load would be a stall too
             manager._engine.stalls.is_stalled = look
             job = await manager.start_job("reports", path=str(path), how=how)
             await until(lambda: len(looked) >= 3, what="three looks")
