@@ -59,10 +59,10 @@ if sys.platform != "win32":  # where no worker can be started
     from termios import FIONREAD, TIOCOUTQ
 
 # %% auto #0
-__all__ = ['MOST_PIECES', 'Copy', 'T', 'LOG_EXAMPLE', 'MOST_LEVEL', 'MOST_REASON', 'MOST_SLOTS', 'count_oom_kills', 'LineReader',
-           'ExitWatch', 'interpreter_flags', 'ChildProcess', 'FairShare', 'waiting_bytes', 'FrameSocket', 'allowed_by',
-           'ResultReader', 'LaterFrames', 'StackReader', 'Strays', 'Ticker', 'order_numbers', 'LocalOrder',
-           'WorkerProcess', 'LocalWorker', 'PluginTargets', 'LocalBackend']
+__all__ = ['NOTHING_WAITS', 'MOST_PIECES', 'Copy', 'T', 'LOG_EXAMPLE', 'MOST_LEVEL', 'MOST_REASON', 'MOST_SLOTS',
+           'count_oom_kills', 'LineReader', 'ExitWatch', 'interpreter_flags', 'ChildProcess', 'FairShare',
+           'waiting_bytes', 'FrameSocket', 'allowed_by', 'ResultReader', 'LaterFrames', 'StackReader', 'Strays',
+           'Ticker', 'order_numbers', 'LocalOrder', 'WorkerProcess', 'LocalWorker', 'PluginTargets', 'LocalBackend']
 
 # %% ../../nbs/05_backends/13_local.ipynb #3662cd51
 logger = logging.getLogger(__name__)
@@ -421,7 +421,7 @@ def why_unfit(
             return f"{what}: it does not find its standard library; unset PYTHONHOME, or install this Python again"
     return None
 
-# %% ../../nbs/05_backends/13_local.ipynb #06bd787a
+# %% ../../nbs/05_backends/13_local.ipynb #62de95ee
 class FairShare:
     "How many bytes of one worker are read in one turn of the loop."
 
@@ -449,7 +449,10 @@ def waiting_bytes(fd: int, sent: bool = False) -> int:  # 0 also where the syste
         ioctl(fd, TIOCOUTQ if sent else FIONREAD, count)  # pyright: ignore[reportPossiblyUnboundVariable]
     except (OSError, ValueError):  # it may be closed
         return 0
-    return int.from_bytes(count, sys.byteorder)
+    return 0 if count == NOTHING_WAITS else int.from_bytes(count, sys.byteorder)
+
+
+NOTHING_WAITS = bytes(4)
 
 # %% ../../nbs/05_backends/13_local.ipynb #0aaad709
 MOST_PIECES = 1000  # That one system call takes (IOV_MAX is 1,024)
