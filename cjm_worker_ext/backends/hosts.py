@@ -293,7 +293,7 @@ def read_usage(
     at, cpu, rss = entry if len(entry) == 3 else (0.0, None, None)
     return RemoteUsage(_figure(at) or 0.0, _figure(cpu), _whole(rss))
 
-# %% ../../nbs/05_backends/17_hosts.ipynb #992d4220
+# %% ../../nbs/05_backends/17_hosts.ipynb #c3f26c6e
 class HostSettings(NamedTuple):
     "How machines are reached, and when they are given up."
 
@@ -357,7 +357,8 @@ class NodeLink:
 
     @property
     def state(self) -> NodeState:
-        figures = {name: self._figure(name) for name in ("load", "cpus", "memory_total", "memory_free")}
+        names = ("load", "cpus", "memory_total", "memory_free") if self.is_up else ()  # else they are old
+        figures = {name: self._figure(name) for name in names if name in self.info}
         why = self.why or ("it is drained" if self.is_draining else "")
         lanes, others = int(self._figure("lanes")), int(self._figure("others"))
         name, own = str(self.info.get("node", ""))[:200], len(self.held)
