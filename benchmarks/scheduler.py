@@ -25,6 +25,7 @@ from cjm_worker_ext.config import Retry, WorkerConfig
 from cjm_worker_ext.engine.scheduler import Action, End, Scheduler, Send, SendAhead, SetTimer, Start, Task
 
 PLUGINS = [f"plugin {n}" for n in range(20)]  # The first ones are asked for more often than the last ones
+BUSY = 0.9  # Share of the workers that have a job in `steady`
 JOBS_OF_A_LOSS = 500  # For each worker that is lost with its machine
 
 
@@ -130,7 +131,7 @@ class Simulation:
     def arrive(self) -> None:
         self.submit()
         if self.jobs > self.submitted():
-            self.at(self.random.expovariate(0.9 * self.workers), self.arrive)
+            self.at(self.random.expovariate(BUSY * self.workers), self.arrive)
 
     def submitted(self) -> int:
         return self.jobs - self.numbers.__length_hint__()

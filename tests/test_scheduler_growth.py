@@ -44,5 +44,6 @@ def steps_of_a_decision(workers, nodes, jobs, mode):
 def test_many_workers_and_lost_machines_make_no_decision_dearer(mode, monkeypatch):
     monkeypatch.setattr(scheduler, "PLUGINS", ["one"])  # to load several on each of many workers takes many jobs
     monkeypatch.setattr(scheduler, "JOBS_OF_A_LOSS", 50)
+    monkeypatch.setattr(scheduler, "BUSY", 0.5)
     few = steps_of_a_decision(10, 5, 3000, mode)
     assert steps_of_a_decision(1000, 100, 6000, mode) <= 1.3 * few

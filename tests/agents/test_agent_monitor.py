@@ -59,8 +59,8 @@ def test_the_page_says_why_a_job_waits_and_how_a_machine_is(agents, server, visi
     expect(down.locator("meter")).to_have_count(0, timeout=SECONDS)
     why = f"no machine has room: {one.host}: no card is free, 2 of 2 are in use; {other.host}: "
     expect(pending).to_contain_text(why, timeout=SECONDS)
-    visit(server.url + "/jobs/?again")
-    expect(pending).to_contain_text(why, timeout=SECONDS)
+    another = visit(server.url + "/jobs/")
+    expect(another.locator("#jobs > [data-status=pending] [data-field=message]")).to_contain_text(why, timeout=SECONDS)
     urllib.request.urlopen(f"{server.url}/drain/{one.host}").read()
     expect(page.locator("#nodes > li").nth(0)).to_contain_text(f"draining{one.host}it is drained", timeout=SECONDS)
     other.start()
