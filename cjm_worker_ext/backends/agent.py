@@ -101,7 +101,7 @@ class FrameEdges:
             kinds.append(kind)
         return needed - had
 
-# %% ../../nbs/05_backends/16_agent.ipynb #895e2682
+# %% ../../nbs/05_backends/16_agent.ipynb #1a1ab008
 class AgentWorker:
     "A worker process and the connection to its manager; lives on one event loop."
 
@@ -268,16 +268,19 @@ class AgentWorker:
             if fd is not None:
                 self._loop.remove_reader(fd)
         self._loop.remove_writer(process.socket)
-        if (count := waiting_bytes(process.output)) and self._up_edges.at_edge:
-            self._to_manager.send(encode(OUTPUT, 0, os.read(process.output, count)))
+        output = os.read(process.output, count) if (count := waiting_bytes(process.output)) else b""
+        output = self._tell_last_words(output)
         # no more than is there now: a child that it left behind may go on writing
         with contextlib.suppress(BlockingIOError):
             try:
                 if count := waiting_bytes(process.socket.fileno()):
-                    self._to_manager.send((process.socket.recv(count),))
+                    data = process.socket.recv(count)
+                    self._up_edges.advance(memoryview(data))
+                    self._to_manager.send((data,))
                 process.socket.recv(1)
             except ConnectionResetError:
                 self._unread = True
+        self._tell_last_words(output)  # where a frame had been sent in part, it is whole now
         unread = self._unread or self._to_worker.has_unsent or self._to_worker.was_reset()
         process.close()
         if self._to_manager.has_unsent:
@@ -287,6 +290,13 @@ class AgentWorker:
             self._close()
         self.ended.set_result(None)
         self._gone(Gone(self.number, end.exitcode, end.out_of_memory, unread, self._received, self._lost))
+
+    def _tell_last_words(self, output: bytes) -> bytes:  # What could not be sent in the middle of a frame
+        if not self._up_edges.at_edge:
+            return output
+        if output:
+            self._to_manager.send(encode(OUTPUT, 0, output))
+        return b""
 
     def _close(self) -> None:
         self._loop.remove_reader(self._sock)
