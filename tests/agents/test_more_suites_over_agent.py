@@ -5,7 +5,6 @@ import test_retries
 import test_stalled
 from test_interrupts import *  # noqa: F403
 from test_output import *  # noqa: F403
-from test_plugin_logging import heard, test_records_that_are_read_after_the_end_stand_before_the_reason  # noqa: F401
 from test_retries import *  # noqa: F403
 from test_stalled import *  # noqa: F403
 from test_worker_ends import *  # noqa: F403
