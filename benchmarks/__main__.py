@@ -1,4 +1,4 @@
-"""`python -m benchmarks run|table|report|plot|failures`; see `python -m benchmarks --help`."""
+"""`python -m benchmarks run|table|report|plot|failures|scheduler`; see `python -m benchmarks --help`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import failures, harness
+from benchmarks import failures, harness, scheduler
 
 
 def main() -> int:
@@ -35,7 +35,13 @@ def main() -> int:
     bad_days.add_argument("--peer", action="append", choices=failures.NAMES, help="default: all")
     bad_days.add_argument("--scene", action="append", choices=failures.SCENES, help="default: all")
     bad_days.add_argument("--at-once", type=int, default=2, help="days that run side by side; most of a day is waiting")
+    growth = commands.add_parser("scheduler", help="how the cost of a decision grows with workers, by simulation")
+    growth.add_argument("--jobs", type=int, default=1_000_000, help="default: %(default)s")
+    growth.add_argument("--rounds", type=int, default=1, help="how often each is measured")
     options = parser.parse_args()
+    if options.command == "scheduler":
+        scheduler.measure(options.jobs, options.rounds)
+        return 0
     if options.command == "run":
         return _run(options)
     if options.command == "failures":

@@ -11,7 +11,6 @@ from backend_scenes import Events
 from harness import is_alive, run, until
 
 from cjm_worker_ext import BaseJobManager, JobStatus, Retry, WorkerConfig
-from cjm_worker_ext.backends.local import LocalBackend
 from cjm_worker_ext.errors import ConfigError, JobFailed
 from cjm_worker_ext.testing import InProcessBackend
 
@@ -20,7 +19,7 @@ NOW = {"delay_seconds": 0.0, "jitter": 0.0}
 LATER = {"delay_seconds": 600.0, "jitter": 0.0}
 
 
-def make(events: Events | None = None, backend=LocalBackend, resources=None, retry=None, **config) -> BaseJobManager:
+def make(events: Events | None = None, backend=None, resources=None, retry=None, **config) -> BaseJobManager:
     return BaseJobManager(
         "retries",
         plugins={name: f"plugins_for_tests:{name}" for name in NAMES},
@@ -290,9 +289,7 @@ def test_the_waits_grow_and_other_jobs_go_first(tmp_path):
 # ---------------------------------------------------------------- chunks, and who is told
 
 
-@pytest.mark.parametrize(
-    "backend, how", [(LocalBackend, "value"), (LocalBackend, "crash"), (InProcessBackend, "value")]
-)
+@pytest.mark.parametrize("backend, how", [(None, "value"), (None, "crash"), (InProcessBackend, "value")])
 def test_positions_of_chunks_go_on_and_the_result_holds_those_of_the_last_attempt(backend, how, tmp_path):
     async def scene():
         events = Events()

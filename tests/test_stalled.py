@@ -11,7 +11,6 @@ from harness import run, until
 from relay import RelayBackend
 
 from cjm_worker_ext import BaseJobManager, WorkerConfig
-from cjm_worker_ext.backends.local import LocalBackend
 from cjm_worker_ext.errors import ConfigError
 from cjm_worker_ext.testing import InProcessBackend
 
@@ -67,7 +66,7 @@ class Watched(BaseJobManager):
             await self.cancel_job(job.id)
 
 
-def make(events=None, backend=LocalBackend, end=False, stall_seconds=0.3, **config) -> Watched:
+def make(events=None, backend=None, end=False, stall_seconds=0.3, **config) -> Watched:
     plugins = {f.__name__: f for f in (wait_for_file, holds_the_lock, reports, chunks)}
     settings = WorkerConfig(stall_seconds=stall_seconds, **config)
     return Watched(
@@ -75,7 +74,7 @@ def make(events=None, backend=LocalBackend, end=False, stall_seconds=0.3, **conf
     )
 
 
-BACKENDS = {"local": LocalBackend, "relay": RelayBackend, "in process": InProcessBackend}
+BACKENDS = {"default": None, "relay": RelayBackend, "in process": InProcessBackend}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -124,6 +123,7 @@ def test_each_sign_of_life_counts(how, tmp_path):
 
     async def scene():
         async with make(stall_seconds=1.0) as manager:
+            await manager.load_plugin("reports")  # a slow load would be a stall too
             looked = []
             is_stalled = manager._open().stalls.is_stalled
 

@@ -22,7 +22,8 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['Card', 'list_cards', 'choose_cards', 'CardTable', 'sees_host_pids', 'wait_for_memory', 'call_apart', 'CardDesk']
+__all__ = ['Card', 'list_cards', 'CardFacts', 'describe_card', 'choose_cards', 'CardTable', 'sees_host_pids', 'wait_for_memory',
+           'call_apart', 'CardDesk']
 
 # %% ../../nbs/05_backends/11d_cards.ipynb #ff9f72a4
 class Card(NamedTuple):
@@ -93,6 +94,31 @@ def _uuid(nvml: Any, handle: Any) -> str | None:
         return None
     return found.decode(errors="replace") if isinstance(found, bytes) else str(found)
 
+# %% ../../nbs/05_backends/11d_cards.ipynb #521147db
+class CardFacts(NamedTuple):
+    "Name and memory of a card; None: unknown."
+
+    name: str | None  # For example `NVIDIA A10G`
+    total_bytes: int | None
+    free_bytes: int | None  # What another process could still use
+
+
+def describe_card(
+    nvml: Any,  # Opened; None: there is none
+    card: Card,
+) -> CardFacts:
+    "Read name and memory of a card; raises nothing."
+    name, total, free = None, None, None
+    try:
+        if card.handle is not None:
+            found: Any = nvml.nvmlDeviceGetName(card.handle)
+            name = found.decode(errors="replace") if isinstance(found, bytes) else str(found)
+            memory = nvml.nvmlDeviceGetMemoryInfo(card.handle)
+            total, free = int(memory.total), int(memory.free)
+    except Exception as e:  # noqa: BLE001  - boundary: the driver's library; cards that share memory have no figures
+        logger.debug("%s does not tell its memory: %s", card.label, e)
+    return CardFacts(name, total, free)
+
 # %% ../../nbs/05_backends/11d_cards.ipynb #7805448f
 def choose_cards(
     gpus: Any,  # As `WorkerConfig.gpus`, and not None
@@ -135,7 +161,7 @@ def _named(name: int | str, found: Sequence[Card] | None) -> list[Card]:
         raise ConfigError(f"gpus: there is no card {name!r}; there are {there}")
     return cards
 
-# %% ../../nbs/05_backends/11d_cards.ipynb #b298777e
+# %% ../../nbs/05_backends/11d_cards.ipynb #8318626b
 class CardTable:
     "Which worker has which card."
 
@@ -160,6 +186,10 @@ class CardTable:
     def card_of(self, worker: int) -> Card | None:  # None: it has none yet
         "Say which card a worker has."
         return self._cards.get(worker)
+
+    def has(self, card: Card) -> bool:
+        "Whether a worker has a card, or its memory there is not free yet."
+        return any(card.key == other.key for other in self._cards.values())
 
     def leaves(self, worker: int) -> None:
         "A worker is about to end; nothing happens if it has no card."
@@ -252,7 +282,7 @@ def call_apart(
         end(otherwise)
     return future
 
-# %% ../../nbs/05_backends/11d_cards.ipynb #a0c430ae
+# %% ../../nbs/05_backends/11d_cards.ipynb #24c997f9
 class CardDesk:
     """Hands out the cards of one backend; lives on an event loop.
 
@@ -322,6 +352,27 @@ class CardDesk:
         return self._starting.pop(worker, None) is not None
 
     # cards
+
+    def look(self) -> list[Card]:  # Not empty
+        "Look which cards there are, and wait for NVML; raises `ConfigError`."
+        found = self._look()
+        if isinstance(found, Exception):
+            raise ConfigError(str(found)) from found
+        self._cards = found
+        return found
+
+    @property
+    def cards(self) -> list[Card]:
+        "Those that the last look has found."
+        return self._cards
+
+    def free(self) -> list[Card]:
+        "Those that no worker has: for workers that share none."
+        return [card for card in self._cards if not self.table.has(card)]
+
+    def describe(self) -> dict[tuple[object, ...], CardFacts]:  # By `Card.key`
+        "Read name and memory of the cards. Blocks, so it is called in a thread; raises nothing."
+        return {card.key: describe_card(self._nvml, card) for card in self._cards}
 
     def give(
         self,

@@ -12,6 +12,7 @@ const workers = new Map(); // pid -> card
 let touches = 0; // counts changes of jobs: an older state must not undo a newer event
 let clockOffset = 0; // the server's clock minus ours, in ms
 let more = 0;
+let waits = {}; // worker type -> why a worker of it cannot start now
 
 // ---- helpers
 function setText(node, text) {
@@ -75,7 +76,7 @@ function drawJob(job) {
   bar.hidden = !running;
   if (row.progress === null) bar.removeAttribute("value");
   else bar.value = row.progress;
-  show(field(card, "message"), running ? row.message : "");
+  show(field(card, "message"), running ? row.message : row.position ? waits[row.worker_type] : "");
   const text = field(card, "text");
   const atEnd = text.scrollTop + text.clientHeight >= text.scrollHeight - 8;
   show(text, row.text);
@@ -206,23 +207,45 @@ function drawWorkers(rows) {
   byId("no-workers").hidden = rows.length > 0;
 }
 
-// ---- graphics cards
-function drawGpus(rows) {
-  const list = byId("gpus");
+// ---- machines and graphics cards
+function drawLines(list, rows, tags, draw) {
   list.hidden = !rows.length;
   while (list.children.length > rows.length) list.lastElementChild.remove();
   rows.forEach((row, i) => {
     const line = list.children[i] || list.appendChild(document.createElement("li"));
-    while (line.children.length < 2) line.append(document.createElement("span"));
-    const [label, text, meter] = line.children;
-    label.className = "badge";
-    setText(label, row.label);
-    setText(text, row.text);
+    for (const tag of tags.slice(line.children.length)) line.append(document.createElement(tag));
+    const parts = [...line.children];
+    const meter = parts[tags.length];
+    parts[0].className = "badge";
+    const name = draw(row, parts, line);
     if (row.used === null) return meter && meter.remove();
     const bar = meter || line.appendChild(document.createElement("meter"));
     bar.value = row.used;
-    bar.setAttribute("aria-label", `Memory in use on ${row.label}`);
+    bar.setAttribute("aria-label", `Memory in use on ${name}`);
   });
+}
+
+function drawGpus(rows) {
+  drawLines(byId("gpus"), rows, ["span", "span"], (row, [label, text]) => {
+    setText(label, row.label);
+    setText(text, row.text);
+    return row.label;
+  });
+}
+
+function drawNodes(rows) {
+  drawLines(byId("nodes"), rows, ["span", "b", "span"], (row, [status, host, text], line) => {
+    line.dataset.status = row.status;
+    setText(status, row.status);
+    setText(host, row.host);
+    setText(text, row.text);
+    return row.host;
+  });
+}
+
+function setWaits(found) {
+  waits = found;
+  for (const job of jobs.values()) if (job.row.status === "pending") drawJob(job);
 }
 
 // ---- details
@@ -294,7 +317,9 @@ function applyState(state, started) {
   clockOffset = Date.parse(state.now) - Date.now();
   for (const input of tokenInputs()) input.value = state.token;
   drawWorkers(state.workers);
+  drawNodes(state.nodes);
   drawGpus(state.cards);
+  setWaits(state.waits);
   show(byId("trouble"), state.trouble.join(" "));
   if (!state.jobs) return;
   more = state.more;
