@@ -771,7 +771,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             if not waits or not state.can_start or (limit is not None and len(mine) >= limit):
                 continue
             idle = [p for p in mine if p.said_ready and not p.runs]
-            assert idle, f"lane {lane!r} waits for nothing"
+            assert idle, f"lane {lane!r} waits for nothing: {waits}, {[vars(p) for p in processes]}"
 
     @invariant()
     def the_first_one_is_not_passed_for_ever(self):

@@ -1534,7 +1534,7 @@ class PluginTargets:
             known = self._known[plugin.plugin_id] = (plugin.target, data)
         return known[1]
 
-# %% ../../nbs/05_backends/13_local.ipynb #d8f04560
+# %% ../../nbs/05_backends/13_local.ipynb #947a569b
 class Launch(NamedTuple):
     "How the workers of one lane are started."
 
@@ -1580,9 +1580,12 @@ class LocalBackend:
     def _make_launch(self, config: WorkerConfig) -> Launch:
         setup = self._setup
         factory = setup.plugin_manager_factory
+        path = None  # another environment has a path of its own
+        if config.python == sys.executable:
+            first = config.environment.get("PYTHONPATH", "").split(os.pathsep)
+            path = [os.path.abspath(p) for p in [*filter(None, first), *sys.path]]
         hello = {
-            # another environment has a path of its own
-            "path": [os.path.abspath(p) for p in sys.path] if config.python == sys.executable else None,
+            "path": path,
             "plugin_manager_factory": factory and dumps(factory, "plugin_manager_factory", by_value=True)[0],
             "streaming": setup.streaming,
             "max_result_bytes": config.max_result_bytes,
