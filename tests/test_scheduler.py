@@ -760,7 +760,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         scheduler, processes = self.scheduler, list(self.processes.values())
         most = min(self.config.max_workers, scheduler._capacity)
         free = most - scheduler.workers.busy - sum(not p.said_ready for p in processes)
-        free -= sum(p.stopping or p.dying or p.killed for p in processes)
+        if any(p.stopping or p.dying or p.killed for p in processes):  # their places are free in a moment
+            return
         if free <= 0 or not self.config.lanes or self.config.one_plugin_per_worker:
             return
         for lane, state in scheduler.lanes.items():
