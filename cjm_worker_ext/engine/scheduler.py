@@ -623,7 +623,7 @@ class LanedTasks(PendingTasks):
         "Return the tasks that wait."
         return sorted((task for queue in self._queues.values() for task in queue.all()), key=self.rank)
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #f88d9025
+# %% ../../nbs/07_engine/01_scheduler.ipynb #7c1c3021
 class Scheduler:
     "Decides: every method returns the actions that follow, in the order in which they are to be done."
 
@@ -1153,8 +1153,9 @@ class Scheduler:
         worker = self.workers.idle.all.get(number)
         if worker is None:
             return []
-        is_spare = not worker.lane and self._needed() and len(self.workers.all) <= self._most()
-        if is_spare:  # another one would take its place
+        if worker.lane:  # a spare is of the default lane
+            return self._stop(worker)
+        if self._needed() and len(self.workers.all) <= self._most():  # a spare: another one would take its place
             assert self.recycle.idle_seconds is not None
             return [SetTimer("idle", number, self.recycle.idle_seconds)]
         return self._stop(worker)
