@@ -5,20 +5,20 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/init.ipynb #70ad383a
+# %% ../nbs/init.ipynb #d014bb96
 __version__ = "0.1.0"  # As in settings.ini; app and workers compare it, so to read it must cost nothing
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a worker starts faster without `typing`
-    from cjm_worker_ext.config import Recycle, RestartPolicy, Retry, WorkerConfig
+    from cjm_worker_ext.config import Lane, Recycle, RestartPolicy, Retry, WorkerConfig
     from cjm_worker_ext.jobs import BaseJob, JobStatus
     from cjm_worker_ext.manager import BaseJobManager
 
-# %% ../nbs/init.ipynb #be42983b
+# %% ../nbs/init.ipynb #939d51ea
 _module_of = {
-    "BaseJob": "jobs", "BaseJobManager": "manager", "JobStatus": "jobs", "Recycle": "config", "RestartPolicy": "config",
-    "Retry": "config", "WorkerConfig": "config",
+    "BaseJob": "jobs", "BaseJobManager": "manager", "JobStatus": "jobs", "Lane": "config", "Recycle": "config",
+    "RestartPolicy": "config", "Retry": "config", "WorkerConfig": "config",
 }  # fmt: skip
-__all__ = ["BaseJob", "BaseJobManager", "JobStatus", "Recycle", "RestartPolicy", "Retry", "WorkerConfig"]
+__all__ = ["BaseJob", "BaseJobManager", "JobStatus", "Lane", "Recycle", "RestartPolicy", "Retry", "WorkerConfig"]
 
 
 def __getattr__(

@@ -467,7 +467,7 @@ class InProcessWorker:
         self.give_up()
         self._tell_end(WorkerExit(ExitReason.CRASHED, self.pid, -9))
 
-# %% ../nbs/10_testing.ipynb #edacc519
+# %% ../nbs/10_testing.ipynb #3a0dfc11
 class InProcessBackend:
     """The workers of one manager, as threads of the app; implements `backends.base.Backend`.
 
@@ -494,8 +494,8 @@ class InProcessBackend:
         "As `Backend.prepare`."
         self._crossing.target(plugin)
 
-    def start(self, worker: int) -> None:
-        "As `Backend.start`."
+    def start(self, worker: int, lane: str = "") -> None:
+        "As `Backend.start`. All lanes run in this process."
         plugins = WorkerPlugins(self._crossing.read_code)
         plugins.factory, plugins.streaming = self._factory, self._streaming
         self.workers[worker] = InProcessWorker(worker, self.host, plugins, self._crossing)

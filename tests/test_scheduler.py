@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from cjm_worker_ext.backends.base import ExitReason
-from cjm_worker_ext.config import Recycle, RestartPolicy, Retry, WorkerConfig
+from cjm_worker_ext.config import Lane, Recycle, RestartPolicy, Retry, WorkerConfig
 from cjm_worker_ext.engine.scheduler import (
     Again,
     Begin,
@@ -36,6 +36,8 @@ from cjm_worker_ext.engine.scheduler import (
 )
 
 PLUGINS = st.sampled_from(["p", "q", "r"])
+# The lane of each plugin by version: a plugin may move to another lane with a new configuration
+LANES = [{}, {}, {"p": ("x", "x")}, {"q": ("x", "x"), "r": ("y", "y")}, {"p": ("", "x"), "q": ("y", "x")}]
 
 
 def if_any_process(condition):
@@ -74,7 +76,8 @@ class Run:
 class Process:
     "What a worker process would be doing."
 
-    def __init__(self):
+    def __init__(self, lane: str = ""):
+        self.lane = lane
         self.started = self.said_ready = self.dying = self.killed = self.stopping = False
         self.runs: dict[int, Run] = {}
         self.batch: list[int] | None = None  # Those that have begun; None: all
@@ -108,18 +111,27 @@ class SchedulerMachine(RuleBasedStateMachine):
         slots=st.sampled_from([{}, {"p": 3}, {"p": 2, "q": 4}]),
         limits=st.sampled_from([{}, {}, {"p": 1}, {"p": 2, "r": 1}]),
         short=st.sampled_from([{"q", "r"}, set(), {"p", "q", "r"}]),
+        lane_of=st.sampled_from(LANES),
+        lane_limits=st.sampled_from([{}, {}, {"x": 1}, {"x": 1, "y": 2}]),
     )
-    def make(self, workers, standby, policy, attempts, load_timeout, alone, hold_after, recycle, slots, limits, short):
+    def make(
+        self, workers, standby, policy, attempts, load_timeout, alone, hold_after, recycle, slots, limits, short,
+        lane_of, lane_limits,
+    ):  # fmt: skip
+        self.lane_of = lane_of
+        names = {lane for lanes in lane_of.values() for lane in lanes if lane}
         self.config = WorkerConfig(
             max_workers=workers, standby_workers=standby, restart_policy=policy, max_restart_attempts=attempts,
             load_timeout_seconds=load_timeout, one_plugin_per_worker=alone, restart_backoff_seconds=1.0, restart_backoff_max_seconds=4.0,
             hold_after_crashes=hold_after, hold_seconds=60.0, priority_aging_seconds=10.0,
             max_jobs_per_plugin=limits,
+            lanes={name: Lane(max_workers=lane_limits.get(name)) for name in names},
         )  # fmt: skip
         self.recycle = recycle
         self.slots = slots
         self.scheduler = Scheduler(self.config, recycle, roll=lambda: 0.0)
         self.scheduler.MOST_PASSED, self.scheduler.MOST_SILENT, self.scheduler.short = 2, 1, short
+        self.scheduler.MOST_PASSED_IN_LANES = 2
         self.actions: deque = deque()
         self.acts = False
         self.killing_all = False
@@ -153,8 +165,15 @@ class SchedulerMachine(RuleBasedStateMachine):
     def do_start(self, action: Start):
         assert action.worker not in self.ever, "a number is given to one process only"
         self.ever.add(action.worker)
-        self.processes[action.worker] = Process()
+        self.processes[action.worker] = Process(action.lane)
+        assert action.lane == "" or action.urgent, "a spare is of the default lane"
+        if (limit := self.lane_limit(action.lane)) is not None:
+            mine = [p for p in self.processes.values() if p.lane == action.lane]
+            assert len(mine) <= limit, "a lane has more workers than it may"
         assert len(self.processes) <= self.config.max_workers + self.config.standby_workers
+
+    def lane_limit(self, lane: str) -> int | None:
+        return self.config.lanes[lane].max_workers if lane else None
 
     def process_of(self, action) -> Process:
         assert action.worker in self.processes, f"{action} is about a worker that does not exist"
@@ -165,6 +184,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert process.said_ready and not process.dying and not process.stopping and not process.killed, action
         assert task.number in self.tasks and task.number not in self.ended, "an ended task is sent"
         joins = bool(process.runs)
+        assert process.lane == task.lane or task.number in self.own, "a job is in the wrong lane"
         if joins:
             self.check_company(process, task)
         else:
@@ -192,6 +212,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert not process.holds, "a task is sent behind one that has failed"
         assert task.number in self.tasks and task.number not in self.ended and task.number not in self.own
         assert self.slots.get(task.plugin, 1) == 1 and process.loaded.get(task.plugin) == task.version
+        assert process.lane == task.lane, "a job is in the wrong lane"
         assert process.runs and len(process.ahead) < 2 and not task.alone and task.kind is TaskKind.EXECUTE
         for run in process.runs.values():
             assert (run.task.plugin, run.task.version) == (task.plugin, task.version), "jobs of two kinds mix"
@@ -243,6 +264,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             action.task,
         )  # then the queue of each plugin has an order of its own
         queue = [n for n in self.in_order() if not alone or self.tasks[n].plugin == task.plugin]
+        queue = [n for n in queue if self.tasks[n].lane == task.lane]
         if joins:  # later ones may go before one that has no place
             queue = [n for n in queue if self.may_join(self.tasks[n], task)]
         is_next = queue and (
@@ -252,7 +274,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert is_next, f"not the next in the queue: {queue}, {action}"
         if (limit := self.config.max_jobs_per_plugin.get(task.plugin)) is not None and task.kind is TaskKind.EXECUTE:
             assert len(self.running(task.plugin)) < limit, "more jobs of a plugin run than its limit allows"
-        first = self.tasks[self.in_order()[0]]
+        first = self.tasks[next(n for n in self.in_order() if self.tasks[n].lane == task.lane)]
         assert not joins or first is task or first.passed <= 2, "too many go first"
 
     def running(self, plugin) -> list[int]:
@@ -334,7 +356,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     def new_task(self, plugin, version=0, timeout=None, kind=TaskKind.EXECUTE, **options) -> Task:
         self.number += 1
         self.now += 1.0
-        task = Task(self.number, plugin, version, timeout, kind=kind, arrived_at=self.now, **options)
+        lane = self.lane_of.get(plugin, ("", ""))[version]
+        task = Task(self.number, plugin, version, timeout, kind=kind, arrived_at=self.now, lane=lane, **options)
         self.tasks[self.number] = task
         return task
 
@@ -386,7 +409,9 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(plugin=PLUGINS, kind=st.sampled_from([TaskKind.LOAD, TaskKind.UNLOAD]), version=st.integers(0, 1))
     def submit_to_all(self, plugin, kind, version):
-        there = self.scheduler.workers.with_plugin(plugin)
+        lane = self.lane_of.get(plugin, ("", ""))[version]
+        there = self.scheduler.workers_for(kind, plugin, lane)
+        assert kind is TaskKind.UNLOAD or all(worker.lane == lane for worker in there)
         tasks = [self.new_task(plugin, version, kind=kind) for _ in there]
         self.own.update((task.number, worker.number) for task, worker in zip(tasks, there, strict=True))
         self.do(self.scheduler.submit_to_all(tasks))
@@ -655,7 +680,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert worker.tasks.keys() == self.processes[number].runs.keys()
         assert scheduler.workers.busy == sum(bool(p.runs) for p in self.processes.values())
         found = [task.number for task in scheduler.pending.all()]
-        if self.config.max_jobs_per_plugin:  # one that is admitted comes after its equals
+        if self.config.max_jobs_per_plugin or self.config.lanes:  # one that is admitted comes after its equals
             assert [self.rank(n) for n in found] == [self.rank(n) for n in self.in_order()]
             assert set(found) == set(self.in_order())
         else:
@@ -692,8 +717,10 @@ class SchedulerMachine(RuleBasedStateMachine):
                 assert 0 < len(worker.tasks) < self.slots[plugin] and not self.processes[number].killed
             fits = [n for n in self.in_order() if self.may_join(self.tasks[n], Task(0, plugin, version))]
             if fits:
-                first = self.tasks[self.in_order()[0]]
+                first = self.tasks[next(n for n in self.in_order() if self.tasks[n].lane == worker.lane)]
                 waits = first.passed >= 2 and scheduler.workers.busy >= self.config.max_workers
+                before = [self.tasks[n] for n in self.in_order() if self.rank(n) <= self.rank(fits[0])]
+                waits = waits or any(t.lane != worker.lane and t.passed >= 2 for t in before)
                 assert waits, (
                     f"room stays empty: {plugin} {version}, {fits}, first {first.number} was passed {first.passed} times"
                 )
@@ -710,16 +737,47 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert not waits or not worker.asked_back
             assert not waits or not (worker.retires or worker.own), "it lies at a worker that is to be replaced"
             assert not waits or not scheduler.crashes.is_held(worker.plugin), "its plugin is held back"
-            waits = waits and not scheduler.pending.count
-            idle = scheduler.workers.idle.all and scheduler.workers.busy < self.config.max_workers
+            waits = waits and not any(self.tasks[n].lane == worker.lane for n in self.in_order())
+            idle = [n for n in scheduler.workers.idle.all if scheduler.workers.all[n].lane == worker.lane]
+            idle = idle and scheduler.workers.busy < self.config.max_workers
             assert not (waits and idle), "a job waits behind another while a worker is idle"
-        there = [t for w in scheduler.workers.ahead.values() for t in w.waiting]
-        first = next(iter(self.in_order()), None)
+        for lane in scheduler.lanes or ("",):
+            self.nobody_waits_behind_a_later_one(lane)
+
+    def nobody_waits_behind_a_later_one(self, lane):
+        scheduler = self.scheduler
+        there = [t for w in scheduler.workers.ahead.values() for t in w.waiting if t.lane == lane]
+        first = next((n for n in self.in_order() if self.tasks[n].lane == lane), None)
         if there and first is not None and self.tasks[first].priority > max(t.priority for t in there):
             latest = max(self.rank(t.number) for t in there)
             gated = self.config.max_jobs_per_plugin.get(self.tasks[first].plugin) is not None
             again = self.tasks[first].attempts or self.undelivered.get(first)
             assert gated or again or self.rank(first) >= latest, "a job waits behind one with a lower priority"
+
+    @invariant()
+    def lanes_get_their_places(self):
+        "No lane waits while there is room for a worker of it, or an idle worker of another lane has the place."
+        scheduler, processes = self.scheduler, list(self.processes.values())
+        most = min(self.config.max_workers, scheduler._capacity)
+        free = most - scheduler.workers.busy - sum(not p.said_ready for p in processes)
+        if any(p.stopping or p.dying or p.killed for p in processes):  # their places are free in a moment
+            return
+        if free <= 0 or not self.config.lanes or self.config.one_plugin_per_worker:
+            return
+        for lane, state in scheduler.lanes.items():
+            mine = [p for p in processes if p.lane == lane]
+            waits = [n for n in self.in_order() if self.tasks[n].lane == lane]
+            waits = waits[sum(not p.said_ready for p in mine) :]
+            limit = self.lane_limit(lane)
+            if not waits or not state.can_start or (limit is not None and len(mine) >= limit):
+                continue
+            idle = [p for p in mine if p.said_ready and not p.runs]
+            assert idle, f"lane {lane!r} waits for nothing: {waits}, {[vars(p) for p in processes]}"
+
+    @invariant()
+    def the_first_one_is_not_passed_for_ever(self):
+        for number in self.waiting:
+            assert self.tasks[number].passed <= 2
 
     @invariant()
     def nobody_waits_for_nothing(self):
@@ -730,7 +788,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             n for n, p in self.processes.items()
             if any(run.begun for run in p.runs.values()) or p.dying or p.killed or not p.said_ready or p.stopping
         ]  # fmt: skip
-        assert helpers or ("backoff", 0) in self.timers, "a task waits, and nothing will come"
+        backoff = any(kind == "backoff" for kind, _ in self.timers)
+        assert helpers or backoff, "a task waits, and nothing will come"
 
     def teardown(self):
         if not hasattr(self, "scheduler"):

@@ -18,7 +18,7 @@ __all__ = ['Answer', 'NEVER_STARTED', 'PluginEntry', 'WorkerSetup', 'JobOrder', 
            'Interrupted', 'Lost', 'LoggedRecord', 'Place', 'CardState', 'RemoteUsage', 'NodeState', 'ExitReason',
            'WorkerExit', 'BackendHost', 'Backend', 'SendsAhead', 'HasNodes', 'BackendFactory']
 
-# %% ../../nbs/05_backends/00_base.ipynb #fca8a498
+# %% ../../nbs/05_backends/00_base.ipynb #e81f3697
 class PluginEntry(NamedTuple):
     "What is known of one plugin when a job starts."
 
@@ -28,6 +28,7 @@ class PluginEntry(NamedTuple):
     config: dict[str, Any]  # Handed to the plugin; never changed
     version: int  # Rises when target or config differ from before
     shown_config: Mapping[str, Any] = {}  # The config with its secrets masked; never changed
+    lane: str = ""  # The lane whose workers run it, one of `WorkerConfig.lanes`; empty: the default one
 
 
 class WorkerSetup(NamedTuple):
@@ -269,15 +270,18 @@ class BackendHost(Protocol):
     def on_exit(self, worker: int, end: WorkerExit) -> None:
         "The worker is gone, and nothing of it is left."
 
-# %% ../../nbs/05_backends/00_base.ipynb #94d6a8b1
+# %% ../../nbs/05_backends/00_base.ipynb #f6575737
 class Backend(Protocol):
     "Where workers run. All methods are called on one event loop, and none of them waits, except for `close`."
 
     def prepare(self, plugin: PluginEntry) -> None:
         "Get ready to send a plugin; raises `NotSerializable` if it cannot reach a worker."
 
-    def start(self, worker: int) -> None:
-        "Start a worker under this number; `on_started` may come before this returns. A failure is told with `on_exit`."
+    def start(self, worker: int, lane: str = "") -> None:
+        """Start a worker under this number; `on_started` may come before this returns. A failure is told with `on_exit`.
+
+        `lane` is one of `WorkerConfig.lanes`, or empty for the default one. It gets orders of plugins of this lane only.
+        """
 
     def execute(self, worker: int, order: JobOrder) -> bool:  # False if the order was surely not delivered
         "Run a job on a worker that has room for it; raises `NotSerializable` if its parameters cannot be sent."

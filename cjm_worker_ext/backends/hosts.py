@@ -605,7 +605,7 @@ def choose(
         return max(fitting, key=free.__getitem__, default=None)
     return next(iter(fitting), None)
 
-# %% ../../nbs/05_backends/17_hosts.ipynb #37d70e2c
+# %% ../../nbs/05_backends/17_hosts.ipynb #659d8ce3
 _backends: weakref.WeakSet[RemoteBackend] = weakref.WeakSet()
 
 
@@ -634,10 +634,10 @@ class RemoteBackend:
         placement: str,  # `spread` or `fill`
         settings: HostSettings,
     ) -> None:
-        if config.gpus is not None:
+        if config.gpus is not None or any(lane.gpus for lane in config.lanes.values()):
             raise ConfigError(
-                "WorkerConfig.gpus is for this machine; name the cards of another one where its agent starts: "
-                "cjm-worker-agent --gpus all"
+                "gpus, of WorkerConfig or of a lane, is for this machine; name the cards of another one where its agent "
+                "starts: cjm-worker-agent --gpus all"
             )
         self.config, self.host, self._placement = config, host, placement
         self._python = None if config.python == sys.executable else config.python
@@ -646,6 +646,7 @@ class RemoteBackend:
         self._is_closed = False
         self._is_patient = True  # Each machine gets a moment to answer, before one of them is chosen
         asyncio.get_running_loop().call_later(self.FIRST_SECONDS, self._stop_waiting)
+        self._lane_of: dict[int, str] = {}  # By the number of a worker that is not of the default lane
         self._waiting: dict[int, str] = {}  # Workers without a machine: what was told of it
         self._starting: dict[int, asyncio.Task[None]] = {}
         self.nodes = [NodeLink(name, i, settings, self._place) for i, name in enumerate(hosts, start=1)]
@@ -653,8 +654,10 @@ class RemoteBackend:
 
     # places
 
-    def start(self, worker: int) -> None:
+    def start(self, worker: int, lane: str = "") -> None:
         "As `Backend.start`."
+        if lane:
+            self._lane_of[worker] = lane
         self._waiting[worker] = ""
         asyncio.get_running_loop().call_soon(self._place)
 
@@ -686,9 +689,13 @@ class RemoteBackend:
             self.host.on_waiting(worker, f"no machine has room: {why}")
 
     async def _start(self, worker: int, node: NodeLink) -> None:
-        stacks = self.config.stall_seconds is not None
+        stacks, lane = self.config.stall_seconds is not None, self._lane_of.get(worker, "")
+        python, environment = self._python, self.config.environment
+        if lane:
+            python = self.config.lanes[lane].python or python
+            environment = self.config.of_lane(lane).environment
         try:
-            process, place = await node.start(worker, self._python, self.config.environment, stacks)
+            process, place = await node.start(worker, python, environment, stacks)
         except NoLane as e:
             logger.info("worker number %d does not start on %s: %s", worker, node.host, e)
             self._leave(worker, node)
@@ -704,7 +711,7 @@ class RemoteBackend:
             raise
         else:
             del self._starting[worker]
-            started = self._local.adopt(worker, process, place)
+            started = self._local.adopt(worker, process, place, lane)
             process.hear = started.hear
             started.tell_exit = lambda number, end: self._on_exit(node, process, number, end)
 
@@ -792,6 +799,7 @@ class RemoteBackend:
 
     def forget(self, worker: int) -> None:
         "As `Backend.forget`."
+        self._lane_of.pop(worker, None)
         self._local.forget(worker)
 
     def abandon(self) -> None:

@@ -102,7 +102,7 @@ class DurableRecord(JobRecord):
         if self.chunks is not None:
             self.chunks.finish()
 
-# %% ../../nbs/07_engine/05c_durable_jobs.ipynb #498e59db
+# %% ../../nbs/07_engine/05c_durable_jobs.ipynb #8925f0dc
 class RecordMaker:
     "Makes records of stored jobs; lives on one event loop."
 
@@ -149,7 +149,7 @@ class RecordMaker:
         task = Task(
             self._next_number(), entry.plugin_id, entry.version, row.timeout, priority=row.priority,
             arrived_at=monotonic() - (now - self.rows.arrived(row)), delay=max(0.0, row.due_at - now),
-            retry=self.retry(row),
+            retry=self.retry(row), lane=entry.lane,
         )  # fmt: skip
         task.attempts = row.attempts
         record = DurableRecord(job, task, entry, self._output_lines)

@@ -132,7 +132,7 @@ class Inbox:
         finally:
             self._busy = False
 
-# %% ../../nbs/07_engine/06_engine.ipynb #0880bb7f
+# %% ../../nbs/07_engine/06_engine.ipynb #939d55fd
 class PluginChange:
     "The loading or unloading of a plugin on one worker."
 
@@ -174,6 +174,7 @@ class WorkerInfo(NamedTuple):
     job_ids: tuple[str, ...] = ()  # All jobs that it runs
     device: str | None = None  # The card that it was given, for example `GPU 0`; None: none
     node: str | None = None  # The machine, for example `gpu1:7000`; None: this one
+    lane: str | None = None  # The lane; None: the default one
 
 
 class ManagerHealth(TypedDict):
@@ -212,7 +213,7 @@ def no_health(worker_type: str, state: str) -> ManagerHealth:
         "nodes": [],
     }
 
-# %% ../../nbs/07_engine/06_engine.ipynb #9f3dc7d5
+# %% ../../nbs/07_engine/06_engine.ipynb #2de1f455
 class Engine:
     "Runs jobs; lives on the event loop that made it. Implements `backends.base.BackendHost`."
 
@@ -314,8 +315,10 @@ class Engine:
     def change_plugin(self, kind: TaskKind, entry: PluginEntry, everywhere: bool) -> list[asyncio.Future[None]]:
         "Load or unload a plugin: on any one worker, or on all that have it."
         self.prepare(entry)
-        count = len(self.scheduler.workers.with_plugin(entry.plugin_id)) if everywhere else 1
-        tasks = [Task(self.next_number(), entry.plugin_id, entry.version, kind=kind) for _ in range(count)]
+        count = len(self.scheduler.workers_for(kind, entry.plugin_id, entry.lane)) if everywhere else 1
+        tasks = [
+            Task(self.next_number(), entry.plugin_id, entry.version, lane=entry.lane, kind=kind) for _ in range(count)
+        ]
         changes = {task.number: PluginChange(task, entry) for task in tasks}
         self.tasks.update(changes)
         self.inbox.put(self.scheduler.submit_to_all(tasks) if everywhere else self.scheduler.submit(tasks[0]))
@@ -338,7 +341,7 @@ class Engine:
                 infos.append(
                     WorkerInfo(
                         place.pid, worker.status, ids[0] if ids else None, tuple(worker.loaded), place.started_at,
-                        ids, place.device, place.node,
+                        ids, place.device, place.node, worker.lane or None,
                     )
                 )  # fmt: skip
         return infos
@@ -353,7 +356,7 @@ class Engine:
         running = sum(record.job.status is JobStatus.RUNNING for record in jobs)
         health["running"], health["queue_length"] = running, len(jobs) - running
         health["queue_full"] = limit is not None and waiting >= limit
-        health["can_start_workers"] = bool(scheduler.restarts.capacity) and not scheduler.restarts.gave_up
+        health["can_start_workers"] = scheduler.can_start_workers
         health["held_plugins"] = {
             plugin: self.endings.why_held(plugin) for plugin in sorted(list(scheduler.crashes.held))
         }
@@ -501,7 +504,9 @@ class Engine:
         self.timers.set(*action)
 
     def _start(self, action: Start) -> None:
-        if action.urgent:
+        if action.lane:
+            self.backend.start(action.worker, action.lane)
+        elif action.urgent:
             self.backend.start(action.worker)
         else:
             self.timers.set("spare", action.worker, self.SPARE_DELAY)
@@ -686,7 +691,7 @@ class Engine:
             limit = f"{task.kind}_timeout_seconds"
             text = f"{what}: it took longer than {limit}={getattr(self.config, limit):g}, and its worker was ended"
             return PluginLoadError(text) if task.kind is TaskKind.LOAD else PluginError(text)
-        return WorkersExhausted(f"{what}: {why_exhausted(self.config, self.endings.last_exit)}")
+        return WorkersExhausted(f"{what}: {why_exhausted(self.config, self.endings.last_exit_in(task.lane))}")
 
     def _look_at_silence(self, task_number: int) -> None:
         record, stalls = self.tasks.get(task_number), self.stalls
@@ -878,6 +883,8 @@ class Engine:
         state = self.scheduler.workers.all.get(worker)
         expected = state is not None and state.end_is_expected
         self.endings.last_exit = end.words_and_output
+        if state is not None:
+            self.endings.last_exits[state.lane] = end.words_and_output
         for record in self._jobs_on(worker):
             if record.answer is None:
                 record.answer = Lost(end.error)

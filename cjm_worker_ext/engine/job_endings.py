@@ -65,7 +65,7 @@ def why_exhausted(
     policy = f"restart_policy={config.restart_policy}, max_restart_attempts={config.max_restart_attempts}"
     return f"no worker is left ({policy}); the last one {last_exit or 'never started'}"
 
-# %% ../../nbs/07_engine/05_job_endings.ipynb #280ab651
+# %% ../../nbs/07_engine/05_job_endings.ipynb #ec5fc9e5
 class JobEndings:
     "Ends jobs; lives on one event loop."
 
@@ -82,6 +82,7 @@ class JobEndings:
         self._hears_ends = hears_ends
         self.commit: Callable[[JobRecord], None] | None = None  # Publishes an end once a store has it
         self.last_exit = ""  # How the last worker ended, in words
+        self.last_exits: dict[str, str] = {}  # The same, by lane
         self.last_crashes: dict[str, str] = {}  # Plugin id: how the last worker ended that it has crashed, in words
         self.hook_tasks: set[asyncio.Task[None]] = set()
         self.streams: Mapping[str, bool] = {}  # Plugin id: whether it streams, as far as that is known
@@ -119,7 +120,7 @@ class JobEndings:
         if cause in (Cause.CANCELLED, Cause.CLOSED) and not unreadable:
             record.write_end(JobStatus.CANCELLED, error="the manager was shut down" if cause is Cause.CLOSED else None)
         elif cause in (Cause.TIMEOUT, Cause.EXHAUSTED):
-            self._fail(record, explain(record, cause, self.config, self.last_exit))
+            self._fail(record, explain(record, cause, self.config, self.last_exit_in(record.task.lane)))
         elif cause is Cause.HELD:
             self._fail(record, explain(record, cause, self.config, self.why_held(record.entry.plugin_id)))
         elif isinstance(answer, Returned):
@@ -128,6 +129,10 @@ class JobEndings:
             self._fail_remotely(record, answer.error)
         elif isinstance(answer, Lost):
             self._fail(record, answer.error)
+
+    def last_exit_in(self, lane: str) -> str:
+        "Say how the last worker of a lane ended."
+        return self.last_exits.get(lane, "")
 
     def why_held(self, plugin_id: str) -> str:
         "Say why a plugin gets no worker now."

@@ -18,14 +18,16 @@ from cjm_worker_ext.engine.policies import CrashCounter, Restarts
 # %% auto #0
 __all__ = ['Action', 'Start', 'Send', 'SendAhead', 'Begin', 'TakeBack', 'Interrupt', 'Kill', 'Stop', 'SetTimer', 'ClearTimer',
            'Again', 'End', 'Cause', 'TaskKind', 'GateState', 'Task', 'PendingTasks', 'PluginGates', 'WorkerPhase',
-           'WorkerState', 'IdleWorkers', 'OpenWorkers', 'WorkerTable', 'random_fraction', 'Scheduler']
+           'WorkerState', 'IdleWorkers', 'OpenWorkers', 'WorkerTable', 'LaneState', 'LanedTasks', 'random_fraction',
+           'Scheduler']
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #23aa80dc
+# %% ../../nbs/07_engine/01_scheduler.ipynb #b9a04589
 class Start(NamedTuple):
     "Start a worker. One that is not urgent is a spare: nobody waits for it."
 
     worker: int
     urgent: bool
+    lane: str = ""  # As `Task.lane`
 
 
 class Send(NamedTuple):
@@ -122,7 +124,7 @@ class Cause(StrEnum):
 
 Action = Start | Send | SendAhead | Begin | TakeBack | Interrupt | Kill | Stop | SetTimer | ClearTimer | Again | End
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #286ec4dc
+# %% ../../nbs/07_engine/01_scheduler.ipynb #df019dc9
 class TaskKind(StrEnum):
     "What a task asks of a worker."
 
@@ -148,7 +150,7 @@ class Task:
 
     __slots__ = (
         "number", "kind", "is_job", "plugin", "version", "timeout", "priority", "arrived_at", "delay", "retry",
-        "worker", "ticket", "waits", "ended", "ending", "attempts", "alone", "passed", "gate",
+        "worker", "ticket", "waits", "ended", "ending", "attempts", "alone", "passed", "gate", "lane",
     )  # fmt: skip
 
     def __init__(
@@ -161,10 +163,12 @@ class Task:
         arrived_at: float = 0.0,  # Seconds, by any clock that only rises
         delay: float = 0.0,  # Seconds until it may go to a worker
         retry: Retry | None = None,  # When it is tried again
+        lane: str = "",  # The lane whose workers can do it; empty: the default one
         *,
         kind: TaskKind = TaskKind.EXECUTE,
     ) -> None:
         self.number, self.kind, self.plugin, self.version, self.timeout = number, kind, plugin, version, timeout
+        self.lane = lane
         self.priority, self.arrived_at, self.delay, self.retry = priority, arrived_at, delay, retry
         self.is_job = kind is _EXECUTE
         self.worker: int | None = None  # The worker that has it
@@ -177,7 +181,7 @@ class Task:
         self.passed = 0  # How many later ones have found a place before it
         self.gate = _OUTSIDE  # Where it stands if its plugin has a limit of its own
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #4b62f94b
+# %% ../../nbs/07_engine/01_scheduler.ipynb #02060bcb
 class PendingTasks:
     """The tasks that wait for any worker: the highest priority first, and in the order of arrival among equals.
 
@@ -196,7 +200,7 @@ class PendingTasks:
         self._usual: deque[tuple[float, int, Task]] = deque()
         self._others: list[tuple[float, int, Task]] = []
         # The same once more, for plugins that run several tasks on a worker: by plugin and version
-        self._lanes: dict[tuple[str, int], list[tuple[float, int, Task]]] = {}
+        self._groups: dict[tuple[str, int], list[tuple[float, int, Task]]] = {}
 
     def append(self, task: Task) -> None:
         "A task has arrived, or comes back."
@@ -208,25 +212,25 @@ class PendingTasks:
             heappush(self._others, entry)
         else:
             self._usual.append(entry)
-        if self._lanes and (lane := self._lanes.get((task.plugin, task.version))) is not None:
-            if len(lane) > 2 * self.count + 100:  # tasks that went to idle workers are still in it
-                lane[:] = [entry for entry in lane if entry[2].ticket == entry[1]]
-                heapify(lane)
+        if self._groups and (group := self._groups.get((task.plugin, task.version))) is not None:
+            if len(group) > 2 * self.count + 100:  # tasks that went to idle workers are still in it
+                group[:] = [entry for entry in group if entry[2].ticket == entry[1]]
+                heapify(group)
             if task.is_job and not task.alone:
-                heappush(lane, entry)
+                heappush(group, entry)
 
     def first_of(
         self,
         key: tuple[str, int],  # Plugin and version
     ) -> tuple[float, int, Task] | None:  # The smaller, the earlier; None: there is none
         "Return the next task of one plugin; it still waits. One that wants a worker for itself is passed over."
-        if (lane := self._lanes.get(key)) is None:
-            lane = self._lanes[key] = self._new_lane(key)
-        while lane and lane[0][2].ticket != lane[0][1]:
-            heappop(lane)
-        return lane[0] if lane else None
+        if (group := self._groups.get(key)) is None:
+            group = self._groups[key] = self._new_group(key)
+        while group and group[0][2].ticket != group[0][1]:
+            heappop(group)
+        return group[0] if group else None
 
-    def _new_lane(self, key: tuple[str, int]) -> list[tuple[float, int, Task]]:
+    def _new_group(self, key: tuple[str, int]) -> list[tuple[float, int, Task]]:
         found = (t for t in self.all() if (t.plugin, t.version) == key and t.kind is TaskKind.EXECUTE and not t.alone)
         return [(task.arrived_at - task.priority * self._aging, task.ticket, task) for task in found]
 
@@ -259,7 +263,11 @@ class PendingTasks:
         if not self.count:
             self._usual.clear()
             self._others.clear()
-            self._lanes.clear()  # made again when it is needed: there is one for each configuration that ever was
+            self._groups.clear()  # made again when it is needed: there is one for each configuration that ever was
+
+    def rank(self, task: Task) -> float:
+        "Return what the order goes by: the smaller, the earlier."
+        return task.arrived_at - task.priority * self._aging
 
     def all(self) -> list[Task]:  # In their order
         "Return the tasks that wait."
@@ -315,7 +323,7 @@ class PluginGates:
         "The tasks that wait, in their order within each plugin."
         return [task for waiting in self.waiting.values() for task in waiting.all()]
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #f28d3f37
+# %% ../../nbs/07_engine/01_scheduler.ipynb #3c35848a
 class WorkerPhase(StrEnum):
     "Where a worker stands."
 
@@ -334,11 +342,11 @@ class WorkerState:
 
     __slots__ = (
         "number", "phase", "was_ready", "tasks", "slots", "batch", "loaded", "slots_of", "own", "jobs", "retires",
-        "first_plugin", "room_for", "asked_back", "passed",
+        "first_plugin", "room_for", "asked_back", "passed", "lane",
     )  # fmt: skip
 
-    def __init__(self, number: int) -> None:
-        self.number, self.phase = number, WorkerPhase.STARTING
+    def __init__(self, number: int, lane: str = "") -> None:
+        self.number, self.phase, self.lane = number, WorkerPhase.STARTING, lane
         self.was_ready = False  # Its start has succeeded, whatever came later
         self.tasks: dict[int, Task] = {}  # That it has, by number; all of one plugin and version
         self.slots = 1  # How many of these it can have
@@ -386,7 +394,11 @@ class IdleWorkers:
     They are found by plugin, since looking through thousands of them would cost each job milliseconds.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        lanes: Collection[str] = (),  # Names, if there are several
+    ) -> None:
+        self.of = {lane: IdleWorkers() for lane in lanes}  # Those of each lane, once more
         self.all: dict[int, WorkerState] = {}  # In the order in which they became idle
         self._by_plugin: dict[str, dict[int, WorkerState]] = {}
 
@@ -398,6 +410,8 @@ class IdleWorkers:
             if (found := self._by_plugin.get(plugin)) is None:
                 found = self._by_plugin[plugin] = {}
             found[number] = worker
+        if self.of:
+            self.of[worker.lane].add(worker)
 
     def remove(self, number: int) -> None:
         "A worker gets a task, or ends; nothing happens if it is not idle."
@@ -406,6 +420,8 @@ class IdleWorkers:
             return
         for plugin in worker.loaded:
             del self._by_plugin[plugin][number]
+        if self.of:
+            self.of[worker.lane].remove(number)
 
     def has(self, plugin: str) -> bool:
         "Whether one of them has the plugin."
@@ -466,17 +482,20 @@ class OpenWorkers:
 class WorkerTable:
     "Every worker, which of them are idle, and which have room for more."
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        lanes: Collection[str] = (),  # Names, if there are several
+    ) -> None:
         self.all: dict[int, WorkerState] = {}
-        self.idle, self.open = IdleWorkers(), OpenWorkers()
+        self.idle, self.open = IdleWorkers(lanes), OpenWorkers()
         self.ahead: dict[int, WorkerState] = {}  # Where tasks wait that were sent ahead, the longest silent one first
         self.busy = 0  # Workers that have a task
         self._last_number = 0
 
-    def add(self) -> WorkerState:
+    def add(self, lane: str = "") -> WorkerState:
         "A new worker is starting."
         self._last_number += 1
-        worker = self.all[self._last_number] = WorkerState(self._last_number)
+        worker = self.all[self._last_number] = WorkerState(self._last_number, lane)
         return worker
 
     def remove(self, number: int) -> WorkerState | None:  # None if it is gone already
@@ -538,11 +557,73 @@ class WorkerTable:
         if worker.slots > 1:
             self.open.update(worker)
 
-    def with_plugin(self, plugin: str) -> list[WorkerState]:
+    def with_plugin(
+        self,
+        plugin: str,
+        lane: str | None = None,  # Only those of this lane; None: of all
+    ) -> list[WorkerState]:
         "The workers that have a plugin loaded, or are about to load it."
-        return [w for w in self.all.values() if plugin in w.loaded or w.plugin == plugin]
+        found = [w for w in self.all.values() if plugin in w.loaded or w.plugin == plugin]
+        return found if lane is None else [w for w in found if w.lane == lane]
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #5ecdcd83
+# %% ../../nbs/07_engine/01_scheduler.ipynb #f1abb9b8
+class LaneState:
+    "What the scheduler knows of one lane."
+
+    __slots__ = ("name", "most", "pending", "idle", "restarts")
+
+    def __init__(
+        self,
+        name: str,  # Empty: the default one
+        most: int,  # Workers at the same time
+        config: WorkerConfig,
+        idle: IdleWorkers,  # Its idle workers
+    ) -> None:
+        self.name, self.most, self.idle = name, most, idle
+        self.pending = PendingTasks(config.priority_aging_seconds)
+        self.restarts = Restarts(config)  # An interpreter that cannot be started keeps no other lane from starting
+
+    @property
+    def can_start(self) -> bool:
+        "Whether its next worker may be started now."
+        return not (self.restarts.waiting or self.restarts.gave_up)
+
+
+class LanedTasks(PendingTasks):
+    "The tasks that wait for any worker of their lane: one order, and a queue for each lane."
+
+    def __init__(
+        self,
+        lanes: Mapping[str, LaneState],
+        aging_seconds: float = 300.0,  # As for `PendingTasks`
+    ) -> None:
+        super().__init__(aging_seconds)
+        self._queues = {name: lane.pending for name, lane in lanes.items()}
+
+    def append(self, task: Task) -> None:
+        "A task has arrived, or comes back."
+        self._queues[task.lane].append(task)
+        self.count += 1
+
+    def firsts(self) -> list[Task]:
+        "Return the next task of each lane in which some wait, in their order."
+        return sorted((queue.first() for queue in self._queues.values() if queue.count), key=self.rank)
+
+    def first(self) -> Task:
+        "Return the next task, which still waits; there must be one."
+        return self.firsts()[0]
+
+    def drop(self, task: Task) -> None:
+        "A task goes to a worker, or has ended; nothing happens if it does not wait."
+        if task.ticket:
+            self._queues[task.lane].drop(task)
+            self.count -= 1
+
+    def all(self) -> list[Task]:  # In their order
+        "Return the tasks that wait."
+        return sorted((task for queue in self._queues.values() for task in queue.all()), key=self.rank)
+
+# %% ../../nbs/07_engine/01_scheduler.ipynb #d8fca6bc
 def random_fraction() -> float:  # From 0 to 1
     "Spread retries, so that jobs that failed together do not come back together."
     from random import random  # it takes half a millisecond to load, and only retries need it
@@ -555,6 +636,8 @@ class Scheduler:
 
     MOST_PASSED = 100  # Later tasks that go first while one waits until a worker is idle
     MOST_AHEAD = 2  # Tasks that wait at a worker while it runs another
+    MOST_PASSED_IN_LANES = 10  # Tasks of other lanes that go first while one waits for a place of theirs
+    ENDING = (WorkerPhase.STOPPING, WorkerPhase.DYING, WorkerPhase.KILLED)
     MOST_SILENT = 8  # Answers of each of the others after which what waits at a silent worker is taken back
 
     def __init__(
@@ -568,6 +651,11 @@ class Scheduler:
         self.crashes = CrashCounter(config)
         self._enough = config.max_workers + config.standby_workers  # Workers there are at most
         self.pending, self.workers = PendingTasks(config.priority_aging_seconds), WorkerTable()
+        self.lanes: dict[str, LaneState] = {}  # By name, the default one as ""; empty if there is no other
+        self.laned: LanedTasks  # `pending`, if there are lanes
+        if config.lanes:
+            self._make_lanes()
+        self._apart = config.one_plugin_per_worker or bool(self.lanes)  # A task may not run on every worker
         self.gates: PluginGates | None = None
         if config.max_jobs_per_plugin:
             self.gates = PluginGates(config.max_jobs_per_plugin, config.priority_aging_seconds)
@@ -575,6 +663,14 @@ class Scheduler:
         self.tasks: dict[int, Task] = {}  # All that have not ended, by number
         self.short: set[str] = set()  # Plugins whose tasks are so short that they are sent ahead
         self.closing = False
+
+    def _make_lanes(self) -> None:
+        config, most = self.config, {"": self._enough}
+        most |= {name: lane.max_workers or self._enough for name, lane in config.lanes.items()}
+        self.workers = WorkerTable(most)
+        self.lanes = {name: LaneState(name, most[name], config, self.workers.idle.of[name]) for name in most}
+        self.laned = self.pending = LanedTasks(self.lanes, config.priority_aging_seconds)
+        self.restarts = self.lanes[""].restarts
 
     # what an app wants
 
@@ -589,7 +685,7 @@ class Scheduler:
             return [self._delay(task, task.delay)]
         if self.gates is not None and not self.gates.enter(task):
             return []
-        if self.config.one_plugin_per_worker:
+        if self._apart:
             self.pending.append(task)
             return self._go_on()
         workers, idle = self.workers, self.workers.idle
@@ -607,9 +703,10 @@ class Scheduler:
         return self._go_on()
 
     def submit_to_all(self, tasks: list[Task]) -> list[Action]:
-        "Load again or unload a plugin wherever it is loaded; one task for each worker of `workers.with_plugin`."
+        "Load again or unload a plugin wherever it is loaded; one task for each worker of `workers_for`."
         actions: list[Action] = []
-        for worker, task in zip(self.workers.with_plugin(tasks[0].plugin) if tasks else [], tasks, strict=True):
+        workers = self.workers_for(tasks[0].kind, tasks[0].plugin, tasks[0].lane) if tasks else []
+        for worker, task in zip(workers, tasks, strict=True):
             self.tasks[task.number] = task
             worker.own.append(task)
             self.workers.open.update(worker)
@@ -617,6 +714,10 @@ class Scheduler:
             if worker.number in self.workers.idle.all:
                 actions += self._free(worker)
         return actions + self._go_on()
+
+    def workers_for(self, kind: TaskKind, plugin: str, lane: str) -> list[WorkerState]:
+        "The workers that have a plugin; it is loaded again in its lane only, and unloaded everywhere."
+        return self.workers.with_plugin(plugin, lane if kind is TaskKind.LOAD else None)
 
     def cancel(self, number: int, cause: Cause = Cause.CANCELLED) -> list[Action]:
         "A task is to end: a waiting one ends at once, a running one is interrupted."
@@ -680,6 +781,13 @@ class Scheduler:
         ahead = [task for worker in self.workers.ahead.values() for task in worker.waiting]
         ahead.sort(key=self._rank)
         return ahead + self.pending.all() + (self.gates.all() if self.gates is not None else [])
+
+    @property
+    def can_start_workers(self) -> bool:
+        "Whether workers of every lane can be started, as far as is known."
+        if self.lanes:
+            return self._capacity > 0 and not any(lane.restarts.gave_up for lane in self.lanes.values())
+        return bool(self.restarts.capacity) and not self.restarts.gave_up
 
     @property
     def queued(self) -> int:
@@ -836,6 +944,8 @@ class Scheduler:
     def _send_ahead(self, worker: WorkerState) -> list[Action]:
         "Let tasks lie at a worker that has answered, so that it begins them at once; and look at one that is silent."
         actions, pending, most = list[Action](), self.pending, self.config.max_workers
+        if self.lanes:
+            pending = self.lanes[worker.lane].pending
         if self.workers.ahead and (silent := next(iter(self.workers.ahead.values()))) is not worker:
             silent.passed += 1
             if silent.passed > self.MOST_SILENT * most:  # its task is not as short as others were
@@ -851,7 +961,10 @@ class Scheduler:
             task = pending.first()
             if not task.is_job or task.alone or (task.plugin, task.version) != (running.plugin, running.version):
                 break
-            self.workers.give_ahead(worker, pending.take())
+            if self.lanes and not self._may_go_first(task):
+                break
+            self.pending.drop(task)
+            self.workers.give_ahead(worker, task)
             task.attempts += 1
             actions.append(SendAhead(worker.number, task))
         return actions
@@ -977,13 +1090,17 @@ class Scheduler:
         return actions + self._go_on()
 
     def _note_death(self, worker: WorkerState, reason: ExitReason) -> list[Action]:
-        wait = self.restarts.died(worker.phase is WorkerPhase.KILLED, worker.was_ready)
+        restarts = self._restarts_of(worker.lane)
+        wait = restarts.died(worker.phase is WorkerPhase.KILLED, worker.was_ready)
         if reason is ExitReason.REFUSED:
-            self.restarts.refused()
+            restarts.refused()
         elif wait and not self.closing:
-            self.restarts.waiting = True
-            return [SetTimer("backoff", 0, wait)]
+            restarts.waiting = True
+            return [SetTimer("backoff", worker.lane or 0, wait)]
         return []
+
+    def _restarts_of(self, lane: str) -> Restarts:
+        return self.lanes[lane].restarts if lane else self.restarts
 
     def _count_crash(self, plugin: str) -> list[Action]:
         "Hold a plugin back if it has crashed worker after worker: its jobs end, and it gets no further worker."
@@ -1018,7 +1135,7 @@ class Scheduler:
         if kind == "release":
             self.crashes.release(key)
             return []
-        self.restarts.waiting = False
+        self._restarts_of(key or "").waiting = False
         return self._go_on()
 
     def _due(self, task_number: int) -> list[Action]:
@@ -1043,6 +1160,8 @@ class Scheduler:
         worker = self.workers.idle.all.get(number)
         if worker is None:
             return []
+        if worker.lane:  # a spare is of the default lane
+            return self._stop(worker)
         if self._needed() and len(self.workers.all) <= self._most():  # a spare: another one would take its place
             assert self.recycle.idle_seconds is not None
             return [SetTimer("idle", number, self.recycle.idle_seconds)]
@@ -1088,8 +1207,11 @@ class Scheduler:
     def close(self, drain: bool = False) -> list[Action]:
         "Take no more tasks; with `drain` the present ones may finish, otherwise they are cancelled."
         self.closing = True
-        actions: list[Action] = [ClearTimer("backoff", 0)] if self.restarts.waiting else []
-        self.restarts.waiting = False
+        actions: list[Action] = []
+        for name in self.lanes or ("",):
+            if self._restarts_of(name).waiting:
+                self._restarts_of(name).waiting = False
+                actions.append(ClearTimer("backoff", name or 0))
         for task in list(self.tasks.values()):
             if not drain or (task.waits and not task.attempts):
                 actions += self.cancel(task.number, Cause.CLOSED)
@@ -1115,6 +1237,8 @@ class Scheduler:
             return actions + back  # what comes back is given out then
         if self.closing and not self.pending.count:
             return actions + self._stop_all()
+        if self.lanes:
+            return actions + self._go_on_in_lanes()
         workers = self.workers.all
         if workers and len(workers) >= self._enough:  # nobody is missing: the usual case of a busy app
             return actions
@@ -1135,8 +1259,8 @@ class Scheduler:
 
         A task goes to an idle worker that has its plugin, else to one with room for it, else to any idle one.
         """
-        if self.config.one_plugin_per_worker:
-            return self._give_out_alone()
+        if self._apart:
+            return self._give_out_alone() if self.config.one_plugin_per_worker else self._give_out_in_lanes()
         actions: list[Action] = []
         pending, workers, most = self.pending, self.workers, self.config.max_workers
         idle, open_ones = workers.idle, workers.open
@@ -1146,19 +1270,21 @@ class Scheduler:
                 if open_ones.by_plugin and not idle.has(task.plugin):
                     worker = open_ones.choose(task)
                 actions += self._give(worker or idle.choose(task.plugin), task)
-            elif open_ones.by_plugin and (found := self._next_for_open()) is not None:
+            elif open_ones.by_plugin and (found := self._next_for_open(pending)) is not None:
                 pending.drop(found[0])
                 actions += self._give(found[1], found[0])
             else:
                 break
         return actions
 
-    def _next_for_open(self) -> tuple[Task, WorkerState] | None:  # None: no task that may go now has a place
+    def _next_for_open(
+        self, pending: PendingTasks
+    ) -> tuple[Task, WorkerState] | None:  # None: no task that may go now has a place
         "Find the next task for a worker that has room."
-        first, open_ones = self.pending.first(), self.workers.open
+        first, open_ones = pending.first(), self.workers.open
         if (worker := open_ones.choose(first)) is not None:
             return first, worker
-        entries = [entry for key in open_ones.by_plugin if (entry := self.pending.first_of(key)) is not None]
+        entries = [entry for key in open_ones.by_plugin if (entry := pending.first_of(key)) is not None]
         if not entries or not self._may_pass(first):
             return None
         task = min(entries)[2]
@@ -1186,7 +1312,8 @@ class Scheduler:
         actions: list[Action] = []
         idle, first = self.workers.idle, None  # The first task that has no place
         for task in self.pending.all():
-            worker = idle.choose_alone(task.plugin) if self.workers.busy < self.config.max_workers else None
+            fitting = idle.of[task.lane] if self.lanes else idle
+            worker = fitting.choose_alone(task.plugin) if self.workers.busy < self.config.max_workers else None
             if worker is None or worker.first_plugin is None:
                 joined = self.workers.open.choose(task)
                 worker = joined if joined is not None and self._may_pass(first) else worker
@@ -1194,6 +1321,8 @@ class Scheduler:
                 self.pending.drop(task)
                 actions += self._give(worker, task)
             first = first or (task if worker is None else None)
+        if self.lanes:
+            return actions + self._open_places(self._wanted_alone(), {})
         on_their_way = sum(w.phase is not WorkerPhase.READY for w in self.workers.all.values())
         missing = min(self.pending.count, self.config.max_workers - self.workers.busy) - on_their_way
         most = min(self.config.max_workers + self.config.standby_workers, self.restarts.capacity)
@@ -1204,12 +1333,198 @@ class Scheduler:
             actions += [Start(self.workers.add().number, urgent=True) for _ in range(min(missing, room))]
         return actions
 
+    # lanes
+
+    def _give_out_in_lanes(self) -> list[Action]:
+        "Give out what waits, each task in its lane, and see to it that lanes without a worker get one."
+        actions = self._give_to_lanes()
+        places = self._open_places(*self._wanted_lanes())
+        return actions + places + (self._give_to_lanes() if places else [])
+
+    def _give_to_lanes(self) -> list[Action]:
+        actions: list[Action] = []
+        while (found := self._next_in_lanes()) is not None:
+            task, worker = found
+            self.pending.drop(task)
+            actions += self._give(worker, task)
+        return actions
+
+    def _next_in_lanes(self) -> tuple[Task, WorkerState] | None:  # None: no task that may go now has a place
+        "Find the next task for which a worker of its lane is idle, or has room."
+        for first in self.laned.firsts():
+            found = self._place_for(first, self.lanes[first.lane])
+            if found is not None:
+                return found if self._may_go_first(found[0]) else None
+        return None
+
+    def _place_for(self, first: Task, lane: LaneState) -> tuple[Task, WorkerState] | None:
+        "Find a worker for the first task of a lane, or one that has room for a later one."
+        open_ones = self.workers.open
+        if lane.idle.all and self.workers.busy < self.config.max_workers:
+            joins = open_ones.by_plugin and not lane.idle.has(first.plugin)
+            worker = open_ones.choose(first) if joins else None
+            return first, worker or lane.idle.choose(first.plugin)
+        return self._next_for_open(lane.pending) if open_ones.by_plugin else None
+
+    def _may_go_first(self, task: Task) -> bool:
+        """Say whether a task may go before those of other lanes that came before it and wait for a place.
+
+        It may, but not for ever: then a worker of its lane that becomes idle makes room.
+        """
+        for first in self.laned.firsts():
+            if first.lane == task.lane:
+                return True
+            if self._waits_for_others(self.lanes[first.lane]):
+                if first.passed >= self.MOST_PASSED_IN_LANES:
+                    return False
+                first.passed += 1
+                return True
+        return True
+
+    def _waits_for_others(self, lane: LaneState) -> bool:
+        "Say whether a lane in which tasks wait is held up by the workers of other lanes, and by nothing else."
+        busy, workers = self.workers.busy, self.workers.all
+        if lane.idle.all:
+            return busy >= self.config.max_workers
+        mine = [worker for worker in workers.values() if worker.lane == lane.name]
+        if len(mine) >= lane.most or not lane.can_start or any(w.phase is WorkerPhase.STARTING for w in mine):
+            return False
+        if busy >= self.config.max_workers:
+            return True
+        ending = any(w.phase not in (_READY, WorkerPhase.STARTING) for w in workers.values())
+        return len(workers) >= self._capacity and not ending
+
+    @property
+    def _capacity(self) -> int:  # Workers of all lanes that may exist at the same time
+        lost = sum(lane.restarts.not_replaced for lane in self.lanes.values())
+        return max(0, self._enough - lost)
+
+    @property
+    def _free_places(self) -> int:  # More workers that may be busy, those included that are idle or start
+        return min(self.config.max_workers, self._capacity) - self.workers.busy
+
+    def _wanted_lanes(self) -> tuple[list[str], dict[str, int]]:
+        """Return the lanes that need workers, one entry for each worker, and how many idle ones each lane keeps.
+
+        The free places go round the lanes in which tasks wait, so that each of them gets some.
+        """
+        free, wanted, kept = self._free_places, list[str](), dict[str, int]()
+        if free <= 0 or not self.pending.count:
+            return wanted, kept
+        there, starting = self._count_by_lane(), self._count_by_lane(WorkerPhase.STARTING)
+        left = {task.lane: self.lanes[task.lane].pending.count for task in self.laned.firsts()}
+        while free > 0 and left:
+            for name in list(left)[:free]:
+                lane = self.lanes[name]
+                if starting.get(name, 0) > 0:
+                    starting[name] -= 1
+                elif kept.get(name, 0) < len(lane.idle.all):
+                    kept[name] = kept.get(name, 0) + 1
+                elif there.get(name, 0) < lane.most and lane.can_start:
+                    there[name] = there.get(name, 0) + 1
+                    wanted.append(name)
+                else:
+                    del left[name]
+                    continue
+                free -= 1
+                left[name] -= 1
+                if not left[name]:
+                    del left[name]
+        return wanted, kept
+
+    def _count_by_lane(self, *phases: WorkerPhase) -> dict[str, int]:  # All phases if none is given
+        counts: dict[str, int] = {}
+        for worker in self.workers.all.values():
+            if not phases or worker.phase in phases:
+                counts[worker.lane] = counts.get(worker.lane, 0) + 1
+        return counts
+
+    def _wanted_alone(self) -> list[str]:
+        "As `_wanted_lanes`, where a worker may serve one plugin only: no idle one is of use for what waits."
+        free, wanted = self._free_places, list[str]()
+        there, starting = self._count_by_lane(), self._count_by_lane(WorkerPhase.STARTING)
+        ending = self._count_by_lane(*self.ENDING)
+        for task in self.pending.all():
+            lane = self.lanes[task.lane]
+            closed = lane.restarts.gave_up or there.get(task.lane, 0) >= lane.most
+            if free <= 0:
+                break
+            if starting.get(task.lane, 0) > 0:
+                starting[task.lane] -= 1
+            elif not lane.restarts.waiting and (not closed or lane.idle.all or ending.get(task.lane, 0)):
+                there[task.lane] = there.get(task.lane, 0) + (not closed)
+                wanted.append(task.lane)
+            else:
+                continue
+            free -= 1
+        return wanted
+
+    def _open_places(
+        self,
+        wanted: list[str],  # Lanes, one entry for each worker that is missing
+        kept: dict[str, int],  # How many idle workers each lane needs itself
+    ) -> list[Action]:
+        "Start workers as far as there are places; for the others idle ones of other lanes, or other plugins, go."
+        if not wanted:
+            return []
+        actions: list[Action] = []
+        there, room = self._count_by_lane(), self._capacity - len(self.workers.all)
+        ending = self._count_by_lane(*self.ENDING)
+        for name in wanted:
+            full = self.lanes[name].restarts.gave_up or there.get(name, 0) >= self.lanes[name].most
+            if room > 0 and not full:
+                actions.append(Start(self.workers.add(name).number, urgent=True, lane=name))
+                there[name], room = there.get(name, 0) + 1, room - 1
+                continue
+            gone = name if full else next((lane for lane, count in ending.items() if count), name)
+            if ending.get(gone, 0):  # its place will be free in a moment
+                ending[gone] -= 1
+            elif (worker := self._idle_to_stop(name, full, kept)) is not None:
+                actions += self._stop(worker)
+        return actions
+
+    def _idle_to_stop(self, name: str, full: bool, kept: dict[str, int]) -> WorkerState | None:
+        "Find an idle worker whose place a lane can have: of a full lane, one of its own. The longest idle one goes."
+        lanes = [self.lanes[name]] if full else self.lanes.values()
+        spare = [list(lane.idle.all)[: len(lane.idle.all) - kept.get(lane.name, 0)] for lane in lanes]
+        allowed = {number for numbers in spare for number in numbers}
+        return next((worker for number, worker in self.workers.idle.all.items() if number in allowed), None)
+
+    def _go_on_in_lanes(self) -> list[Action]:
+        "Start the spares, take back what idle workers could do, and give up what nobody can do."
+        actions = self._start_spares()
+        for worker in self.workers.ahead.values():
+            lane = self.lanes[worker.lane]
+            if lane.idle.all and not lane.pending.count and self.workers.busy < self.config.max_workers:
+                return actions + self._ask_back(worker)
+        there = self._count_by_lane() if self.pending.count else {}
+        for lane in self.lanes.values() if self.pending.count else ():
+            if not self._capacity or (lane.restarts.gave_up and not there.get(lane.name)):
+                lane.restarts.allow_one_more()
+                while lane.pending.count:  # the end of one may admit another
+                    for task in lane.pending.all():
+                        actions += self._end(task, Cause.EXHAUSTED)
+        if self.closing and not self.pending.count:
+            actions += self._stop_all()
+        return actions
+
+    def _start_spares(self) -> list[Action]:
+        "Start the workers that stand by, which are of the default lane."
+        standby, lane = self.config.standby_workers, self.lanes[""]
+        if not standby or self.closing or not lane.can_start or self._most() < standby:
+            return []
+        there = len(lane.idle.all) + self._count_by_lane(WorkerPhase.STARTING).get("", 0)
+        missing = min(standby - max(0, there - lane.pending.count), self._capacity - len(self.workers.all))
+        return [Start(self.workers.add().number, urgent=False) for _ in range(missing)]
+
+    # tasks and workers
+
     def _give(self, worker: WorkerState, task: Task) -> list[Action]:
         load = task.is_job and worker.loaded.get(task.plugin) != task.version
         self.workers.give(worker, task, 1 if load or not worker.slots_of else self._slots(worker, task))
         if load:
             worker.loaded.pop(task.plugin, None)
-        self.restarts.in_a_row = 0
+        (self.lanes[worker.lane].restarts if worker.lane else self.restarts).in_a_row = 0
         task.attempts += 1
         actions: list[Action] = [Send(worker.number, task, load)]
         limit = task.timeout

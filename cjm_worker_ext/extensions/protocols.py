@@ -8,7 +8,7 @@ __all__ = ['PluginRegistryProtocol', 'ResourceManagerProtocol', 'EventBroadcaste
 # %% ../../nbs/extensions/protocols.ipynb #c8a4e5dc
 from typing import Any, Dict, Protocol, runtime_checkable
 
-# %% ../../nbs/extensions/protocols.ipynb #4d60444c
+# %% ../../nbs/extensions/protocols.ipynb #2d26ecae
 @runtime_checkable
 class PluginRegistryProtocol(Protocol):
     """Knows the plugins of an app and their configuration.
@@ -17,9 +17,11 @@ class PluginRegistryProtocol(Protocol):
     one call at a time. It waits for a call at most ten seconds, and at most one second if it knows the plugin already;
     after one second the next call may overlap it.
 
-    Of a metadata object a manager reads `name` and `target`, as attributes or as keys of a mapping, and nothing else;
-    each may be missing. `name` (without it the plugin id) is what a resource manager gets as `plugin_name`. `target` is
-    what a worker runs, unless the manager's `plugins=` has the id or the name.
+    Of a metadata object a manager reads `name`, `target` and `lane`, as attributes or as keys of a mapping, and nothing
+    else; each may be missing. `name` (without it the plugin id) is what a resource manager gets as `plugin_name`.
+    `target` is what a worker runs, and `lane` names one of `WorkerConfig.lanes`, the interpreter and environment where it
+    runs; the manager's `plugins=`, if it has the id or the name, comes before both. No lane, None or an empty text is
+    the default lane.
 
     A registry may have a fourth method `mask_config(plugin_id, config)`, which returns a copy of a configuration
     without its secrets. A manager then masks each configuration before the resource manager gets it; a job always gets

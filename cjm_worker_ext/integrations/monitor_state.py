@@ -230,7 +230,7 @@ def read_figures(
                     found[worker.pid]["points"].append((round(age, 1), worker.cpu_percent, worker.rss_bytes))
     return found
 
-# %% ../../nbs/11_integrations/11_monitor_state.ipynb #6e93759d
+# %% ../../nbs/11_integrations/11_monitor_state.ipynb #2d811360
 class WorkerRow(TypedDict):
     "One worker, JSON-serialisable."
 
@@ -239,7 +239,7 @@ class WorkerRow(TypedDict):
     status: str  # `starting`, `idle`, `running` or `stopping`
     plugins: str  # Loaded ones
     job_id: str | None
-    device: str | None  # The machine, if it is another one, and the card, for example `gpu1:7000 GPU 0`
+    device: str | None  # Machine, card and lane, where they are not the usual ones: `gpu1:7000 GPU 0 lane torch2`
     started_at: str
     figures: Figures | None  # None: unknown
 
@@ -257,12 +257,17 @@ def worker_rows(
             "status": worker.status,
             "plugins": ", ".join(worker.plugin_ids),
             "job_id": worker.job_id,
-            "device": " ".join(filter(None, (worker.node, worker.device))) or None,
+            "device": _device(worker),
             "started_at": worker.started_at,
             "figures": figures.get(worker.pid),
         }
         for worker in workers
     ]
+
+
+def _device(worker: WorkerInfo) -> str | None:
+    lane = f"lane {worker.lane}" if worker.lane else None
+    return " ".join(filter(None, (worker.node, worker.device, lane))) or None
 
 # %% ../../nbs/11_integrations/11_monitor_state.ipynb #84f92855
 class CardRow(TypedDict):

@@ -74,7 +74,7 @@ def category_text(
         return category.value if isinstance(category.value, str) else category.name
     return str(category)
 
-# %% ../../nbs/11_integrations/02_registry.ipynb #d867fac7
+# %% ../../nbs/11_integrations/02_registry.ipynb #9ed6d8c1
 @dataclass(frozen=True)
 class PluginInfo:
     """The metadata of one plugin, read without importing it. It contains no secret.
@@ -93,6 +93,7 @@ class PluginInfo:
     config_schema: Mapping[str, Any] | None = field(default=None, hash=False)  # JSON Schema; None accepts anything
     resources: Mapping[str, Any] = field(default_factory=dict[str, Any], hash=False)  # What a job needs, for admission
     metadata: Mapping[str, Any] = field(default_factory=dict[str, Any], hash=False)  # Anything else
+    lane: str = ""  # The lane of a manager in which it runs; empty: the default one
     fault: str = ""  # What is wrong with its metadata
     check: Callable[[PluginInfo], tuple[PluginState, str]] | None = field(default=None, repr=False, compare=False)
 
@@ -304,7 +305,7 @@ class PluginConfigs:
             return PluginState.BROKEN, f"its configuration cannot be checked: {type(e).__name__}"
         return PluginState.READY, ""
 
-# %% ../../nbs/11_integrations/02_registry.ipynb #6069514d
+# %% ../../nbs/11_integrations/02_registry.ipynb #80dbd25a
 class EntryPointPluginRegistry:
     """Keeps `PluginRegistryProtocol`: installed and registered plugins, with one configuration file for each.
 
@@ -373,9 +374,10 @@ class EntryPointPluginRegistry:
         config_schema: Mapping[str, Any] | None = None,  # JSON Schema; None accepts anything
         resources: Mapping[str, Any] | None = None,  # What a job needs, for admission
         metadata: Mapping[str, Any] | None = None,  # Anything else
+        lane: str = "",  # The lane of a manager in which it runs; empty: the default one
     ) -> PluginInfo:
         "Add a plugin of the app's own; it replaces a registered one of the same category and name."
-        about = (version, description, "", requires_protocol, config_schema, resources or {}, metadata or {})
+        about = (version, description, "", requires_protocol, config_schema, resources or {}, metadata or {}, lane)
         info = PluginInfo(name, category_text(category), target, *about, check=self._state)
         self._registered[info.get_unique_id()] = info
         if self._plugins is not None:
