@@ -247,7 +247,7 @@ class RemoteProcess:
                 with contextlib.suppress(OSError):
                     os.close(fd)
 
-# %% ../../nbs/05_backends/17_hosts.ipynb #93f37c5c
+# %% ../../nbs/05_backends/17_hosts.ipynb #e04977f7
 class HostSettings(NamedTuple):
     "How machines are reached, and when they are given up."
 
@@ -529,6 +529,11 @@ class NodeLink:
         self.processes.pop(process.number, None)
 
     # the end
+
+    def end_workers(self, why: str) -> None:
+        "Let the agent kill its workers; they count as lost."
+        for worker in self.processes:
+            self.send(encode_message(KILL, worker=worker, lost=why))
 
     def leave(self, why: str) -> None:
         "Give up its workers, and make no link any more."

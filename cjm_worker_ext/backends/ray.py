@@ -30,11 +30,9 @@ logger = logging.getLogger(__name__)
 # %% auto #0
 __all__ = ['DriverProcess', 'Lane', 'RaySettings', 'RayPlaces', 'RayBackend']
 
-# %% ../../nbs/05_backends/19_ray.ipynb #08e38040
+# %% ../../nbs/05_backends/19_ray.ipynb #a525cdb6
 class DriverProcess:
     "A `ray_driver` and the connection to it; lives on one event loop."
-
-    END_SECONDS = 15.0  # For a local cluster to end
 
     def __init__(
         self,
@@ -114,14 +112,17 @@ class DriverProcess:
             self._loop.remove_reader(self._process.stderr)
             self._process.stderr.close()
 
-    async def close(self) -> None:
+    async def close(
+        self,
+        seconds: float = 15.0,  # That it may take; 0: it is killed, and a cluster of its own dies with it
+    ) -> None:
         "Let it end, and the actors with it."
         if self._is_over.done():
             return
         self._ended = None
         self.send(end=True)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self.END_SECONDS):
+            async with asyncio.timeout(seconds):
                 await asyncio.shield(self._is_over)
         self._end()
 
@@ -165,7 +166,7 @@ class RaySettings:
     ) -> None:
         self.driver, self.max_lanes, self.idle_seconds, self.host = driver, max_lanes, idle_seconds, host
 
-# %% ../../nbs/05_backends/19_ray.ipynb #32e13c36
+# %% ../../nbs/05_backends/19_ray.ipynb #ffa7873b
 class RayPlaces:
     "The lanes of one manager; implements `backends.hosts.Places`."
 
@@ -221,7 +222,7 @@ class RayPlaces:
             self._timer.cancel()
         driver, self._driver = self._driver, None
         if driver is not None:
-            await driver.close()
+            await (driver.close() if self._is_connected else driver.close(0))
 
     # the number of lanes
 
@@ -254,7 +255,7 @@ class RayPlaces:
             return
         if node.is_given_up:
             self._drop(number, f"{node.host} was silent")
-        elif lane.dead and not node.is_up:
+        elif lane.dead and not (node.is_up and node.processes):
             self._drop(number, lane.dead)
         elif lane.retires is not None and lane.retires not in node.held:
             lane.retires = None
@@ -325,12 +326,13 @@ class RayPlaces:
     def _on_lost(self, lane: Lane, why: str) -> None:
         """Ray says that the actor is gone.
 
-        While its agent answers, Ray is wrong about that, and its worker may still run: the agent is told to kill it.
+        While its agent answers, Ray is wrong about that, for example because only Ray's own process on that node was
+        killed. Then the worker still runs, and the agent is told to kill it before the lane is dropped.
         """
         lane.dead = why
         if lane.node is not None:
-            for process in lane.node.processes.values():
-                process.kill()
+            lane.node.is_draining = True
+            lane.node.end_workers(why)
 
     def _on_failure(self, message: Mapping[str, Any]) -> None:
         self._why = message["why"]
