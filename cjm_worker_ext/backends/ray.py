@@ -351,7 +351,7 @@ class RayPlaces:
         for number in list(self.lanes):
             self._drop(number, f"Ray: {self._why}")
 
-# %% ../../nbs/05_backends/19_ray.ipynb #d6c67f0e
+# %% ../../nbs/05_backends/19_ray.ipynb #60c6d473
 class RayBackend:
     """Lets Ray place the workers of a manager, each behind an agent of its own; a `BackendFactory`.
 
@@ -376,8 +376,6 @@ class RayBackend:
         lost_seconds: float = 3.0,
         connect_seconds: float = 5.0,
     ) -> None:
-        if importlib.util.find_spec("ray") is None:
-            raise ImportError("RayBackend needs ray: pip install 'cjm-worker-ext[ray]'")
         actor = {"num_cpus": num_cpus, "num_gpus": num_gpus, "memory": memory, "resources": dict(resources or {})}
         demand = {"CPU": num_cpus, "GPU": num_gpus, "memory": memory or 0} | dict(resources or {})
         problems = [f"{name}: {amount!r} is negative" for name, amount in demand.items() if amount < 0]
@@ -389,6 +387,8 @@ class RayBackend:
             problems.append("the times must be 0 < ping_seconds < lease_seconds < lost_seconds and 0 < connect_seconds")
         if problems:
             raise ConfigError("RayBackend: " + "; ".join(problems))
+        if importlib.util.find_spec("ray") is None:
+            raise ImportError("RayBackend needs ray: pip install 'cjm-worker-ext[ray]'")
         driver = {
             "address": address,
             "runtime_env": dict(runtime_env or {}),
