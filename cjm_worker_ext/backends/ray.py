@@ -351,18 +351,17 @@ class RayPlaces:
         for number in list(self.lanes):
             self._drop(number, f"Ray: {self._why}")
 
-# %% ../../nbs/05_backends/19_ray.ipynb #60c6d473
+# %% ../../nbs/05_backends/19_ray.ipynb #e7412877
 class RayBackend:
     """Lets Ray place the workers of a manager, each behind an agent of its own; a `BackendFactory`.
 
-    Raises `ImportError` without the extra `ray`, and `ConfigError` for sizes or times that make no sense. The app speaks to
-    the agents itself, so it must reach the nodes of the cluster.
+    Raises `ImportError` without the extra `ray`, and `ConfigError` for an address, sizes or times that make no sense. The
+    app runs on a node of the cluster, and speaks to the agents itself, so it must reach the other nodes.
     """
 
     def __init__(
         self,
-        address: str
-        | None = None,  # `"auto"`, `"10.0.0.1:6379"` or `"ray://..."`; None: a cluster on this machine alone
+        address: str | None = None,  # `"10.0.0.1:6379"`, or `"auto"`: this machine's; None: a new one on this machine
         *,
         num_cpus: float = 1.0,  # That Ray reserves for one worker
         num_gpus: float = 0.0,  # The same; a worker sees only the cards that Ray has chosen
@@ -379,6 +378,10 @@ class RayBackend:
         actor = {"num_cpus": num_cpus, "num_gpus": num_gpus, "memory": memory, "resources": dict(resources or {})}
         demand = {"CPU": num_cpus, "GPU": num_gpus, "memory": memory or 0} | dict(resources or {})
         problems = [f"{name}: {amount!r} is negative" for name, amount in demand.items() if amount < 0]
+        if address is not None and "://" in address:  # Ray's client would hold the actors on behalf of this process
+            problems.append(
+                f"address: {address!r} is for Ray's client; make this machine a node (ray start --address=...)"
+            )
         if max_lanes is not None and max_lanes < 1:
             problems.append(f"max_lanes must be 1 or more, got {max_lanes}")
         if idle_seconds is not None and idle_seconds <= 0:
