@@ -247,7 +247,7 @@ class RemoteProcess:
                 with contextlib.suppress(OSError):
                     os.close(fd)
 
-# %% ../../nbs/05_backends/17_hosts.ipynb #e04977f7
+# %% ../../nbs/05_backends/17_hosts.ipynb #fecf6488
 class HostSettings(NamedTuple):
     "How machines are reached, and when they are given up."
 
@@ -289,7 +289,7 @@ class NodeLink:
         settings: HostSettings,
         changed: Callable[[], object],  # Called when workers may fit that did not fit before
     ) -> None:
-        self.host, self._position, self._settings, self._changed = host, position, settings, changed
+        self.host, self.position, self._settings, self._changed = host, position, settings, changed
         name, _, port = host.rpartition(":")
         self._address = name.strip("[]"), int(port)
         self._loop = asyncio.get_running_loop()
@@ -508,7 +508,7 @@ class NodeLink:
             if "refused" in line:
                 raise AgentRefused(f"{self.host}: {line['refused']!s:.500}")
             raise NoLane(str(line.get("busy", "it is given up")))
-        process = RemoteProcess(worker, self._position * self.PIDS + pid % self.PIDS, sock, self, writes_stacks)
+        process = RemoteProcess(worker, self.position * self.PIDS + pid % self.PIDS, sock, self, writes_stacks)
         self.processes[worker] = process
         return process, Place(process.pid, str(line.get("started_at", ""))[:40], self.host)
 
@@ -576,7 +576,7 @@ def choose(
         return max(fitting, key=free.__getitem__, default=None)
     return next(iter(fitting), None)
 
-# %% ../../nbs/05_backends/17_hosts.ipynb #123cbef4
+# %% ../../nbs/05_backends/17_hosts.ipynb #6ddfe09c
 class Places(Protocol):
     "Where the machines of a backend come from, if they are not in a list; see `backends.ray`."
 
@@ -588,7 +588,7 @@ class Places(Protocol):
         ...
 
     def disown(self) -> None:
-        "In a forked child of the app: close the copies."
+        "As `close`, in a forked child of the app or when the event loop does not turn any more: nothing is told or waited for."
 
     async def close(self) -> None:
         "Give everything back."
@@ -639,15 +639,16 @@ class RemoteBackend:
         self._waiting: dict[int, str] = {}  # Workers without a machine: what was told of it
         self._starting: dict[int, asyncio.Task[None]] = {}
         self.nodes = [NodeLink(name, i, settings, self._place) for i, name in enumerate(hosts, start=1)]
-        self.places, self.left, self._count = places, weakref.WeakSet[NodeLink](), len(self.nodes)
+        self.places, self.left = places, weakref.WeakSet[NodeLink]()  # What left may still have workers that end
         _backends.add(self)
 
     # places
 
     def add(self, host: str, settings: HostSettings) -> NodeLink:
         "Use one more machine."
-        self._count += 1
-        node = NodeLink(host, self._count, settings, self._place)
+        taken = {node.position for node in (*self.nodes, *self.left)}
+        position = next(n for n in range(1, len(taken) + 2) if n not in taken)  # small: it is part of process ids
+        node = NodeLink(host, position, settings, self._place)
         self.nodes.append(node)
         return node
 
@@ -662,10 +663,10 @@ class RemoteBackend:
         self._place()
 
     def refuse(self, why: str) -> None:
-        "Tell one of the workers that wait that none will ever start."
-        for worker in list(self._waiting)[:1]:
-            del self._waiting[worker]
+        "Tell the workers that wait that none will ever start."
+        for worker in self._waiting:
             self._never_started(worker, ExitReason.REFUSED, why)
+        self._waiting.clear()
 
     def activity(self, worker: int) -> int | None:
         "A number that differs after each job of a worker; None if it has something to do, or starts."
@@ -819,6 +820,8 @@ class RemoteBackend:
         self._waiting.clear()
         self._starting.clear()
         self._local.abandon()
+        if self.places is not None:
+            self.places.disown()
         for worker in early:
             self.host.on_exit(worker, WorkerExit(ExitReason.CRASHED))
 
