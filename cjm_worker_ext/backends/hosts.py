@@ -576,7 +576,7 @@ def choose(
         return max(fitting, key=free.__getitem__, default=None)
     return next(iter(fitting), None)
 
-# %% ../../nbs/05_backends/17_hosts.ipynb #6ddfe09c
+# %% ../../nbs/05_backends/17_hosts.ipynb #0cb3e0ab
 class Places(Protocol):
     "Where the machines of a backend come from, if they are not in a list; see `backends.ray`."
 
@@ -588,12 +588,12 @@ class Places(Protocol):
         ...
 
     def disown(self) -> None:
-        "As `close`, in a forked child of the app or when the event loop does not turn any more: nothing is told or waited for."
+        "As `close`, but nothing is told or waited for: this is a forked child of the app, or the event loop is at its end."
 
     async def close(self) -> None:
         "Give everything back."
 
-
+# %% ../../nbs/05_backends/17_hosts.ipynb #6257b125
 _backends: weakref.WeakSet[RemoteBackend] = weakref.WeakSet()
 
 
