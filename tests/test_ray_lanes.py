@@ -143,6 +143,17 @@ def test_idle_lanes_are_given_back_and_busy_ones_are_not(how, tmp_path):
     run(scene())
 
 
+def test_a_worker_that_starts_is_not_idle():
+    async def scene():
+        events = Events()
+        async with manager_of(idle_seconds=0.02, events=events) as manager:
+            assert (await ended(manager, "pid")).status == "completed"
+        kinds = [kind for kind, _ in events.seen]
+        assert "worker:recycled" not in kinds[: kinds.index("job:completed")]
+
+    run(scene())
+
+
 def test_spare_workers_keep_their_lanes(how):
     how(cpus=2)
 

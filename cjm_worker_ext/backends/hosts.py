@@ -593,7 +593,7 @@ class Places(Protocol):
     async def close(self) -> None:
         "Give everything back."
 
-# %% ../../nbs/05_backends/17_hosts.ipynb #6257b125
+# %% ../../nbs/05_backends/17_hosts.ipynb #f9d0c29f
 _backends: weakref.WeakSet[RemoteBackend] = weakref.WeakSet()
 
 
@@ -671,7 +671,8 @@ class RemoteBackend:
     def activity(self, worker: int) -> int | None:
         "A number that differs after each job of a worker; None if it has something to do, or starts."
         found = self._local.workers.get(worker)
-        return None if found is None or found.orders else found.frames.received
+        # before it has said anything it is not ready
+        return None if found is None or found.orders else found.frames.received or None
 
     def start(self, worker: int) -> None:
         "As `Backend.start`."
