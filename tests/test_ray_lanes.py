@@ -305,6 +305,8 @@ def test_a_ray_that_does_not_answer_holds_nothing_up(how):
             job = await manager.start_job("pid")
             driver = (await until(lambda: places_of(manager)._driver))._process
             assert places_of(manager).why() == "Ray is not connected yet"
+            words = "Ray is not connected yet; it says: client.cc:7: the token is missing"
+            await until(lambda: places_of(manager).why() == words, what="what Ray says")
         assert job.status == "cancelled" and driver.returncode == -signal.SIGKILL
 
     run(scene(), 15)

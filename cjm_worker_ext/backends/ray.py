@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 # %% auto #0
 __all__ = ['DriverProcess', 'Lane', 'RaySettings', 'RayPlaces', 'RayBackend']
 
-# %% ../../nbs/05_backends/19_ray.ipynb #4fb0808f
+# %% ../../nbs/05_backends/19_ray.ipynb #fa13e1e2
 class DriverProcess:
     "A `ray_driver` and the connection to it; lives on one event loop."
 
@@ -89,7 +89,9 @@ class DriverProcess:
             if stderr is not None and (data := os.read(stderr.fileno(), 1 << 16)):
                 for line in data.decode(errors="replace").splitlines():
                     logger.debug("Ray: %s", line)
-                    self._words.extend([words] if (words := line.strip()[:300]) else [])
+                    if words := line.strip()[:300]:
+                        self._words.append(words)
+                        self._heard({"said": words})
             elif stderr is not None:
                 self._loop.remove_reader(stderr)
 
@@ -163,7 +165,7 @@ class RaySettings(NamedTuple):
     idle_seconds: float | None
     host: HostSettings  # Without a token: each lane has its own
 
-# %% ../../nbs/05_backends/19_ray.ipynb #c992f1a3
+# %% ../../nbs/05_backends/19_ray.ipynb #26635f64
 class RayPlaces:
     "The lanes of one manager; implements `backends.hosts.Places`."
 
@@ -184,6 +186,7 @@ class RayPlaces:
         self._count = self._waiting = 0
         self._is_connected = self._is_planned = self._is_closed = False
         self._why, self._delay, self._not_before = "", self.RETRY_SECONDS[0], 0.0
+        self._said = ""  # By Ray, while it connects
         self._timer: asyncio.TimerHandle | None = None
 
     # as `Places`
@@ -199,7 +202,7 @@ class RayPlaces:
         if self._not_before > self._loop.time():
             return f"Ray is asked again soon: {self._why}"
         if not self._is_connected:
-            return "Ray is not connected yet"
+            return f"Ray is not connected yet{self._said}"
         if unplaced:
             why = self._why or "it was asked just now"
             return f"Ray has not placed {unplaced} {'lane' if unplaced == 1 else 'lanes'} yet: {why}"
@@ -261,7 +264,7 @@ class RayPlaces:
 
     def _ask(self) -> None:
         if self._driver is None:
-            self._is_connected = False
+            self._is_connected, self._said = False, ""
             try:
                 self._driver = DriverProcess(self._settings.driver, self._hear, self._on_driver_end)
             except OSError as e:  # for example too many open files
@@ -318,6 +321,9 @@ class RayPlaces:
             self._on_failure(message)
         elif "unreachable" in message:
             self._on_failure(message | {"why": message["unreachable"]})
+        elif "said" in message:
+            # a line of Ray's log, without what comes before the message
+            self._said = f"; it says: {message['said'].rpartition('] ')[2]}"
         elif "connected" in message:
             self._is_connected = True
         elif "why" in message:

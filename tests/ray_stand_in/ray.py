@@ -71,6 +71,7 @@ def place():
 
 def init(address, **options):
     if "blocks" in HOW:
+        print("[2026-01-01 W 1] client.cc:7: the token is missing", file=sys.stderr, flush=True)
         time.sleep(1000)
     if "needs" in HOW and not os.path.exists(HOW["needs"]):
         raise ConnectionError("no cluster is here")
