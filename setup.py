@@ -12,8 +12,8 @@ settings = parser["DEFAULT"]
 
 suffix = "_requirements"
 extras = {key.removesuffix(suffix): value.split() for key, value in settings.items() if key.endswith(suffix)}
-not_for_users = {"dev", "docs", "bench", "examples"}
-extras["all"] = sorted({r for name, wanted in extras.items() if name not in not_for_users for r in wanted})
+not_in_all = {"dev", "docs", "bench", "examples", "ray"}
+extras["all"] = sorted({r for name, wanted in extras.items() if name not in not_in_all for r in wanted})
 
 setup(
     name=settings["lib_name"],

@@ -42,6 +42,12 @@ def main():
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         line = rf"the command cjm-worker-{name} needs \w+: pip install 'cjm-worker-ext\[{extra}\]'\n"
         assert done.returncode == 2 and re.fullmatch(line, done.stderr), f"cjm-worker-{name}: {done.stderr}"
+    try:
+        importlib.import_module("cjm_worker_ext.backends.ray").RayBackend()
+    except ImportError as e:
+        assert "pip install 'cjm-worker-ext[ray]'" in str(e), e
+    else:
+        raise AssertionError("RayBackend works without its extra: is Ray installed?")
     asyncio.run(core())
 
 

@@ -240,6 +240,8 @@ GOALS: list[tuple[str, str, Callable[[Figures], Outcome]]] = [
     ("W13", "a million old jobs slow nothing by more than 1.2 times", old_jobs),
     ("W14", "a job through an agent at most 2 times a local one", ratio("W14", "agent_p50_us", "local_p50_us", 2)),
     ("W14", "64 MiB through an agent at most 2 times bare TCP", ratio("W14", "agent_64mib_ms", "tcp_64mib_ms", 2)),
+    ("W14", "a job through a Ray lane at most 1.1 times an agent", ratio("W14", "ray_p50_us", "agent_p50_us", 1.1)),
+    ("W14", "64 MiB through a Ray lane, the same", ratio("W14", "ray_64mib_ms", "agent_64mib_ms", 1.1)),
     ("W15", "32 users, batches of 16: at least 8 times one at a time", batches),
     ("W15", "the same: more jobs per second than each model server, at no later p99", ahead("ours", MODELS)),
     ("W15", "the same when ours is behind HTTP as they are", ahead("ours-http", ("litserve", "ray-http", "mlserver"))),

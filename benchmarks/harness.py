@@ -54,7 +54,7 @@ WORKS: dict[str, tuple[tuple[str, ...], bool, int, int]] = {
     "W13-1": (KEEPING, False, 3, 90),
     "W13-2": (KEEPING, False, 3, 90),
     "W13-old": (OURS_DURABLE[1:], False, 1, 900),
-    "W14": (("ours",), False, 3, 90),
+    "W14": (("ours",), False, 3, 120),
     "W15-users": (("ours", *HELPED, *MODELS), False, 3, 120),
     "W15-async": (("ours", *HELPED, *MODELS), False, 3, 90),
     "W16": (("ours", "executor", "ray"), False, 3, 90),

@@ -1,6 +1,7 @@
 """W14: workers behind an agent on this machine, beside local ones and beside a bare TCP connection.
 
-local, agent: one job and its answer, one after the other (the job of W1), in turns of a hundred
+local, agent, ray: one job and its answer, one after the other (the job of W1), in turns of a hundred; `ray` is a lane that
+a Ray on this machine has placed, if Ray is installed
 64 MiB: the same bytes as a result, and over a TCP connection from another process into fresh memory
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import multiprocessing
 import os
 import socket
@@ -68,6 +70,7 @@ def measure(quick: bool) -> dict[str, float]:
     from cjm_worker_ext import BaseJobManager
     from cjm_worker_ext.backends.hosts import HostsBackend
     from cjm_worker_ext.backends.local import LocalBackend
+    from cjm_worker_ext.backends.ray import RayBackend
 
     plugins: Any = {"noop": "benchmarks.w14_agent:noop", "large": "benchmarks.w14_agent:large"}
 
@@ -82,6 +85,8 @@ def measure(quick: bool) -> dict[str, float]:
 
     async def run(host: str) -> dict[str, float]:
         backends: dict[str, Any] = {"local": LocalBackend, "agent": HostsBackend([host], token=TOKEN)}
+        if importlib.util.find_spec("ray") is not None:
+            backends["ray"] = RayBackend()
         figures: dict[str, float] = {}
         async with contextlib.AsyncExitStack() as stack:
             managers = {

@@ -362,6 +362,7 @@ synonyms = {  # Words that readers search for, by the page that answers; the sea
     "integrations/resources": "metrics statistics psutil CPU memory usage",
     "howto/order_and_retries": "priority queue backoff retry delay schedule",
     "howto/gpu_plugins": "GPU CUDA VRAM NVIDIA card MIG",
+    "howto/workers_on_ray": "cluster autoscaler KubeRay Kubernetes actor",
     "howto/stream_tokens": "LLM generator SSE chunks",
     "howto/cancel_and_timeouts": "kill abort stop deadline",
 }

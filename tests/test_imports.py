@@ -6,7 +6,7 @@ import sys
 import pytest
 from package_tree import layers, root
 
-HEAVY = {"fastcore", "httpx", "jsonschema", "numpy", "psutil", "rich", "starlette", "tomlkit", "uvicorn"}
+HEAVY = {"fastcore", "httpx", "jsonschema", "numpy", "psutil", "ray", "rich", "starlette", "tomlkit", "uvicorn"}
 HEAVY |= {"opentelemetry", "prometheus_client"}
 
 
