@@ -94,13 +94,13 @@ def done_on(monkeypatch):
 
     value, error, dumps = local.ResultReader.value, local.ResultReader.error, local.dumps
 
-    def read(self, payload, *args):
+    def read(self, payload, *args, **options):
         note("value", len(payload))
-        return value(self, payload, *args)
+        return value(self, payload, *args, **options)
 
-    def read_error(self, frame):
+    def read_error(self, frame, **options):
         note("error", len(frame.payload))
-        return error(self, frame)
+        return error(self, frame, **options)
 
     def pickle(*args, **options):
         made = dumps(*args, **options)
