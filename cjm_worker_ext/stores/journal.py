@@ -158,7 +158,7 @@ class Waiting:
         "Sleep until something is signalled; called by the thread alone."
         self._signal.acquire(timeout=seconds)
 
-# %% ../../nbs/05b_stores/04_journal.ipynb #4c336bf9
+# %% ../../nbs/05b_stores/04_journal.ipynb #3bc9c0fe
 class JobJournal:
     """Writes to a store for one manager, in a thread of its own; its methods are called on one event loop.
 
@@ -202,6 +202,7 @@ class JobJournal:
         self._next: dict[str, float] = {}  # When the thread looks again, by what it looks for
         self._pause = self.RETRY[0]
         self._calls: deque[tuple[Callable[..., object], tuple[object, ...]]] = deque()
+        self._delivers = False  # The event loop was told that there are calls, and has not begun with them
 
     # called by the host
 
@@ -539,11 +540,13 @@ class JobJournal:
         self._calls.append((function, arguments))
 
     def _deliver_soon(self) -> None:
-        if self._calls:
+        if self._calls and not self._delivers:
+            self._delivers = True
             with contextlib.suppress(RuntimeError):  # the loop was closed in the meantime
                 self._loop.call_soon_threadsafe(self._deliver)
 
     def _deliver(self) -> None:
+        self._delivers = False
         while self._calls:
             function, arguments = self._calls.popleft()
             try:
