@@ -204,7 +204,7 @@ def no_health(worker_type: str, state: str) -> ManagerHealth:
         "store_trouble": None,
     }
 
-# %% ../../nbs/07_engine/06_engine.ipynb #5a75d973
+# %% ../../nbs/07_engine/06_engine.ipynb #e3dbe0d2
 class Engine:
     "Runs jobs; lives on the event loop that made it. Implements `backends.base.BackendHost`."
 
@@ -788,8 +788,8 @@ class Engine:
             return
         kind, category = type(answer), ""
         if isinstance(task, JobRecord):
-            if self.durable is not None and task.job.status is JobStatus.PENDING:
-                # it was sent ahead, and the start of the one before was not committed in time
+            if task.job.started_at is None and self.durable is not None and self.scheduler.lies_ahead(task.task):
+                # the start of the one before it could not be committed
                 self.inbox.put(self.scheduler.begun(worker, (task_number,)))
             if kind is not Interrupted:
                 task.answer = task.answer or answer  # a chunk that cannot be read came before, and counts
