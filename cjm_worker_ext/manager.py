@@ -391,7 +391,7 @@ def _end_soon(loop: asyncio.AbstractEventLoop, guard: AsyncGenerator[None]) -> N
     else:
         loop.call_soon_threadsafe(lambda: _step(guard.aclose()))
 
-# %% ../nbs/08_manager.ipynb #df7f611b
+# %% ../nbs/08_manager.ipynb #c74eb2ee
 class BaseJobManager:
     """Runs jobs of plugins in worker processes.
 
@@ -649,8 +649,13 @@ class BaseJobManager:
             retry,
             entry.lane,
         )
-        if engine.durable is not None:
-            return await self._submit_durably(engine.durable, job, task, entry, key, on_duplicate)
+        if (durable := engine.durable) is not None:
+            if key is not None or not durable.is_behind or not durable.is_open:
+                return await self._submit_durably(durable, job, task, entry, key, on_duplicate)
+            late = durable.record(job, task, entry, None)
+            durable.add_behind(late)
+            durable.begin(late)
+            return job
         record = JobRecord(job, task, entry, self.worker_config.output_tail_lines)
         record.key = key
         engine.jobs.add(record)

@@ -33,9 +33,10 @@ class TestSQLiteJobStoreOnTheDisk(TestSQLiteJobStore):
 
 
 class WithoutOwnerCheck(SQLiteJobStore):
-    def _change(self, db, owner, job, was):
-        row = db.execute("SELECT owner FROM jobs WHERE id = ?", (job.id,)).fetchone()
-        return super()._change(db, row[0] if row else owner, job, was)
+    def _change(self, db, owner, changes, refused):
+        for change in changes:
+            row = db.execute("SELECT owner FROM jobs WHERE id = ?", (change.job.id,)).fetchone()
+            super()._change(db, row[0] if row else owner, [change], refused)
 
 
 def test_a_store_that_forgets_the_owner_is_found(tmp_path):

@@ -213,7 +213,7 @@ def no_health(worker_type: str, state: str) -> ManagerHealth:
         "nodes": [],
     }
 
-# %% ../../nbs/07_engine/06_engine.ipynb #2de1f455
+# %% ../../nbs/07_engine/06_engine.ipynb #00d2bd42
 class Engine:
     "Runs jobs; lives on the event loop that made it. Implements `backends.base.BackendHost`."
 
@@ -254,7 +254,7 @@ class Engine:
         ways: dict[type, Callable[[Any], object]] = {
             Start: self._start, Send: self._send if make_durable is None else self._send_durably, End: self._end, Kill: self._kill, Stop: self._stop,
             Interrupt: self._interrupt, Again: self._again,
-            SendAhead: self._send_ahead, Begin: self._begin, TakeBack: self._take_ahead_back,
+            SendAhead: self._send_ahead if make_durable is None else self._send_ahead_durably, Begin: self._begin, TakeBack: self._take_ahead_back,
             SetTimer: self._set_timer,
             ClearTimer: lambda action: self.timers.clear(*action),
         }  # fmt: skip
@@ -264,8 +264,7 @@ class Engine:
         if make_durable is not None:
             self.durable = make_durable(self)
             self.endings.commit = self.durable.end
-        # Without a store, which has to know first that a job begins
-        self.sender = self.backend if self.durable is None and isinstance(self.backend, SendsAhead) else None
+        self.sender = self.backend if isinstance(self.backend, SendsAhead) else None
         self._lengths: dict[str, float] = {}  # Plugin id: seconds that a job of it takes, a running average
 
     # what the manager asks for
@@ -516,9 +515,9 @@ class Engine:
         record = self.tasks[action.task.number]
         if self.durable is not None and isinstance(record, JobRecord):
             pid = self.places[action.worker].pid
-            self.durable.start(record, action.worker, pid, partial(self._on_start_written, action, record))
-        else:
-            self._send(action)
+            if not self.durable.start(record, action.worker, pid, partial(self._on_start_written, action, record)):
+                return
+        self._send(action)
 
     def _on_start_written(self, action: Send, record: JobRecord, error: Exception | None) -> None:
         assert self.durable is not None
@@ -559,6 +558,20 @@ class Engine:
 
     # tasks that are sent ahead
 
+    def _send_ahead_durably(self, action: SendAhead) -> None:
+        record, pid = self.tasks[action.task.number], self.places[action.worker].pid
+        assert self.durable is not None and isinstance(record, JobRecord)
+        if self.durable.start(record, action.worker, pid, partial(self._on_start_ahead_written, action, record)):
+            self._send_ahead(action)
+
+    def _on_start_ahead_written(self, action: SendAhead, record: JobRecord, error: Exception | None) -> None:
+        if error is None and self.scheduler.lies_ahead(action.task):
+            assert self.durable is not None
+            del self.durable.starting[action.task.number]
+            self._send_ahead(action)
+        else:  # the worker has done the others, and waits for this one
+            self._on_start_written(Send(action.worker, action.task, False), record, error)
+
     def _send_ahead(self, action: SendAhead) -> None:
         worker, task = action
         record = self.tasks[task.number]
@@ -570,14 +583,19 @@ class Engine:
             record.answer = Lost(e)
             self.inbox.put(self.scheduler.answered(worker, task.number, failed=True))
             return
+        if not delivered and self.durable is not None:
+            self.durable.waits(record)
         if delivered is None:
             self.inbox.put(self.scheduler.does_not_fit(worker, task.number))
+            self.inbox.put(self.scheduler.ask_back(worker))  # those that were to follow it stay behind it
         elif not delivered:
             self.inbox.put(self.scheduler.dying(worker, undelivered=(task.number,)))
 
     def _begin(self, action: Begin) -> None:
         record, place = self.tasks[action.task.number], self.places[action.worker]
         assert isinstance(record, JobRecord)
+        if self.durable is not None and action.task.number in self.durable.starting:
+            return  # it begins as soon as its start is committed
         record.start(place, False)
         if self.stalls is not None:
             self.stalls.begin(action.task.number)
@@ -587,7 +605,14 @@ class Engine:
     def _take_ahead_back(self, action: TakeBack) -> None:
         state = self.scheduler.workers.all.get(action.worker)
         if state is not None and self.sender is not None:
-            taken = self.sender.take_back(action.worker, [task.number for task in state.waiting])
+            waiting, unsent = state.waiting, list[int]()
+            if self.durable is not None:
+                unsent = [task.number for task in waiting if task.number in self.durable.starting]
+            sent = [task.number for task in waiting if task.number not in unsent]
+            taken = unsent + self.sender.take_back(action.worker, sent)
+            if self.durable is not None:
+                back = [r for r in self._jobs_on(action.worker) if r.task.number in taken and r.task.ending is None]
+                self.durable.wait_again(back)
             self.inbox.put(self.scheduler.taken_back(action.worker, taken))
 
     def _learns_from(self, task_number: int, plugin: str) -> bool:
@@ -791,6 +816,9 @@ class Engine:
             return
         kind, category = type(answer), ""
         if isinstance(task, JobRecord):
+            if task.job.started_at is None and self.durable is not None and self.scheduler.lies_ahead(task.task):
+                # the start of the one before it could not be committed
+                self.inbox.put(self.scheduler.begun(worker, (task_number,)))
             if kind is not Interrupted:
                 task.answer = task.answer or answer  # a chunk that cannot be read came before, and counts
             if kind is Returned:  # the usual case: who waits is woken last, and may give this worker its next job
@@ -868,6 +896,8 @@ class Engine:
             record = self._task_of(worker, number)
             if isinstance(record, JobRecord) and record.task.ending is None:  # it goes to another: this was no attempt
                 if self.scheduler.lies_ahead(record.task):
+                    if self.durable is not None:
+                        self.durable.waits(record)
                     continue
                 record.job.attempts -= 1
                 record.wait_again()
@@ -899,7 +929,7 @@ class Engine:
         "Jobs that were about to go to a worker go to another: the worker has never heard of them."
         records = [record for record in self._jobs_on(worker) if record.task.number in durable.starting]
         if records:
-            durable.lost_worker(records)
+            durable.wait_again(records)
             self.inbox.put(self.scheduler.dying(worker, [record.task.number for record in records]))
 
     def _task_of(self, worker: int, task_number: int) -> JobRecord | PluginChange | None:

@@ -68,7 +68,7 @@ def clean(
         return text
     return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
 
-# %% ../../nbs/05b_stores/00_rows.ipynb #18d85ea4
+# %% ../../nbs/05b_stores/00_rows.ipynb #55403516
 # `json.dumps` makes such an encoder for each call
 _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
 
@@ -96,6 +96,8 @@ class Rows:
         root: str,  # How an error calls it where it names a part, for example `result`
     ) -> Payload:
         "Encode a value; raises `NotSerializable` that names the part that cannot be stored."
+        if value is None or value == {}:  # most jobs have one of these, and the way below takes twenty times as long
+            return "null" if value is None else "{}"
         if is_json(value):
             return _to_json(value)
         try:
@@ -170,27 +172,27 @@ class Rows:
         found["on"] = tuple(found.get("on", ()))  # JSON has no tuples
         return Retry(**found)
 
-    # changes
+    # changes of a row, as keywords of `StoredJob.changed`
 
-    def running(self, row: StoredJob, owner: str, attempts: int, pid: int | None) -> StoredJob:
+    def running(self, owner: str, attempts: int, pid: int | None) -> dict[str, Any]:
         "A job that goes to a worker."
-        return row.changed(
-            status="running", owner=owner, attempts=attempts, started_at=utc_now(), worker_pid=pid, due_at=0.0
-        )
+        return {
+            "status": "running", "owner": owner, "attempts": attempts, "started_at": utc_now(), "worker_pid": pid,
+            "due_at": 0.0,
+        }  # fmt: skip
 
     def waiting(
         self,
-        row: StoredJob,
         owner: str | None,
         seconds: float = 0.0,  # Until it may go to a worker
-    ) -> StoredJob:
+    ) -> dict[str, Any]:
         "A job that waits again."
         due = time.time() + seconds if seconds else 0.0
-        return row.changed(status="pending", owner=owner, started_at=None, due_at=due)
+        return {"status": "pending", "owner": owner, "started_at": None, "due_at": due}
 
     def ended(
         self,
-        row: StoredJob,
+        job_id: str,
         owner: str | None,  # Who is to tell of it; None: nobody has to
         status: str,  # A final one
         result: Any = None,  # Of a completed job; stored only for one
@@ -198,14 +200,18 @@ class Rows:
         error_type: str | None = None,
         traceback: str | None = None,
         duration_seconds: float | None = None,
-        completed_at: str = "",  # Empty: now
-    ) -> StoredJob:
+        completed_at: str | None = None,  # None: now
+    ) -> dict[str, Any]:
         "A job that has ended; raises `NotSerializable` for a result that cannot be stored."
-        stored = self.payload(result, f"job {row.id}: its result", "result") if status == "completed" else None
-        return row.changed(
-            status=status, owner=owner, completed_at=completed_at or utc_now(), result=stored, error=clean(error),
-            error_type=clean(error_type), traceback=clean(traceback), duration_seconds=duration_seconds,
-        )  # fmt: skip
+        changes: dict[str, Any] = {
+            "status": str(status), "owner": owner, "completed_at": completed_at or utc_now(), "result": None,
+            "duration_seconds": duration_seconds,
+        }  # fmt: skip
+        if status == "completed":
+            changes["result"] = self.payload(result, f"job {job_id}: its result", "result")
+        if error is not None or error_type is not None or traceback is not None:
+            changes |= {"error": clean(error), "error_type": clean(error_type), "traceback": clean(traceback)}
+        return changes
 
     def restore(
         self,
