@@ -623,7 +623,7 @@ class LanedTasks(PendingTasks):
         "Return the tasks that wait."
         return sorted((task for queue in self._queues.values() for task in queue.all()), key=self.rank)
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #fe70d9da
+# %% ../../nbs/07_engine/01_scheduler.ipynb #3d498711
 class Scheduler:
     "Decides: every method returns the actions that follow, in the order in which they are to be done."
 
@@ -1490,16 +1490,18 @@ class Scheduler:
             lane = self.lanes[worker.lane]
             if lane.idle.all and not lane.pending.count and self.workers.busy < self.config.max_workers:
                 return actions + self._ask_back(worker)
-        there = self._count_by_lane() if self.pending.count else {}
-        for lane in self.lanes.values() if self.pending.count else ():
+        return actions + self._give_up_lanes() if self.pending.count else actions
+
+    def _give_up_lanes(self) -> list[Action]:
+        "End the tasks of lanes that will have no worker."
+        actions, there = list[Action](), self._count_by_lane()
+        for lane in [lane for lane in self.lanes.values() if lane.pending.count]:
             if not self._capacity or (lane.restarts.gave_up and not there.get(lane.name)):
                 lane.restarts.allow_one_more()
                 while lane.pending.count:  # the end of one may admit another
                     for task in lane.pending.all():
                         actions += self._end(task, Cause.EXHAUSTED)
-        if self.closing and not self.pending.count:
-            actions += self._stop_all()
-        return actions
+        return actions + self._go_on() if actions else []  # one that is admitted may be of another lane
 
     def _start_spares(self) -> list[Action]:
         "Start the workers that stand by, which are of the default lane."
