@@ -623,7 +623,7 @@ class LanedTasks(PendingTasks):
         "Return the tasks that wait."
         return sorted((task for queue in self._queues.values() for task in queue.all()), key=self.rank)
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #3d498711
+# %% ../../nbs/07_engine/01_scheduler.ipynb #f5c2d822
 class Scheduler:
     "Decides: every method returns the actions that follow, in the order in which they are to be done."
 
@@ -680,7 +680,8 @@ class Scheduler:
             return []
         if self._apart:
             self.pending.append(task)
-            return self._go_on()
+            before = self._go_before(task) if task.priority and self.workers.ahead else []
+            return [*before, *self._go_on()]
         workers, idle = self.workers, self.workers.idle
         if not self.pending.count:
             if idle.all and not workers.open.by_plugin and workers.busy < self.config.max_workers:
