@@ -181,7 +181,7 @@ class Task:
         self.passed = 0  # How many later ones have found a place before it
         self.gate = _OUTSIDE  # Where it stands if its plugin has a limit of its own
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #02060bcb
+# %% ../../nbs/07_engine/01_scheduler.ipynb #eb8a67fc
 class PendingTasks:
     """The tasks that wait for any worker: the highest priority first, and in the order of arrival among equals.
 
@@ -192,9 +192,10 @@ class PendingTasks:
     def __init__(
         self,
         aging_seconds: float = 300.0,
+        first_ticket: int = 0,  # An entry that waits no longer is known by its ticket, so queues that share tasks differ
     ) -> None:
         self.count = 0  # Tasks that wait
-        self._aging, self._last_ticket = aging_seconds, 0
+        self._aging, self._last_ticket = aging_seconds, first_ticket
         # Both hold (time, ticket, task) in this order, and tasks that wait no longer. Most tasks come with the usual
         # priority and in the order of their arrival: for them a queue is cheaper than a heap.
         self._usual: deque[tuple[float, int, Task]] = deque()
@@ -273,7 +274,7 @@ class PendingTasks:
         "Return the tasks that wait."
         return [task for _, ticket, task in sorted([*self._usual, *self._others]) if task.ticket == ticket]
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #adb9bcad
+# %% ../../nbs/07_engine/01_scheduler.ipynb #e40b8b0f
 class PluginGates:
     "Lets as many tasks of a plugin through as its limit allows; the others wait in the order of the queue."
 
@@ -284,7 +285,7 @@ class PluginGates:
     ) -> None:
         self.limits, self._aging = dict(limits), aging_seconds
         self.admitted = dict.fromkeys(limits, 0)
-        self.waiting = {plugin: PendingTasks(aging_seconds) for plugin in limits}
+        self.waiting = {plugin: PendingTasks(aging_seconds, first_ticket=1 << 40) for plugin in limits}
 
     @property
     def count(self) -> int:
@@ -623,7 +624,7 @@ class LanedTasks(PendingTasks):
         "Return the tasks that wait."
         return sorted((task for queue in self._queues.values() for task in queue.all()), key=self.rank)
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #d8fca6bc
+# %% ../../nbs/07_engine/01_scheduler.ipynb #da106561
 def random_fraction() -> float:  # From 0 to 1
     "Spread retries, so that jobs that failed together do not come back together."
     from random import random  # it takes half a millisecond to load, and only retries need it
@@ -687,7 +688,8 @@ class Scheduler:
             return []
         if self._apart:
             self.pending.append(task)
-            return self._go_on()
+            before = self._go_before(task) if task.priority and self.workers.ahead else []
+            return [*before, *self._go_on()]
         workers, idle = self.workers, self.workers.idle
         if not self.pending.count:
             if idle.all and not workers.open.by_plugin and workers.busy < self.config.max_workers:
@@ -963,7 +965,10 @@ class Scheduler:
                 break
             if self.lanes and not self._may_go_first(task):
                 break
-            self.pending.drop(task)
+            if self.lanes:
+                self.pending.drop(task)
+            else:
+                pending.take()
             self.workers.give_ahead(worker, task)
             task.attempts += 1
             actions.append(SendAhead(worker.number, task))
@@ -1497,16 +1502,18 @@ class Scheduler:
             lane = self.lanes[worker.lane]
             if lane.idle.all and not lane.pending.count and self.workers.busy < self.config.max_workers:
                 return actions + self._ask_back(worker)
-        there = self._count_by_lane() if self.pending.count else {}
-        for lane in self.lanes.values() if self.pending.count else ():
+        return actions + self._give_up_lanes() if self.pending.count else actions
+
+    def _give_up_lanes(self) -> list[Action]:
+        "End the tasks of lanes that will have no worker."
+        actions, there = list[Action](), self._count_by_lane()
+        for lane in [lane for lane in self.lanes.values() if lane.pending.count]:
             if not self._capacity or (lane.restarts.gave_up and not there.get(lane.name)):
                 lane.restarts.allow_one_more()
                 while lane.pending.count:  # the end of one may admit another
                     for task in lane.pending.all():
                         actions += self._end(task, Cause.EXHAUSTED)
-        if self.closing and not self.pending.count:
-            actions += self._stop_all()
-        return actions
+        return actions + self._go_on() if actions else []  # one that is admitted may be of another lane
 
     def _start_spares(self) -> list[Action]:
         "Start the workers that stand by, which are of the default lane."
