@@ -27,7 +27,7 @@ def make(events: Events | None = None, backend=None, resources=None, retry=None,
         event_broadcaster=events,
         resource_manager=resources,
         retry=retry,
-        backend=backend,
+        **({} if backend is None else {"backend": backend}),
     )
 
 

@@ -69,9 +69,8 @@ class Watched(BaseJobManager):
 def make(events=None, backend=None, end=False, stall_seconds=0.3, **config) -> Watched:
     plugins = {f.__name__: f for f in (wait_for_file, holds_the_lock, reports, chunks)}
     settings = WorkerConfig(stall_seconds=stall_seconds, **config)
-    return Watched(
-        "stalls", plugins=plugins, worker_config=settings, event_broadcaster=events, backend=backend, end=end
-    )
+    options = {} if backend is None else {"backend": backend}
+    return Watched("stalls", plugins=plugins, worker_config=settings, event_broadcaster=events, end=end, **options)
 
 
 BACKENDS = {"default": None, "relay": RelayBackend, "in process": InProcessBackend}
