@@ -20,6 +20,7 @@ from cjm_worker_ext.backends.hosts import HostsBackend
 from cjm_worker_ext.backends.local import LocalBackend
 from cjm_worker_ext.engine.engine import Engine
 from cjm_worker_ext.errors import ConfigError, PluginLoadError, UnknownPlugin, WorkersExhausted
+from cjm_worker_ext.stores.sqlite import SQLiteJobStore
 
 LIBRARY = """
 import os, sys
@@ -93,11 +94,11 @@ def backend(request):
 NAMES = ("split", "tokens", "meet", "Batches", "later", "hang", "crash", "env")
 
 
-def make(lanes, backend, max_workers=4, **config):
+def make(lanes, backend, max_workers=4, job_store=None, **config):
     plugins = {f"{lane}-{name}": {"target": f"wording:{name}", "lane": lane} for lane in lanes for name in NAMES}
     plugins["pid"] = "os:getpid"
     settings = WorkerConfig(max_workers=max_workers, lanes=lanes, **config)
-    return BaseJobManager("lanes", worker_config=settings, plugins=plugins, backend=backend)
+    return BaseJobManager("lanes", worker_config=settings, plugins=plugins, backend=backend, job_store=job_store)
 
 
 def by_lane(manager) -> dict[str | None, set[int]]:
@@ -158,6 +159,25 @@ def test_short_jobs_are_sent_ahead_within_their_lane(lanes, monkeypatch):
 
     run(scene())
     assert ahead, "none was sent ahead"
+
+
+@pytest.mark.parametrize("durability", ["committed", "behind"])
+def test_jobs_of_a_store_run_in_their_lane_in_the_next_life_too(lanes, backend, durability, tmp_path):
+    def with_store(**config):
+        store = SQLiteJobStore(tmp_path / "jobs.db", durability=durability)
+        return make(lanes, backend, job_store=store, **config)
+
+    async def first_life():
+        async with with_store(max_workers=0) as manager:  # only submits
+            return [(await manager.start_job(f"{lane}-later", n=n)).id for n in range(20) for lane in lanes]
+
+    async def next_life(ids):
+        async with with_store(max_workers=2) as manager:
+            for n, job_id in enumerate(ids):
+                job = await manager.wait(job_id, 60)
+                assert (job.status, job.result) == ("completed", (("1.9", "2.0")[n % 2], n // 2)), job.error
+
+    run(next_life(run(first_life())), 120)
 
 
 def test_one_place_is_shared_and_nobody_waits_for_ever(lanes, backend):
