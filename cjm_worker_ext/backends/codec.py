@@ -473,7 +473,7 @@ def kinds_of(
         kinds.update(map(type, part))
     return kinds
 
-# %% ../../nbs/05_backends/03_codec.ipynb #9eea1043
+# %% ../../nbs/05_backends/03_codec.ipynb #08cd5cb7
 SMALL_MESSAGE = 1 << 12  # Bytes up to which lists that announce too much cannot do harm
 MOST_EQUAL_HASHES = 100  # Keys of one dict or set that may share a hash; -1 and -2 do, and tuples of them
 
@@ -551,7 +551,8 @@ class Decoder:
         else:
             if len(data) > SMALL_MESSAGE:
                 self._look_through(body)
-            raw, timestamps = unpackb(body, ext_hook=extension), _timestamp_in(bytes(data))
+            raw = unpackb(body, ext_hook=extension)
+            timestamps = kind != MARKED[0] and _timestamp_in(bytes(data))  # with marks, all of it is walked anyway
         if kind == MARKED[0]:
             return self.value(raw, 0)
         if timestamps:

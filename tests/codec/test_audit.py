@@ -14,7 +14,7 @@ MODULES = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in FO
 HARMLESS = {
     "all", "any", "bool", "complex", "dict", "divmod", "enumerate", "float", "frozenset", "getattr", "hasattr", "hash", "int", "isinstance",
     "issubclass", "iter", "len", "list", "map", "max", "memoryview", "min", "next", "range", "repr", "reversed", "set", "slice", "sorted", "str", "sum",
-    "super", "tuple", "type", "vars", "zip", "bytearray", "bytes", "Unfit", "RefusedType",
+    "super", "tuple", "type", "vars", "zip", "bytearray", "bytes", "Unfit", "NotAtOnce", "RefusedType",
 }  # fmt: skip
 METHODS_OF_DATA = {
     "add", "append", "cast", "copy", "decode", "encode", "extend", "from_bytes", "from_iterable", "get", "isascii", "isdigit", "isalnum", "items", "keys",
