@@ -25,6 +25,17 @@ def steady(text):
     return re.sub(r"\b\d+(\.\d+)? (ms|s)\b", r"0.1 \2", text)
 
 
+def one_block(outputs):
+    "Put together what was printed before and after something that was left out."
+    found = []
+    for output in outputs:
+        if found and output.output_type == found[-1].output_type == "stream":
+            found[-1].text += output.text
+        else:
+            found.append(output)
+    return found
+
+
 def run(book):
     "Run every cell, and keep only the output that a reader sees."
     ExecutePreprocessor(timeout=120, kernel_name="python3").preprocess(book, {"metadata": {"path": str(root)}})
@@ -33,7 +44,7 @@ def run(book):
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             cell.execution_count = None
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]  # the log
+            cell.outputs = one_block([output for output in cell.outputs if output.get("name") != "stderr"])  # the log
             for output in cell.outputs:
                 if "text" in output:
                     output.text = steady(output.text)
