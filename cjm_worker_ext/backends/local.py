@@ -616,7 +616,7 @@ def allowed_by(
 
 Copy = Callable[[memoryview], bytes]  # Makes `bytes` of shared memory
 
-# %% ../../nbs/05_backends/13_local.ipynb #c4d698f6
+# %% ../../nbs/05_backends/13_local.ipynb #6d20a933
 class ResultReader:
     "Reads what workers send; lives on one event loop."
 
@@ -657,7 +657,8 @@ class ResultReader:
         at_once: bool = False,  # Whether to give up if it takes long
     ) -> list[Any] | None:  # None: it takes long
         "Read the chunks of a frame; raises `RefusedType`."
-        payload, start, found, parts, marked = memoryview(frame.payload), 0, list[Any](), 0, 0
+        payload, start, parts, marked = memoryview(frame.payload), 0, 0, 0
+        found: list[Any] = []
         if at_once and len(payload) > QUICK_PLAIN:
             return None
         while start < len(payload) and len(found) <= self.MOST_CHUNKS >= parts:
@@ -762,7 +763,8 @@ class ResultReader:
         done: Callable[[Answer], None],  # Called on this loop, now or later
     ) -> None:
         "Read a result."
-        payload, buffers, copy = frame.payload, list[Any](), shared.copy if shared is not None else bytes
+        payload, copy = frame.payload, shared.copy if shared is not None else bytes
+        buffers: list[Any] = []  # `list[Any]()` would cost an error that is made and dropped
         try:
             if not frame.buffers and len(payload) <= QUICK_PLAIN and payload[0] == 0:
                 done(Returned(self.value(payload, "the result")))  # the usual case
@@ -958,7 +960,7 @@ def order_numbers() -> Iterator[int]:  # Endless
     more = (memoryview(os.urandom(4096)).cast("I") for _ in itertools.repeat(None))
     return filter(None, itertools.chain.from_iterable(more))  # one call of C for each job
 
-# %% ../../nbs/05_backends/13_local.ipynb #021a80e1
+# %% ../../nbs/05_backends/13_local.ipynb #46500128
 class LocalOrder:
     "An order that a worker has, or is to get."
 
@@ -1303,7 +1305,8 @@ class LocalWorker:
 
     def _on_begun(self, order: LocalOrder, frame: Frame) -> None:
         # said twice, or never asked: no clock must start again
-        numbers, task_numbers = bytes(frame.payload[: 4 * len(self.orders)]), list[int]()
+        numbers = bytes(frame.payload[: 4 * len(self.orders)])
+        task_numbers: list[int] = []
         for start in range(0, len(numbers) - 3, 4):
             found = self.orders.get(int.from_bytes(numbers[start : start + 4], "little"))
             if found is not None and not found.begun:
