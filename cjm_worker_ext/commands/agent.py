@@ -105,7 +105,7 @@ def read_tls(
         given = " ".join(f"{option} {path}" for option, path in files.items() if path is not None)
         raise ConfigError(f"{given}: {e}; give a certificate and its key, as PEM") from e
 
-# %% ../../nbs/12_commands/10_agent.ipynb #6beacf38
+# %% ../../nbs/12_commands/10_agent.ipynb #1d72e1c4
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "agent",
@@ -149,7 +149,10 @@ def main(
     if options.workers is not None and options.workers < 1:
         raise ConfigError(f"--workers must be 1 or more, got {options.workers}")
     tls = read_tls(options.tls_certificate, options.tls_key, options.tls_clients)
-    listener = listen_on(host, port)
+    try:
+        listener = listen_on(host, port)
+    except OSError as e:
+        raise ConfigError(f"--listen {options.listen}: {e.strerror or e}; choose another address or port") from e
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     agent = Agent(token, workers=options.workers, tls=tls, gpus=cards_of(options.gpus))
     address = "{}:{}".format(*listener.getsockname()[:2])
