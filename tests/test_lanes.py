@@ -309,7 +309,7 @@ def test_metadata_of_a_registry_names_the_lane_and_may_change_it(lanes):
 
 
 def test_a_plugin_in_code_names_a_lane_that_is_there(lanes):
-    with pytest.raises(ConfigError, match=r"plugin 'a': the lane 'odl' is none of this manager's; .* has 'old', 'new'"):
+    with pytest.raises(ConfigError, match=r"plugin 'a': there is no lane 'odl'; .* has 'old', 'new'"):
         BaseJobManager(
             "lanes", plugins={"a": {"target": "m:a", "lane": "odl"}}, worker_config=WorkerConfig(lanes=lanes)
         )

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -297,6 +298,19 @@ def test_a_cluster_that_comes_later_is_used(how, caplog, tmp_path):
         run(scene())
 
 
+def test_an_address_where_nothing_answers_is_named(how, caplog):
+    async def scene():
+        with socket.socket() as taken:  # bound, and nobody listens
+            taken.bind(("127.0.0.1", 0))
+            address = "{}:{}".format(*taken.getsockname())
+            async with manager_of(address=address) as manager:
+                job = await manager.start_job("pid")
+                await until(lambda: f"ConnectionError: no Ray answers at {address}: " in caplog.text)
+                assert job.status == "pending"
+
+    run(scene(), 15)
+
+
 def test_a_ray_that_does_not_answer_holds_nothing_up(how):
     how(blocks=True)
 
@@ -307,6 +321,8 @@ def test_a_ray_that_does_not_answer_holds_nothing_up(how):
             assert places_of(manager).why() == "Ray is not connected yet"
             words = "Ray is not connected yet; it says: client.cc:7: the token is missing"
             await until(lambda: places_of(manager).why() == words, what="what Ray says")
+            places_of(manager)._hear({"said": "I 1] RPC error: InvalidAuthToken: it is missing"})
+            assert "it says: RPC error: InvalidAuthToken: it is missing; set RAY_AUTH_MODE" in places_of(manager).why()
         assert job.status == "cancelled" and driver.returncode is not None  # killed, or faster than the signal
 
     run(scene(), 15)

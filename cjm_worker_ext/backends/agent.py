@@ -418,7 +418,7 @@ class Session:
             worker.kill(why)
         self.detach()
 
-# %% ../../nbs/05_backends/16_agent.ipynb #2a9ffa80
+# %% ../../nbs/05_backends/16_agent.ipynb #c663c86a
 class Agent:
     "Runs workers for managers that know its token; lives on one event loop."
 
@@ -636,8 +636,10 @@ class Agent:
                 config = replace(config, environment={**config.environment, **card.environment})
             process = ChildProcess(config, shares_memory=False)
         except (OSError, ConfigError) as e:
-            await write_line(sock, refused=f"cannot start {python}: {e}")
-            raise AgentRefused(f"cannot start {python}: {e}") from e
+            found = (e.strerror or e) if isinstance(e, OSError) else e
+            why = f"cannot start {python}: {found}; name a Python of that machine that has cjm-worker-ext installed"
+            await write_line(sock, refused=why)
+            raise AgentRefused(why) from e
         if self.desk is not None and card is not None:
             self.desk.table.take(number, process.pid, [card])
         gone = partial(self._gone, session, number, process.pid)

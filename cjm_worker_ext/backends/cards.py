@@ -119,7 +119,7 @@ def describe_card(
         logger.debug("%s does not tell its memory: %s", card.label, e)
     return CardFacts(name, total, free)
 
-# %% ../../nbs/05_backends/11d_cards.ipynb #7805448f
+# %% ../../nbs/05_backends/11d_cards.ipynb #35b04fc5
 def choose_cards(
     gpus: Any,  # As `WorkerConfig.gpus`, and not None
     found: Sequence[Card] | None,  # As `list_cards` returns them; None: there is no NVML
@@ -129,7 +129,8 @@ def choose_cards(
     if gpus == "all":
         if found is None:
             raise ConfigError(
-                "gpus='all': NVML does not tell which cards there are; install nvidia-ml-py, or name the cards as in gpus=(0, 1)"
+                "gpus='all': NVML does not tell which cards there are; see that nvidia-smi lists them and install "
+                "nvidia-ml-py, or name the cards by their numbers"
             )
         names = None if allowed is None else [name.strip() for name in allowed.split(",") if name.strip()]
         chosen = [card for card in found if names is None or any(_is_named(card, name) for name in names)]

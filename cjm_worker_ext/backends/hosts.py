@@ -293,7 +293,7 @@ def read_usage(
     at, cpu, rss = entry if len(entry) == 3 else (0.0, None, None)
     return RemoteUsage(_figure(at) or 0.0, _figure(cpu), _whole(rss))
 
-# %% ../../nbs/05_backends/17_hosts.ipynb #dc5c784b
+# %% ../../nbs/05_backends/17_hosts.ipynb #728d94e9
 class HostSettings(NamedTuple):
     "How machines are reached, and when they are given up."
 
@@ -431,6 +431,9 @@ class NodeLink:
             try:
                 await self._loop.sock_connect(sock, address)
                 return sock
+            except ConnectionRefusedError as e:
+                error = ConnectionRefusedError(f"no agent listens there ({e})")
+                sock.close()
             except OSError as e:
                 error = e
                 sock.close()
@@ -440,6 +443,8 @@ class NodeLink:
         raise error
 
     def _attach(self, sock: socket.socket, info: dict[str, Any]) -> None:
+        if self.why and self.is_known:  # its absence was logged
+            logger.info("agent %s: it answers now", self.host)
         if not info.get("resumed"):
             self._lose("the agent has ended it, or was started again")
         self._sock, self._heard_at, self.info = sock, time.monotonic(), info
@@ -477,7 +482,7 @@ class NodeLink:
         while True:
             await asyncio.sleep(seconds / 10)
             if self._silence() > seconds and self._heard_at:
-                self._give_up(f"{self.host} was silent for {seconds:g} s")
+                self._give_up(f"it was silent for {seconds:g} s")
 
     def _give_up(self, why: str) -> None:
         self._session, self._heard, self._heard_at = secrets.token_hex(16), 0, 0.0
@@ -894,7 +899,7 @@ class RemoteBackend:
         if self.places is not None:
             await self.places.close()
 
-# %% ../../nbs/05_backends/17_hosts.ipynb #6ed88940
+# %% ../../nbs/05_backends/17_hosts.ipynb #28ec7be5
 class HostsBackend:
     """Lets the workers of a manager run on other machines, behind `cjm-worker-agent`; a `BackendFactory`.
 
@@ -915,18 +920,19 @@ class HostsBackend:
     ) -> None:
         problems = [
             f"hosts: {host!r} is not like 'gpu1:7000'"
-            for host in hosts
+            for host in (() if isinstance(hosts, str) else hosts)
             if not (name_and_port := host.rpartition(":"))[0] or not name_and_port[2].isdecimal()
         ]
         if not hosts or isinstance(hosts, str) or len(set(hosts)) < len(hosts):
-            problems.append("hosts must be a list of different addresses, at least one")
+            problems.append(f"hosts must be a list of different addresses, at least one, got {hosts!r}")
         if placement not in ("spread", "fill"):
             problems.append(f"placement must be 'spread' or 'fill', got {placement!r}")
         if not 0 < ping_seconds < lease_seconds < lost_seconds or connect_seconds <= 0:
             problems.append("the times must be 0 < ping_seconds < lease_seconds < lost_seconds and 0 < connect_seconds")
         if problems:
             raise ConfigError("HostsBackend: " + "; ".join(problems))
-        token = os.environ.get(TOKEN_VARIABLE, "") if token is None else token
+        # without the line break that a file ends with: the agent reads its own without it too
+        token = (os.environ.get(TOKEN_VARIABLE, "") if token is None else token).strip()
         self._hosts, self._placement = tuple(hosts), placement
         self._settings = HostSettings(token, tls, ping_seconds, lease_seconds, lost_seconds, connect_seconds)
         self._backends: weakref.WeakSet[RemoteBackend] = weakref.WeakSet()

@@ -165,7 +165,7 @@ class RaySettings(NamedTuple):
     idle_seconds: float | None
     host: HostSettings  # Without a token: each lane has its own
 
-# %% ../../nbs/05_backends/19_ray.ipynb #1e89d8c9
+# %% ../../nbs/05_backends/19_ray.ipynb #53c3c093
 class RayPlaces:
     "The lanes of one manager; implements `backends.hosts.Places`."
 
@@ -323,7 +323,10 @@ class RayPlaces:
             self._on_failure(message | {"why": message["unreachable"]})
         elif "said" in message:
             # a line of Ray's log, without what comes before the message
-            self._said = f"; it says: {message['said'].rpartition('] ')[2]}"
+            said = message["said"].rpartition("] ")[2]
+            # Ray looks for a token by itself only if the address is "auto"
+            hint = "; set RAY_AUTH_MODE=token, and give the app the token of the cluster" if "AuthToken" in said else ""
+            self._said = f"; it says: {said}{hint}"
         elif "connected" in message:
             self._is_connected = True
         elif "why" in message:

@@ -136,7 +136,7 @@ def why_not_placed(
         return f"each needs {named(demand)}, and no node has as much; an autoscaler may add one"
     return f"each needs {named(demand)}; free in the whole cluster: {named({n: free.get(n, 0) for n in demand})}"
 
-# %% ../../nbs/05_backends/18_ray_driver.ipynb #858276e1
+# %% ../../nbs/05_backends/18_ray_driver.ipynb #b3ebffb2
 class RayDriver:
     "Asks Ray for lanes, and tells the app what becomes of them."
 
@@ -193,7 +193,10 @@ class RayDriver:
             options |= {"include_dashboard": False, "object_store_memory": 80 << 20}
         elif (parts := address.rpartition(":"))[2].isdecimal() and "/" not in address:
             # Ray tries for two minutes, and then ends the process
-            socket.create_connection((parts[0].strip("[]"), int(parts[2])), 5).close()
+            try:
+                socket.create_connection((parts[0].strip("[]"), int(parts[2])), 5).close()
+            except OSError as e:
+                raise ConnectionError(f"no Ray answers at {address}: {e}") from e
         ray.init(address, runtime_env=settings["runtime_env"], **options)
         return ray.remote(max_restarts=0, max_concurrency=2, **settings["actor"])(RayLane)
 

@@ -193,7 +193,7 @@ def lane_problem(
     if not lane or (isinstance(lane, str) and lane in lanes):
         return ""
     known = f"WorkerConfig(lanes=) has {', '.join(map(repr, lanes))}" if lanes else "give WorkerConfig its lanes="
-    return f"plugin {plugin_id!r}: the lane {lane!r} is none of this manager's; {known}"
+    return f"plugin {plugin_id!r}: there is no lane {lane!r}; {known}"
 
 
 def split_targets(
@@ -218,7 +218,7 @@ def mapping_problem(
         return f"plugin {plugin_id!r}: a mapping has a 'target', a 'lane' or both, got {dict(facts)!r}"
     return lane_problem(plugin_id, facts.get("lane"), lanes)
 
-# %% ../../nbs/07_engine/02_plugin_resolver.ipynb #82d43c68
+# %% ../../nbs/07_engine/02_plugin_resolver.ipynb #467f14cf
 class PluginResolver:
     "Finds plugins in the app's own mapping and in its registry; lives on one event loop."
 
@@ -319,6 +319,8 @@ class PluginResolver:
             return f"plugin {plugin_id!r}: the registry raised or hung when it was asked; its error is in the log"
         if self.registry is not None:
             return f"plugin {plugin_id!r}: the registry does not have it{', nor does plugins=' if self.targets else ''}"
+        if plugin_id in self._lane_of:
+            return f"plugin {plugin_id!r}: plugins= has its lane only, and there is no registry; give it a 'target' too"
         if not self.targets:
             return f"plugin {plugin_id!r}: this manager has no plugins; give it plugins= or plugin_registry="
         known = ", ".join(map(repr, list(self.targets)[:10]))

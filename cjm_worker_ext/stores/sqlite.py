@@ -70,7 +70,7 @@ UPGRADES = [
 ]
 APPLICATION_ID = 0x636A6D77  # "cjmw": says whose file it is
 
-# %% ../../nbs/05b_stores/03_sqlite.ipynb #de0bd65b
+# %% ../../nbs/05b_stores/03_sqlite.ipynb #883f855f
 _REMEDIES = {
     "SQLITE_FULL": "free some space on its disk",
     "SQLITE_BUSY": "another program holds its lock; end its transaction",
@@ -207,6 +207,8 @@ class Connections:
             return StoreFailed(f"job store {self.path}: a text in it is damaged; {_REMEDIES['SQLITE_CORRUPT']}")
         name = str(getattr(error, "sqlite_errorname", ""))
         kind = next((kind for kind in _REMEDIES if name.startswith(kind)), "")
+        if isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError):  # SQLite was not asked yet
+            kind = "SQLITE_CANTOPEN"
         remedy = _REMEDIES.get(kind, "see the reason")
         return StoreFailed(f"job store {self.path}: {error}{f' ({name})' if name else ''}; {remedy}")
 
