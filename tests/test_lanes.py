@@ -299,7 +299,7 @@ def test_metadata_of_a_registry_names_the_lane_and_may_change_it(lanes):
             registry.metadata["words"]["lane"] = "new"
             assert await manager.run("words", name="LANE") is None
             assert set(by_lane(manager)) == {"old", "new"}
-            with pytest.raises(UnknownPlugin, match=r"'wrong': the lane 'odl' is none .*'old', 'new'"):
+            with pytest.raises(UnknownPlugin, match=r"'wrong': there is no lane 'odl'; .*'old', 'new'"):
                 await manager.start_job("wrong")
             registry.metadata["words"]["lane"] = None
             job = await manager.wait((await manager.start_job("words", name="LANE")).id, 30)
