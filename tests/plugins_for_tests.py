@@ -488,6 +488,7 @@ def retire_in_a_thread(started: str, go_on: str) -> int:
 
 def retire_again_and_again(started: str) -> None:
     "So that a cancel comes while it is told."
+    retire("x" * 200)  # the cancel may come before another one
     Path(started).touch()
     while True:
         retire("x" * 200)
