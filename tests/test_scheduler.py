@@ -488,8 +488,12 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         process = self.processes[number]
         able = [n for n, r in process.runs.items() if r.can_answer(how)]
-        if self.slots.get(process.runs[able[0]].task.plugin, 1) == 1:
-            able = able[:1]  # it runs one at a time
+        if (
+            self.slots.get(process.runs[able[0]].task.plugin, 1) == 1
+        ):  # it runs one at a time, and answers in this order
+            if able[0] != next(iter(process.runs)):
+                return
+            able = able[:1]
         run, task = process.runs[able[0]], process.runs[able[0]].task
         if run.task.number in process.unclaimed:  # it has begun as far as is known, and now it has
             if not process.can_claim():
@@ -775,6 +779,13 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert idle, f"lane {lane!r} waits for nothing: {waits}, {[vars(p) for p in processes]}"
 
     @invariant()
+    def nobody_is_kept_busy_by_what_has_ended(self):
+        for worker in self.scheduler.workers.all.values():
+            begun = worker.begun
+            stuck = begun and worker.phase is WorkerPhase.READY and all(task.ended for task in begun)
+            assert not stuck, f"worker {worker.number} is lost to a task that did not end in time"
+
+    @invariant()
     def the_first_one_is_not_passed_for_ever(self):
         for number in self.waiting:
             assert self.tasks[number].passed <= 2
@@ -817,3 +828,55 @@ TestScheduler.settings = settings(
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
+
+
+class Hurry:
+    "Two workers with many short jobs, so that some of them are sent ahead; nothing is drawn."
+
+    def __init__(self, jobs: int):
+        self.scheduler = Scheduler(WorkerConfig(max_workers=2))
+        self.scheduler.short, self.scheduler.MOST_SILENT = {"q"}, 1
+        self.begun: list[int] = []  # Jobs that their worker has begun, and whose answer nobody has read
+        self.killed: list[int] = []
+        for number in range(1, jobs + 1):
+            self.do(self.scheduler.submit(Task(number, "q", arrived_at=number)))
+        for worker in (1, 2):
+            self.do(self.scheduler.ready(worker))
+            self.do(self.scheduler.loaded(worker, worker))
+
+    def do(self, actions):
+        "Do what is ordered, and then what follows from it."
+        actions = deque(actions)
+        while actions:
+            action = actions.popleft()
+            if isinstance(action, Kill):
+                self.killed.append(action.worker)
+            elif isinstance(action, TakeBack):
+                waiting = [task.number for task in self.scheduler.workers.all[action.worker].waiting]
+                taken = [number for number in waiting if number not in self.begun]
+                actions.extend(self.scheduler.taken_back(action.worker, taken))
+
+    def on(self, worker: int) -> list[int]:
+        return list(self.scheduler.workers.all[worker].tasks)
+
+
+def test_what_waits_at_a_silent_worker_goes_before_what_a_failure_gives_back():
+    hurry = Hurry(jobs=12)
+    for worker, number in [(1, 1), (2, 2), (2, 6)]:
+        hurry.do(hurry.scheduler.answered(worker, number))
+    assert (hurry.on(1), hurry.on(2)) == ([3, 4, 5], [7, 8, 9])
+    hurry.do(hurry.scheduler.answered(2, 7, failed=True))  # and worker 1 has been silent for too long
+    assert (hurry.on(1), hurry.on(2)) == ([3], [4])
+    assert [task.number for task in hurry.scheduler.queue()] == [5, 8, 9, 10, 11, 12]
+
+
+def test_a_worker_is_killed_whose_second_job_did_not_end_in_time_though_the_first_is_read_later():
+    hurry = Hurry(jobs=12)
+    hurry.do(hurry.scheduler.answered(1, 1))
+    assert hurry.on(1) == [3, 4, 5]
+    hurry.begun.append(4)  # the answer of 3 has not been read
+    hurry.do(hurry.scheduler.cancel(4))
+    hurry.do(hurry.scheduler.timer("grace", 4))
+    assert not hurry.killed  # as far as is known 3 runs there
+    hurry.do(hurry.scheduler.answered(1, 3))
+    assert hurry.killed == [1]

@@ -624,7 +624,7 @@ class LanedTasks(PendingTasks):
         "Return the tasks that wait."
         return sorted((task for queue in self._queues.values() for task in queue.all()), key=self.rank)
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #da106561
+# %% ../../nbs/07_engine/01_scheduler.ipynb #ce1d2b2f
 def random_fraction() -> float:  # From 0 to 1
     "Spread retries, so that jobs that failed together do not come back together."
     from random import random  # it takes half a millisecond to load, and only retries need it
@@ -923,9 +923,11 @@ class Scheduler:
                 actions += self._set_timeouts(list(worker.tasks.values()))
         elif not worker.batch:
             actions += self._follow(worker, stumbled=failed or cancelled)
+        else:  # the next one has begun already, and may have ended too late
+            actions += self._kill_if_stuck(worker)
         actions += self._go_on()
         if self.short or self.workers.ahead:
-            actions += self._send_ahead(worker)
+            actions = self._send_ahead(worker, actions)
         return actions
 
     # tasks that are sent ahead
@@ -943,15 +945,16 @@ class Scheduler:
         begins: list[Action] = [Begin(worker.number, task)]
         return begins if task.timeout is None else begins + self._set_timeouts((task,))
 
-    def _send_ahead(self, worker: WorkerState) -> list[Action]:
+    def _send_ahead(self, worker: WorkerState, actions: list[Action]) -> list[Action]:
         "Let tasks lie at a worker that has answered, so that it begins them at once; and look at one that is silent."
-        actions, pending, most = list[Action](), self.pending, self.config.max_workers
+        pending, most = self.pending, self.config.max_workers
         if self.lanes:
             pending = self.lanes[worker.lane].pending
         if self.workers.ahead and (silent := next(iter(self.workers.ahead.values()))) is not worker:
             silent.passed += 1
             if silent.passed > self.MOST_SILENT * most:  # its task is not as short as others were
-                return self._ask_back(silent)  # they go first
+                # They go first, also where tasks of this worker are taken back, so that it gets its next one after that.
+                return self._ask_back(silent) + actions
         if not worker.tasks or pending.count <= most or not self._takes_ahead(worker):
             return actions
         running = next(iter(worker.tasks.values()))
