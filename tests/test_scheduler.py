@@ -134,6 +134,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler.MOST_PASSED_IN_LANES = 2
         self.actions: deque = deque()
         self.acts = False
+        self.decisions = self.decided = 0  # So far; the one that is being done
+        self.back_since: dict[int, int] = {}  # task that was taken back: the decision that knew it first
         self.killing_all = False
         self.processes: dict[int, Process] = {}
         self.ever: set[int] = set()
@@ -153,12 +155,13 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def do(self, actions):
         "Do what is ordered, and then what follows from it, as the inbox of an engine does."
-        self.actions.extend(actions)
+        self.decisions += 1
+        self.actions.extend((self.decisions, action) for action in actions)
         if self.acts:
             return
         self.acts = True
         while self.actions:
-            action = self.actions.popleft()
+            self.decided, action = self.actions.popleft()
             getattr(self, "do_" + type(action).__name__.lower())(action)
         self.acts = False
 
@@ -247,6 +250,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert not run.interrupted
             if number not in self.ended:
                 self.waiting.append(number)
+                self.back_since[number] = self.decisions + 1
                 self.undelivered[number] = self.undelivered.get(number, 0) + 1
         self.do(self.scheduler.taken_back(action.worker, taken))
 
@@ -265,6 +269,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         )  # then the queue of each plugin has an order of its own
         queue = [n for n in self.in_order() if not alone or self.tasks[n].plugin == task.plugin]
         queue = [n for n in queue if self.tasks[n].lane == task.lane]
+        # what has been taken back since this was decided was not there yet
+        queue = [n for n in queue if self.back_since.get(n, 0) <= self.decided]
         if joins:  # later ones may go before one that has no place
             queue = [n for n in queue if self.may_join(self.tasks[n], task)]
         is_next = queue and (

@@ -624,7 +624,7 @@ class LanedTasks(PendingTasks):
         "Return the tasks that wait."
         return sorted((task for queue in self._queues.values() for task in queue.all()), key=self.rank)
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #ce1d2b2f
+# %% ../../nbs/07_engine/01_scheduler.ipynb #770114d5
 def random_fraction() -> float:  # From 0 to 1
     "Spread retries, so that jobs that failed together do not come back together."
     from random import random  # it takes half a millisecond to load, and only retries need it
@@ -953,8 +953,9 @@ class Scheduler:
         if self.workers.ahead and (silent := next(iter(self.workers.ahead.values()))) is not worker:
             silent.passed += 1
             if silent.passed > self.MOST_SILENT * most:  # its task is not as short as others were
-                # They go first, also where tasks of this worker are taken back, so that it gets its next one after that.
-                return self._ask_back(silent) + actions
+                # They go first, also before those that this worker gives back: it gets its next one after that.
+                back = self._ask_back(silent)
+                return back + actions if worker.asked_back else actions + back
         if not worker.tasks or pending.count <= most or not self._takes_ahead(worker):
             return actions
         running = next(iter(worker.tasks.values()))
