@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections import deque
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -886,3 +887,33 @@ def test_a_worker_is_killed_whose_second_job_did_not_end_in_time_though_the_firs
     assert not hurry.killed  # as far as is known 3 runs there
     hurry.do(hurry.scheduler.answered(1, 3))
     assert hurry.killed == [1]
+
+
+@pytest.mark.parametrize("lanes", [{}, {"x": Lane()}])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_plugin_gets_its_own_worker_though_the_jobs_of_another_never_end(workers, lanes):
+    scheduler = Scheduler(WorkerConfig(max_workers=workers, one_plugin_per_worker=True, lanes=lanes))
+    running: dict[int, Task] = {}
+    begun: list[str] = []
+
+    def do(actions):
+        actions = deque(actions)
+        while actions:
+            action = actions.popleft()
+            if isinstance(action, Start):
+                actions.extend(scheduler.ready(action.worker))
+            elif isinstance(action, Stop):
+                actions.extend(scheduler.died(action.worker))
+            elif isinstance(action, Send):
+                running[action.worker] = action.task
+                begun.append(action.task.plugin)
+                if action.load:
+                    actions.extend(scheduler.loaded(action.worker, action.task.number))
+
+    for number, plugin in enumerate(["often"] * (workers + 2) + ["seldom"] + ["often"] * 50, start=1):
+        do(scheduler.submit(Task(number, plugin, arrived_at=number)))
+    while running and "seldom" not in begun:
+        worker, task = next(iter(running.items()))
+        del running[worker]
+        do(scheduler.answered(worker, task.number))
+    assert begun.count("often") == workers + 2 + scheduler.MOST_PASSED_IN_LANES

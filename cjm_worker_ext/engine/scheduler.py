@@ -624,7 +624,7 @@ class LanedTasks(PendingTasks):
         "Return the tasks that wait."
         return sorted((task for queue in self._queues.values() for task in queue.all()), key=self.rank)
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #770114d5
+# %% ../../nbs/07_engine/01_scheduler.ipynb #cf189cb5
 def random_fraction() -> float:  # From 0 to 1
     "Spread retries, so that jobs that failed together do not come back together."
     from random import random  # it takes half a millisecond to load, and only retries need it
@@ -1323,6 +1323,8 @@ class Scheduler:
         for task in self.pending.all():
             fitting = idle.of[task.lane] if self.lanes else idle
             worker = fitting.choose_alone(task.plugin) if self.workers.busy < self.config.max_workers else None
+            if worker is not None and first is not None and not self._may_go_before(first, task):
+                worker = None  # it stops
             if worker is None or worker.first_plugin is None:
                 joined = self.workers.open.choose(task)
                 worker = joined if joined is not None and self._may_pass(first) else worker
@@ -1341,6 +1343,26 @@ class Scheduler:
         if not self.restarts.waiting:
             actions += [Start(self.workers.add().number, urgent=True) for _ in range(min(missing, room))]
         return actions
+
+    def _may_go_before(self, first: Task, task: Task) -> bool:
+        """Say whether a later task may have an idle worker while the first one waits for the place of one.
+
+        It may, but not for ever: then the idle worker ends, and the first task gets one of its own in its place.
+        """
+        restarts, workers = self._restarts_of(first.lane), self.workers.all.values()
+        lane = self.lanes[first.lane] if self.lanes else None
+        mine = [worker for worker in workers if worker.lane == first.lane]
+        full = lane is not None and len(mine) >= lane.most
+        comes = any(worker.phase in self.ENDING for worker in workers) or any(not w.was_ready for w in mine)
+        most = self._capacity if self.lanes else min(self._enough, restarts.capacity)
+        has_room = not full and len(workers) < most
+        elsewhere = full and task.lane != first.lane  # the place of another lane is of no use to it
+        if restarts.waiting or restarts.gave_up or comes or has_room or elsewhere:
+            return True
+        if first.passed >= self.MOST_PASSED_IN_LANES:
+            return False
+        first.passed += 1
+        return True
 
     # lanes
 
