@@ -324,7 +324,7 @@ class PluginGates:
         "The tasks that wait, in their order within each plugin."
         return [task for waiting in self.waiting.values() for task in waiting.all()]
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #3c35848a
+# %% ../../nbs/07_engine/01_scheduler.ipynb #40a17709
 class WorkerPhase(StrEnum):
     "Where a worker stands."
 
@@ -489,6 +489,7 @@ class WorkerTable:
     ) -> None:
         self.all: dict[int, WorkerState] = {}
         self.idle, self.open = IdleWorkers(lanes), OpenWorkers()
+        self.counts = {lane: dict.fromkeys(WorkerPhase, 0) for lane in lanes or ("",)}  # Workers by lane and phase
         self.ahead: dict[int, WorkerState] = {}  # Where tasks wait that were sent ahead, the longest silent one first
         self.busy = 0  # Workers that have a task
         self._last_number = 0
@@ -497,13 +498,22 @@ class WorkerTable:
         "A new worker is starting."
         self._last_number += 1
         worker = self.all[self._last_number] = WorkerState(self._last_number, lane)
+        self.counts[lane][worker.phase] += 1
         return worker
+
+    def enter(self, worker: WorkerState, phase: WorkerPhase) -> None:
+        "A worker stands elsewhere from now on."
+        counts = self.counts[worker.lane]
+        counts[worker.phase] -= 1
+        counts[phase] += 1
+        worker.phase = phase
 
     def remove(self, number: int) -> WorkerState | None:  # None if it is gone already
         "A worker is gone; it still has its tasks."
         worker = self.all.pop(number, None)
         if worker is not None:
             self.leave(worker)
+            self.counts[worker.lane][worker.phase] -= 1
             self.busy -= bool(worker.tasks)
         return worker
 
@@ -624,7 +634,7 @@ class LanedTasks(PendingTasks):
         "Return the tasks that wait."
         return sorted((task for queue in self._queues.values() for task in queue.all()), key=self.rank)
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #cf189cb5
+# %% ../../nbs/07_engine/01_scheduler.ipynb #7937a043
 def random_fraction() -> float:  # From 0 to 1
     "Spread retries, so that jobs that failed together do not come back together."
     from random import random  # it takes half a millisecond to load, and only retries need it
@@ -825,7 +835,8 @@ class Scheduler:
         worker = self.workers.all.get(number)
         if worker is None or worker.phase is not WorkerPhase.STARTING:
             return []
-        worker.phase, worker.was_ready = WorkerPhase.READY, True
+        self.workers.enter(worker, WorkerPhase.READY)
+        worker.was_ready = True
         actions: list[Action] = [ClearTimer("start", number)]
         if self.recycle.max_age_seconds is not None:
             actions.append(SetTimer("age", number, self.recycle.max_age_seconds))
@@ -1063,7 +1074,7 @@ class Scheduler:
         if worker is None:
             return []
         if not worker.end_is_expected:
-            worker.phase = WorkerPhase.DYING
+            self.workers.enter(worker, WorkerPhase.DYING)
         self.workers.leave(worker)
         actions: list[Action] = []
         for task in [task for task in worker.tasks.values() if task.number in undelivered]:
@@ -1162,7 +1173,7 @@ class Scheduler:
         worker = self.workers.all.get(number)
         if worker is None or worker.phase is not WorkerPhase.STOPPING:
             return []
-        worker.phase = WorkerPhase.KILLED
+        self.workers.enter(worker, WorkerPhase.KILLED)
         return [Kill(number)]
 
     def _end_of_idle(self, number: int) -> list[Action]:
@@ -1200,7 +1211,7 @@ class Scheduler:
         return self._kill(worker) if stuck else []
 
     def _kill(self, worker: WorkerState) -> list[Action]:
-        worker.phase = WorkerPhase.KILLED
+        self.workers.enter(worker, WorkerPhase.KILLED)
         self.workers.leave(worker)
         return [Kill(worker.number)]
 
@@ -1208,7 +1219,9 @@ class Scheduler:
         worker = self.workers.all.get(number)
         if worker is None or worker.phase is not WorkerPhase.STARTING:
             return []
-        worker.phase = WorkerPhase.DYING  # and not KILLED: a process that never becomes ready counts as a death
+        self.workers.enter(
+            worker, WorkerPhase.DYING
+        )  # and not KILLED: a process that never becomes ready counts as a death
         return [Kill(number)]
 
     # the end of it all
@@ -1349,13 +1362,11 @@ class Scheduler:
 
         It may, but not for ever: then the idle worker ends, and the first task gets one of its own in its place.
         """
-        restarts, workers = self._restarts_of(first.lane), self.workers.all.values()
-        lane = self.lanes[first.lane] if self.lanes else None
-        mine = [worker for worker in workers if worker.lane == first.lane]
-        full = lane is not None and len(mine) >= lane.most
-        comes = any(worker.phase in self.ENDING for worker in workers) or any(not w.was_ready for w in mine)
+        restarts, mine = self._restarts_of(first.lane), self.workers.counts[first.lane]
+        full = bool(self.lanes) and sum(mine.values()) >= self.lanes[first.lane].most
+        comes = mine[WorkerPhase.STARTING] or any(self._count_by_lane(*self.ENDING).values())
         most = self._capacity if self.lanes else min(self._enough, restarts.capacity)
-        has_room = not full and len(workers) < most
+        has_room = not full and len(self.workers.all) < most
         elsewhere = full and task.lane != first.lane  # the place of another lane is of no use to it
         if restarts.waiting or restarts.gave_up or comes or has_room or elsewhere:
             return True
@@ -1417,13 +1428,12 @@ class Scheduler:
         busy, workers = self.workers.busy, self.workers.all
         if lane.idle.all:
             return busy >= self.config.max_workers
-        mine = [worker for worker in workers.values() if worker.lane == lane.name]
-        if len(mine) >= lane.most or not lane.can_start or any(w.phase is WorkerPhase.STARTING for w in mine):
+        mine = self.workers.counts[lane.name]
+        if sum(mine.values()) >= lane.most or not lane.can_start or mine[WorkerPhase.STARTING]:
             return False
         if busy >= self.config.max_workers:
             return True
-        ending = any(w.phase not in (_READY, WorkerPhase.STARTING) for w in workers.values())
-        return len(workers) >= self._capacity and not ending
+        return len(workers) >= self._capacity and not any(self._count_by_lane(*self.ENDING).values())
 
     @property
     def _capacity(self) -> int:  # Workers of all lanes that may exist at the same time
@@ -1464,11 +1474,7 @@ class Scheduler:
         return wanted, kept
 
     def _count_by_lane(self, *phases: WorkerPhase) -> dict[str, int]:  # All phases if none is given
-        counts: dict[str, int] = {}
-        for worker in self.workers.all.values():
-            if not phases or worker.phase in phases:
-                counts[worker.lane] = counts.get(worker.lane, 0) + 1
-        return counts
+        return {lane: sum(found[p] for p in phases or found) for lane, found in self.workers.counts.items()}
 
     def _wanted_alone(self) -> list[str]:
         "As `_wanted_lanes`, where a worker may serve one plugin only: no idle one is of use for what waits."
@@ -1588,7 +1594,7 @@ class Scheduler:
     def _stop(self, worker: WorkerState) -> list[Action]:
         "Let a worker without a task end; whoever takes its place starts when it is gone."
         self.workers.idle.remove(worker.number)
-        worker.phase = WorkerPhase.STOPPING
+        self.workers.enter(worker, WorkerPhase.STOPPING)
         limit = self.config.unload_timeout_seconds
         return [Stop(worker.number, worker.retires), SetTimer("stop", worker.number, limit)]
 
@@ -1620,7 +1626,7 @@ class Scheduler:
             if worker.phase is WorkerPhase.READY and not worker.tasks:
                 actions += self._stop(worker)
             elif worker.phase is WorkerPhase.STARTING:
-                worker.phase = WorkerPhase.KILLED
+                self.workers.enter(worker, WorkerPhase.KILLED)
                 actions.append(Kill(worker.number))
         return actions
 
