@@ -634,7 +634,7 @@ class LanedTasks(PendingTasks):
         "Return the tasks that wait."
         return sorted((task for queue in self._queues.values() for task in queue.all()), key=self.rank)
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #7937a043
+# %% ../../nbs/07_engine/01_scheduler.ipynb #ef861cc1
 def random_fraction() -> float:  # From 0 to 1
     "Spread retries, so that jobs that failed together do not come back together."
     from random import random  # it takes half a millisecond to load, and only retries need it
@@ -1455,20 +1455,23 @@ class Scheduler:
         there, starting = self._count_by_lane(), self._count_by_lane(WorkerPhase.STARTING)
         left = {task.lane: self.lanes[task.lane].pending.count for task in self.laned.firsts()}
         while free > 0 and left:
-            for name in list(left)[:free]:
+            names = list(left)[:free]
+            there_for = [starting[n] or len(self.lanes[n].idle.all) - kept.get(n, 0) or 1 for n in names]
+            many = min(free // len(names), *there_for, *(left[n] for n in names))  # Rounds at once
+            for name in names:
                 lane = self.lanes[name]
-                if starting.get(name, 0) > 0:
-                    starting[name] -= 1
+                if starting[name] > 0:
+                    starting[name] -= many
                 elif kept.get(name, 0) < len(lane.idle.all):
-                    kept[name] = kept.get(name, 0) + 1
+                    kept[name] = kept.get(name, 0) + many
                 elif there.get(name, 0) < lane.most and lane.can_start:
                     there[name] = there.get(name, 0) + 1
                     wanted.append(name)
                 else:
                     del left[name]
                     continue
-                free -= 1
-                left[name] -= 1
+                free -= many
+                left[name] -= many
                 if not left[name]:
                     del left[name]
         return wanted, kept
