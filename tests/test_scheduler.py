@@ -889,6 +889,17 @@ def test_a_worker_is_killed_whose_second_job_did_not_end_in_time_though_the_firs
     assert hurry.killed == [1]
 
 
+def test_a_worker_is_killed_whose_batch_is_known_only_after_it_did_not_end_in_time():
+    scheduler = Scheduler(WorkerConfig(max_workers=1))
+    for number in (1, 2):
+        scheduler.submit(Task(number, "p", arrived_at=number))
+    scheduler.ready(1)
+    scheduler.loaded(1, 1, slots=2)
+    scheduler.cancel(1)
+    assert not any(isinstance(action, Kill) for action in scheduler.timer("grace", 1))  # as far as is known 2 runs too
+    assert scheduler.begun(1, [1]) == [Kill(1)]  # 2 does not: it goes to another worker
+
+
 @pytest.mark.parametrize("lanes", [{}, {"x": Lane()}])
 @pytest.mark.parametrize("workers", [1, 3])
 def test_a_plugin_gets_its_own_worker_though_the_jobs_of_another_never_end(workers, lanes):

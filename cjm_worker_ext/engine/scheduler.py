@@ -634,7 +634,7 @@ class LanedTasks(PendingTasks):
         "Return the tasks that wait."
         return sorted((task for queue in self._queues.values() for task in queue.all()), key=self.rank)
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #ef861cc1
+# %% ../../nbs/07_engine/01_scheduler.ipynb #6023d761
 def random_fraction() -> float:  # From 0 to 1
     "Spread retries, so that jobs that failed together do not come back together."
     from random import random  # it takes half a millisecond to load, and only retries need it
@@ -880,7 +880,10 @@ class Scheduler:
         actions: list[Action] = [
             ClearTimer("timeout", t.number) for t in others if t.timeout is not None and not t.ending
         ]
-        return actions + self._set_timeouts(begun)
+        actions += self._set_timeouts(begun)
+        return actions + self._kill_if_stuck(
+            worker
+        )  # all of them may have been waited for too long before this was heard
 
     @staticmethod
     def _set_timeouts(tasks: Sequence[Task]) -> list[Action]:
