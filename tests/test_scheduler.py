@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections import deque
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -134,6 +135,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler.MOST_PASSED_IN_LANES = 2
         self.actions: deque = deque()
         self.acts = False
+        self.decisions = self.decided = 0  # So far; the one that is being done
+        self.back_since: dict[int, int] = {}  # task that was taken back: the decision that knew it first
         self.killing_all = False
         self.processes: dict[int, Process] = {}
         self.ever: set[int] = set()
@@ -153,12 +156,13 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def do(self, actions):
         "Do what is ordered, and then what follows from it, as the inbox of an engine does."
-        self.actions.extend(actions)
+        self.decisions += 1
+        self.actions.extend((self.decisions, action) for action in actions)
         if self.acts:
             return
         self.acts = True
         while self.actions:
-            action = self.actions.popleft()
+            self.decided, action = self.actions.popleft()
             getattr(self, "do_" + type(action).__name__.lower())(action)
         self.acts = False
 
@@ -247,6 +251,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert not run.interrupted
             if number not in self.ended:
                 self.waiting.append(number)
+                self.back_since[number] = self.decisions + 1
                 self.undelivered[number] = self.undelivered.get(number, 0) + 1
         self.do(self.scheduler.taken_back(action.worker, taken))
 
@@ -265,6 +270,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         )  # then the queue of each plugin has an order of its own
         queue = [n for n in self.in_order() if not alone or self.tasks[n].plugin == task.plugin]
         queue = [n for n in queue if self.tasks[n].lane == task.lane]
+        # what has been taken back since this was decided was not there yet
+        queue = [n for n in queue if self.back_since.get(n, 0) <= self.decided]
         if joins:  # later ones may go before one that has no place
             queue = [n for n in queue if self.may_join(self.tasks[n], task)]
         is_next = queue and (
@@ -488,8 +495,12 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         process = self.processes[number]
         able = [n for n, r in process.runs.items() if r.can_answer(how)]
-        if self.slots.get(process.runs[able[0]].task.plugin, 1) == 1:
-            able = able[:1]  # it runs one at a time
+        if (
+            self.slots.get(process.runs[able[0]].task.plugin, 1) == 1
+        ):  # it runs one at a time, and answers in this order
+            if able[0] != next(iter(process.runs)):
+                return
+            able = able[:1]
         run, task = process.runs[able[0]], process.runs[able[0]].task
         if run.task.number in process.unclaimed:  # it has begun as far as is known, and now it has
             if not process.can_claim():
@@ -775,6 +786,13 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert idle, f"lane {lane!r} waits for nothing: {waits}, {[vars(p) for p in processes]}"
 
     @invariant()
+    def nobody_is_kept_busy_by_what_has_ended(self):
+        for worker in self.scheduler.workers.all.values():
+            begun = worker.begun
+            stuck = begun and worker.phase is WorkerPhase.READY and all(task.ended for task in begun)
+            assert not stuck, f"worker {worker.number} is lost to a task that did not end in time"
+
+    @invariant()
     def the_first_one_is_not_passed_for_ever(self):
         for number in self.waiting:
             assert self.tasks[number].passed <= 2
@@ -817,3 +835,96 @@ TestScheduler.settings = settings(
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
+
+
+class Hurry:
+    "Two workers with many short jobs, so that some of them are sent ahead; nothing is drawn."
+
+    def __init__(self, jobs: int):
+        self.scheduler = Scheduler(WorkerConfig(max_workers=2))
+        self.scheduler.short, self.scheduler.MOST_SILENT = {"q"}, 1
+        self.begun: list[int] = []  # Jobs that their worker has begun, and whose answer nobody has read
+        self.killed: list[int] = []
+        for number in range(1, jobs + 1):
+            self.do(self.scheduler.submit(Task(number, "q", arrived_at=number)))
+        for worker in (1, 2):
+            self.do(self.scheduler.ready(worker))
+            self.do(self.scheduler.loaded(worker, worker))
+
+    def do(self, actions):
+        "Do what is ordered, and then what follows from it."
+        actions = deque(actions)
+        while actions:
+            action = actions.popleft()
+            if isinstance(action, Kill):
+                self.killed.append(action.worker)
+            elif isinstance(action, TakeBack):
+                waiting = [task.number for task in self.scheduler.workers.all[action.worker].waiting]
+                taken = [number for number in waiting if number not in self.begun]
+                actions.extend(self.scheduler.taken_back(action.worker, taken))
+
+    def on(self, worker: int) -> list[int]:
+        return list(self.scheduler.workers.all[worker].tasks)
+
+
+def test_what_waits_at_a_silent_worker_goes_before_what_a_failure_gives_back():
+    hurry = Hurry(jobs=12)
+    for worker, number in [(1, 1), (2, 2), (2, 6)]:
+        hurry.do(hurry.scheduler.answered(worker, number))
+    assert (hurry.on(1), hurry.on(2)) == ([3, 4, 5], [7, 8, 9])
+    hurry.do(hurry.scheduler.answered(2, 7, failed=True))  # and worker 1 has been silent for too long
+    assert (hurry.on(1), hurry.on(2)) == ([3], [4])
+    assert [task.number for task in hurry.scheduler.queue()] == [5, 8, 9, 10, 11, 12]
+
+
+def test_a_worker_is_killed_whose_second_job_did_not_end_in_time_though_the_first_is_read_later():
+    hurry = Hurry(jobs=12)
+    hurry.do(hurry.scheduler.answered(1, 1))
+    assert hurry.on(1) == [3, 4, 5]
+    hurry.begun.append(4)  # the answer of 3 has not been read
+    hurry.do(hurry.scheduler.cancel(4))
+    hurry.do(hurry.scheduler.timer("grace", 4))
+    assert not hurry.killed  # as far as is known 3 runs there
+    hurry.do(hurry.scheduler.answered(1, 3))
+    assert hurry.killed == [1]
+
+
+def test_a_worker_is_killed_whose_batch_is_known_only_after_it_did_not_end_in_time():
+    scheduler = Scheduler(WorkerConfig(max_workers=1))
+    for number in (1, 2):
+        scheduler.submit(Task(number, "p", arrived_at=number))
+    scheduler.ready(1)
+    scheduler.loaded(1, 1, slots=2)
+    scheduler.cancel(1)
+    assert not any(isinstance(action, Kill) for action in scheduler.timer("grace", 1))  # as far as is known 2 runs too
+    assert scheduler.begun(1, [1]) == [Kill(1)]  # 2 does not: it goes to another worker
+
+
+@pytest.mark.parametrize("lanes", [{}, {"x": Lane()}])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_plugin_gets_its_own_worker_though_the_jobs_of_another_never_end(workers, lanes):
+    scheduler = Scheduler(WorkerConfig(max_workers=workers, one_plugin_per_worker=True, lanes=lanes))
+    running: dict[int, Task] = {}
+    begun: list[str] = []
+
+    def do(actions):
+        actions = deque(actions)
+        while actions:
+            action = actions.popleft()
+            if isinstance(action, Start):
+                actions.extend(scheduler.ready(action.worker))
+            elif isinstance(action, Stop):
+                actions.extend(scheduler.died(action.worker))
+            elif isinstance(action, Send):
+                running[action.worker] = action.task
+                begun.append(action.task.plugin)
+                if action.load:
+                    actions.extend(scheduler.loaded(action.worker, action.task.number))
+
+    for number, plugin in enumerate(["often"] * (workers + 2) + ["seldom"] + ["often"] * 50, start=1):
+        do(scheduler.submit(Task(number, plugin, arrived_at=number)))
+    while running and "seldom" not in begun:
+        worker, task = next(iter(running.items()))
+        del running[worker]
+        do(scheduler.answered(worker, task.number))
+    assert begun.count("often") == workers + 2 + scheduler.MOST_PASSED_IN_LANES

@@ -324,7 +324,7 @@ class PluginGates:
         "The tasks that wait, in their order within each plugin."
         return [task for waiting in self.waiting.values() for task in waiting.all()]
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #3c35848a
+# %% ../../nbs/07_engine/01_scheduler.ipynb #40a17709
 class WorkerPhase(StrEnum):
     "Where a worker stands."
 
@@ -489,6 +489,7 @@ class WorkerTable:
     ) -> None:
         self.all: dict[int, WorkerState] = {}
         self.idle, self.open = IdleWorkers(lanes), OpenWorkers()
+        self.counts = {lane: dict.fromkeys(WorkerPhase, 0) for lane in lanes or ("",)}  # Workers by lane and phase
         self.ahead: dict[int, WorkerState] = {}  # Where tasks wait that were sent ahead, the longest silent one first
         self.busy = 0  # Workers that have a task
         self._last_number = 0
@@ -497,13 +498,22 @@ class WorkerTable:
         "A new worker is starting."
         self._last_number += 1
         worker = self.all[self._last_number] = WorkerState(self._last_number, lane)
+        self.counts[lane][worker.phase] += 1
         return worker
+
+    def enter(self, worker: WorkerState, phase: WorkerPhase) -> None:
+        "A worker stands elsewhere from now on."
+        counts = self.counts[worker.lane]
+        counts[worker.phase] -= 1
+        counts[phase] += 1
+        worker.phase = phase
 
     def remove(self, number: int) -> WorkerState | None:  # None if it is gone already
         "A worker is gone; it still has its tasks."
         worker = self.all.pop(number, None)
         if worker is not None:
             self.leave(worker)
+            self.counts[worker.lane][worker.phase] -= 1
             self.busy -= bool(worker.tasks)
         return worker
 
@@ -624,7 +634,7 @@ class LanedTasks(PendingTasks):
         "Return the tasks that wait."
         return sorted((task for queue in self._queues.values() for task in queue.all()), key=self.rank)
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #da106561
+# %% ../../nbs/07_engine/01_scheduler.ipynb #6023d761
 def random_fraction() -> float:  # From 0 to 1
     "Spread retries, so that jobs that failed together do not come back together."
     from random import random  # it takes half a millisecond to load, and only retries need it
@@ -825,7 +835,8 @@ class Scheduler:
         worker = self.workers.all.get(number)
         if worker is None or worker.phase is not WorkerPhase.STARTING:
             return []
-        worker.phase, worker.was_ready = WorkerPhase.READY, True
+        self.workers.enter(worker, WorkerPhase.READY)
+        worker.was_ready = True
         actions: list[Action] = [ClearTimer("start", number)]
         if self.recycle.max_age_seconds is not None:
             actions.append(SetTimer("age", number, self.recycle.max_age_seconds))
@@ -869,7 +880,10 @@ class Scheduler:
         actions: list[Action] = [
             ClearTimer("timeout", t.number) for t in others if t.timeout is not None and not t.ending
         ]
-        return actions + self._set_timeouts(begun)
+        actions += self._set_timeouts(begun)
+        return actions + self._kill_if_stuck(
+            worker
+        )  # all of them may have been waited for too long before this was heard
 
     @staticmethod
     def _set_timeouts(tasks: Sequence[Task]) -> list[Action]:
@@ -923,9 +937,11 @@ class Scheduler:
                 actions += self._set_timeouts(list(worker.tasks.values()))
         elif not worker.batch:
             actions += self._follow(worker, stumbled=failed or cancelled)
+        else:  # the next one has begun already, and may have ended too late
+            actions += self._kill_if_stuck(worker)
         actions += self._go_on()
         if self.short or self.workers.ahead:
-            actions += self._send_ahead(worker)
+            actions = self._send_ahead(worker, actions)
         return actions
 
     # tasks that are sent ahead
@@ -943,15 +959,17 @@ class Scheduler:
         begins: list[Action] = [Begin(worker.number, task)]
         return begins if task.timeout is None else begins + self._set_timeouts((task,))
 
-    def _send_ahead(self, worker: WorkerState) -> list[Action]:
+    def _send_ahead(self, worker: WorkerState, actions: list[Action]) -> list[Action]:
         "Let tasks lie at a worker that has answered, so that it begins them at once; and look at one that is silent."
-        actions, pending, most = list[Action](), self.pending, self.config.max_workers
+        pending, most = self.pending, self.config.max_workers
         if self.lanes:
             pending = self.lanes[worker.lane].pending
         if self.workers.ahead and (silent := next(iter(self.workers.ahead.values()))) is not worker:
             silent.passed += 1
             if silent.passed > self.MOST_SILENT * most:  # its task is not as short as others were
-                return self._ask_back(silent)  # they go first
+                # They go first, also before those that this worker gives back: it gets its next one after that.
+                back = self._ask_back(silent)
+                return back + actions if worker.asked_back else actions + back
         if not worker.tasks or pending.count <= most or not self._takes_ahead(worker):
             return actions
         running = next(iter(worker.tasks.values()))
@@ -1059,7 +1077,7 @@ class Scheduler:
         if worker is None:
             return []
         if not worker.end_is_expected:
-            worker.phase = WorkerPhase.DYING
+            self.workers.enter(worker, WorkerPhase.DYING)
         self.workers.leave(worker)
         actions: list[Action] = []
         for task in [task for task in worker.tasks.values() if task.number in undelivered]:
@@ -1158,7 +1176,7 @@ class Scheduler:
         worker = self.workers.all.get(number)
         if worker is None or worker.phase is not WorkerPhase.STOPPING:
             return []
-        worker.phase = WorkerPhase.KILLED
+        self.workers.enter(worker, WorkerPhase.KILLED)
         return [Kill(number)]
 
     def _end_of_idle(self, number: int) -> list[Action]:
@@ -1196,7 +1214,7 @@ class Scheduler:
         return self._kill(worker) if stuck else []
 
     def _kill(self, worker: WorkerState) -> list[Action]:
-        worker.phase = WorkerPhase.KILLED
+        self.workers.enter(worker, WorkerPhase.KILLED)
         self.workers.leave(worker)
         return [Kill(worker.number)]
 
@@ -1204,7 +1222,9 @@ class Scheduler:
         worker = self.workers.all.get(number)
         if worker is None or worker.phase is not WorkerPhase.STARTING:
             return []
-        worker.phase = WorkerPhase.DYING  # and not KILLED: a process that never becomes ready counts as a death
+        self.workers.enter(
+            worker, WorkerPhase.DYING
+        )  # and not KILLED: a process that never becomes ready counts as a death
         return [Kill(number)]
 
     # the end of it all
@@ -1319,6 +1339,8 @@ class Scheduler:
         for task in self.pending.all():
             fitting = idle.of[task.lane] if self.lanes else idle
             worker = fitting.choose_alone(task.plugin) if self.workers.busy < self.config.max_workers else None
+            if worker is not None and first is not None and not self._may_go_before(first, task):
+                worker = None  # it stops
             if worker is None or worker.first_plugin is None:
                 joined = self.workers.open.choose(task)
                 worker = joined if joined is not None and self._may_pass(first) else worker
@@ -1337,6 +1359,24 @@ class Scheduler:
         if not self.restarts.waiting:
             actions += [Start(self.workers.add().number, urgent=True) for _ in range(min(missing, room))]
         return actions
+
+    def _may_go_before(self, first: Task, task: Task) -> bool:
+        """Say whether a later task may have an idle worker while the first one waits for the place of one.
+
+        It may, but not for ever: then the idle worker ends, and the first task gets one of its own in its place.
+        """
+        restarts, mine = self._restarts_of(first.lane), self.workers.counts[first.lane]
+        full = bool(self.lanes) and sum(mine.values()) >= self.lanes[first.lane].most
+        comes = mine[WorkerPhase.STARTING] or any(self._count_by_lane(*self.ENDING).values())
+        most = self._capacity if self.lanes else min(self._enough, restarts.capacity)
+        has_room = not full and len(self.workers.all) < most
+        elsewhere = full and task.lane != first.lane  # the place of another lane is of no use to it
+        if restarts.waiting or restarts.gave_up or comes or has_room or elsewhere:
+            return True
+        if first.passed >= self.MOST_PASSED_IN_LANES:
+            return False
+        first.passed += 1
+        return True
 
     # lanes
 
@@ -1391,13 +1431,12 @@ class Scheduler:
         busy, workers = self.workers.busy, self.workers.all
         if lane.idle.all:
             return busy >= self.config.max_workers
-        mine = [worker for worker in workers.values() if worker.lane == lane.name]
-        if len(mine) >= lane.most or not lane.can_start or any(w.phase is WorkerPhase.STARTING for w in mine):
+        mine = self.workers.counts[lane.name]
+        if sum(mine.values()) >= lane.most or not lane.can_start or mine[WorkerPhase.STARTING]:
             return False
         if busy >= self.config.max_workers:
             return True
-        ending = any(w.phase not in (_READY, WorkerPhase.STARTING) for w in workers.values())
-        return len(workers) >= self._capacity and not ending
+        return len(workers) >= self._capacity and not any(self._count_by_lane(*self.ENDING).values())
 
     @property
     def _capacity(self) -> int:  # Workers of all lanes that may exist at the same time
@@ -1419,30 +1458,29 @@ class Scheduler:
         there, starting = self._count_by_lane(), self._count_by_lane(WorkerPhase.STARTING)
         left = {task.lane: self.lanes[task.lane].pending.count for task in self.laned.firsts()}
         while free > 0 and left:
-            for name in list(left)[:free]:
+            names = list(left)[:free]
+            there_for = [starting[n] or len(self.lanes[n].idle.all) - kept.get(n, 0) or 1 for n in names]
+            many = min(free // len(names), *there_for, *(left[n] for n in names))  # Rounds at once
+            for name in names:
                 lane = self.lanes[name]
-                if starting.get(name, 0) > 0:
-                    starting[name] -= 1
+                if starting[name] > 0:
+                    starting[name] -= many
                 elif kept.get(name, 0) < len(lane.idle.all):
-                    kept[name] = kept.get(name, 0) + 1
+                    kept[name] = kept.get(name, 0) + many
                 elif there.get(name, 0) < lane.most and lane.can_start:
                     there[name] = there.get(name, 0) + 1
                     wanted.append(name)
                 else:
                     del left[name]
                     continue
-                free -= 1
-                left[name] -= 1
+                free -= many
+                left[name] -= many
                 if not left[name]:
                     del left[name]
         return wanted, kept
 
     def _count_by_lane(self, *phases: WorkerPhase) -> dict[str, int]:  # All phases if none is given
-        counts: dict[str, int] = {}
-        for worker in self.workers.all.values():
-            if not phases or worker.phase in phases:
-                counts[worker.lane] = counts.get(worker.lane, 0) + 1
-        return counts
+        return {lane: sum(found[p] for p in phases or found) for lane, found in self.workers.counts.items()}
 
     def _wanted_alone(self) -> list[str]:
         "As `_wanted_lanes`, where a worker may serve one plugin only: no idle one is of use for what waits."
@@ -1562,7 +1600,7 @@ class Scheduler:
     def _stop(self, worker: WorkerState) -> list[Action]:
         "Let a worker without a task end; whoever takes its place starts when it is gone."
         self.workers.idle.remove(worker.number)
-        worker.phase = WorkerPhase.STOPPING
+        self.workers.enter(worker, WorkerPhase.STOPPING)
         limit = self.config.unload_timeout_seconds
         return [Stop(worker.number, worker.retires), SetTimer("stop", worker.number, limit)]
 
@@ -1594,7 +1632,7 @@ class Scheduler:
             if worker.phase is WorkerPhase.READY and not worker.tasks:
                 actions += self._stop(worker)
             elif worker.phase is WorkerPhase.STARTING:
-                worker.phase = WorkerPhase.KILLED
+                self.workers.enter(worker, WorkerPhase.KILLED)
                 actions.append(Kill(worker.number))
         return actions
 
