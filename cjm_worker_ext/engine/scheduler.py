@@ -634,7 +634,7 @@ class LanedTasks(PendingTasks):
         "Return the tasks that wait."
         return sorted((task for queue in self._queues.values() for task in queue.all()), key=self.rank)
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #6023d761
+# %% ../../nbs/07_engine/01_scheduler.ipynb #a68dc6ec
 def random_fraction() -> float:  # From 0 to 1
     "Spread retries, so that jobs that failed together do not come back together."
     from random import random  # it takes half a millisecond to load, and only retries need it
@@ -647,7 +647,7 @@ class Scheduler:
 
     MOST_PASSED = 100  # Later tasks that go first while one waits until a worker is idle
     MOST_AHEAD = 2  # Tasks that wait at a worker while it runs another
-    MOST_PASSED_IN_LANES = 10  # Tasks of other lanes that go first while one waits for a place of theirs
+    MOST_PASSED_IN_LANES = 10  # Tasks that go first while one waits for a place of their lane, or of their plugin
     ENDING = (WorkerPhase.STOPPING, WorkerPhase.DYING, WorkerPhase.KILLED)
     MOST_SILENT = 8  # Answers of each of the others after which what waits at a silent worker is taken back
 
@@ -881,9 +881,7 @@ class Scheduler:
             ClearTimer("timeout", t.number) for t in others if t.timeout is not None and not t.ending
         ]
         actions += self._set_timeouts(begun)
-        return actions + self._kill_if_stuck(
-            worker
-        )  # all of them may have been waited for too long before this was heard
+        return actions + self._kill_if_stuck(worker)  # its batch may have been late before this was heard
 
     @staticmethod
     def _set_timeouts(tasks: Sequence[Task]) -> list[Action]:
@@ -1222,9 +1220,8 @@ class Scheduler:
         worker = self.workers.all.get(number)
         if worker is None or worker.phase is not WorkerPhase.STARTING:
             return []
-        self.workers.enter(
-            worker, WorkerPhase.DYING
-        )  # and not KILLED: a process that never becomes ready counts as a death
+        # and not KILLED: a process that never becomes ready counts as a death
+        self.workers.enter(worker, WorkerPhase.DYING)
         return [Kill(number)]
 
     # the end of it all
@@ -1373,10 +1370,9 @@ class Scheduler:
         elsewhere = full and task.lane != first.lane  # the place of another lane is of no use to it
         if restarts.waiting or restarts.gave_up or comes or has_room or elsewhere:
             return True
-        if first.passed >= self.MOST_PASSED_IN_LANES:
-            return False
-        first.passed += 1
-        return True
+        may = first.passed < self.MOST_PASSED_IN_LANES
+        first.passed += may
+        return may
 
     # lanes
 
