@@ -165,6 +165,8 @@ def durable(ours: str, peers: tuple[str, ...]) -> Callable[[Figures], Outcome]:
                 good = good and (own >= found[name] if most else own <= found[name])
         return "; ".join(said), good
 
+    return judge
+
 
 def batches(f: Figures) -> Outcome:
     times = f.get("W15-users-batch", "ours", "jobs_per_s") / f.get("W15-users-single", "ours", "jobs_per_s")
