@@ -282,6 +282,18 @@ def test_what_cannot_start_is_refused(how):
     run(scene())
 
 
+def test_a_wrong_setting_is_refused_once(how):
+    how(wrong="runtime_env['pip'] must be of type str or list")
+
+    async def scene():
+        async with manager_of() as manager:
+            job = await ended(manager, "pid")
+            assert (job.status, job.error_type) == ("failed", "WorkersExhausted")
+            assert "TypeError: runtime_env['pip'] must be" in job.error
+
+    run(scene())
+
+
 def test_a_cluster_that_comes_later_is_used(how, caplog, tmp_path):
     how(needs=str(tmp_path / "cluster"))
 

@@ -136,7 +136,7 @@ def why_not_placed(
         return f"each needs {named(demand)}, and no node has as much; an autoscaler may add one"
     return f"each needs {named(demand)}; free in the whole cluster: {named({n: free.get(n, 0) for n in demand})}"
 
-# %% ../../nbs/05_backends/18_ray_driver.ipynb #b3ebffb2
+# %% ../../nbs/05_backends/18_ray_driver.ipynb #517d8c68
 class RayDriver:
     "Asks Ray for lanes, and tells the app what becomes of them."
 
@@ -161,8 +161,8 @@ class RayDriver:
         try:
             actor = self._connect(settings)
         except (Exception, SystemExit) as e:  # noqa: BLE001  - the border: whatever Ray says, the app is to hear it
-            # what does not answer may answer later; another version of Python or Ray stays what it is
-            stays = isinstance(e, (RuntimeError, ImportError, ValueError))
+            # what does not answer may answer later; another version of Python or Ray, or a wrong setting, stays so
+            stays = isinstance(e, (RuntimeError, ImportError, ValueError, TypeError))
             self._tell(unreachable=f"{type(e).__name__}: {in_one_line(e)}", final=stays)
             return
         self._tell(connected=True)

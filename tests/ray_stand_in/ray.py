@@ -1,8 +1,8 @@
 """A Ray for tests: each actor is a process of this machine, below the driver.
 
 The variable STAND_IN_RAY holds JSON: `cpus` are the actors that it places at a time, `fails` is what starting one raises,
-`needs` is a file without which there is no cluster, `blocks` lets connecting take for ever, and when the file `lies` is
-there, the first actor counts as dead although it lives.
+`needs` is a file without which there is no cluster, `wrong` what is wrong with a setting, `blocks` lets connecting take for
+ever, and when the file `lies` is there, the first actor counts as dead although it lives.
 """
 
 import json
@@ -70,6 +70,8 @@ def place():
 
 
 def init(address, **options):
+    if "wrong" in HOW:
+        raise TypeError(HOW["wrong"])
     if "blocks" in HOW:
         print("[2026-01-01 W 1] client.cc:7: the token is missing", file=sys.stderr, flush=True)
         time.sleep(1000)
