@@ -52,6 +52,7 @@ def test_the_page_says_why_a_job_waits_and_how_a_machine_is(agents, server, visi
     page = visit(server.url + "/jobs/")
     pending = page.locator("#jobs > [data-status=pending] [data-field=message]")
     expect(page.locator("#workers > li")).to_have_count(3, timeout=SECONDS)
+    expect(page.locator("#jobs > [data-status=pending]")).to_have_count(1, timeout=SECONDS)
     expect(pending).to_be_hidden(timeout=SECONDS)  # as many workers run as the manager may have
     other.kill()
     down = page.locator("#nodes > li").nth(1)
