@@ -175,7 +175,9 @@ class Round:
         self.mark = f"{3_000_000 + os.getpid()}.{plan.number}"  # seconds: an argument of `sleep` that nobody else uses
         self.striker = Striker(self)
         self.manager = ChaosManager(
-            "chaos", "tests", plugins=PLUGINS, worker_config=WorkerConfig(**plan.config),
+            "chaos", "tests", plugins=PLUGINS,
+            # what strikes at workers can meet one plugin three times in a row, and its next job is innocent
+            worker_config=WorkerConfig(hold_after_crashes=0, **plan.config),
             recycle=Recycle(**plan.recycle),
             plugin_registry=self.registry, resource_manager=self.resources, event_broadcaster=self.broadcaster,
         )  # fmt: skip
