@@ -432,7 +432,7 @@ def why_unfit(
             return f"{what}: it does not find its standard library; unset PYTHONHOME, or install this Python again"
     return None
 
-# %% ../../nbs/05_backends/13_local.ipynb #df911f13
+# %% ../../nbs/05_backends/13_local.ipynb #f8a5c136
 class FairShare:
     "How many bytes of one worker are read in one turn of the loop."
 
@@ -453,9 +453,7 @@ class FairShare:
 
 def waiting_bytes(fd: int, sent: bool = False) -> int:  # 0 also where the system cannot say it
     "Ask how many bytes wait to be read in a pipe or socket; `sent`: those that the other end has not read yet."
-    count = bytearray(
-        4
-    )  # given `bytes`, `ioctl` makes and drops an error first: a fortieth of the app's work for a job
+    count = bytearray(4)  # given `bytes`, `ioctl` makes and drops an error first
     try:
         ioctl(fd, TIOCOUTQ if sent else FIONREAD, count)  # pyright: ignore[reportPossiblyUnboundVariable]
     except (OSError, ValueError):  # it may be closed
