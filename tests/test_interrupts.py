@@ -53,6 +53,33 @@ def test_a_cancelled_import_does_not_spoil_the_worker(tmp_path, monkeypatch):
     run(scene())
 
 
+def test_an_interrupt_that_is_lost_is_sent_again(tmp_path):
+    # as a signal that comes after Python's last look at signals and before the system call of `time.sleep`
+    started = tmp_path / "started"
+
+    def loses_the_first():
+        import signal
+        import time
+
+        lost = []
+        took = signal.signal(signal.SIGURG, lambda *_: lost.append(1))
+        started.touch()
+        while not lost:
+            time.sleep(0.001)
+        signal.signal(signal.SIGURG, took)
+        time.sleep(600)
+
+    async def scene():
+        async with make({"lose": loses_the_first, "pid": "os:getpid"}, cancel_grace_seconds=30) as manager:
+            job = await manager.start_job("lose")
+            await until(started.exists)
+            assert await manager.cancel_job(job.id)
+            after = await manager.wait((await manager.start_job("pid")).id, 30)
+            assert after.result == job.worker_pid, "the worker lives"
+
+    run(scene())
+
+
 def test_an_interrupt_is_held_back_while_a_plugin_loads(tmp_path):
     started = tmp_path / "started"
 

@@ -958,7 +958,7 @@ def order_numbers() -> Iterator[int]:  # Endless
     more = (memoryview(os.urandom(4096)).cast("I") for _ in itertools.repeat(None))
     return filter(None, itertools.chain.from_iterable(more))  # one call of C for each job
 
-# %% ../../nbs/05_backends/13_local.ipynb #46500128
+# %% ../../nbs/05_backends/13_local.ipynb #f217e356
 class LocalOrder:
     "An order that a worker has, or is to get."
 
@@ -1033,6 +1033,7 @@ class LocalWorker:
     OUTPUT_AT_ONCE = 1 << 16  # Bytes read in one turn of the loop, at most
     LOOK_SECONDS = 5.0  # A worker that has stood still from one look to the next is killed
     BAR_SECONDS = 1.0  # From one state of a progress bar that is told to the next
+    AGAIN_SECONDS = 0.1  # From an interrupt to the next one; each wait is twice as long as the one before
     LOGS_A_SECOND, LOGS_AT_ONCE = (
         2000,
         20_000,
@@ -1203,6 +1204,13 @@ class LocalWorker:
         self.frames.send(encode(framing.CANCEL, order.number))
         self.frames.when_sent(self.process.signal_interrupt)  # the first signal may come before the frame
         self.process.signal_interrupt()
+        self.loop.call_later(self.AGAIN_SECONDS, self._interrupt_again, order, self.AGAIN_SECONDS)
+
+    def _interrupt_again(self, order: LocalOrder, waited: float) -> None:
+        # Python notes a signal and looks at it later: one that comes just before `time.sleep` lets it sleep
+        if self._ending is None and self.orders.get(order.number) is order and not order.answers:
+            self.process.signal_interrupt()
+            self.loop.call_later(2 * waited, self._interrupt_again, order, 2 * waited)
 
     @property
     def is_deaf(self) -> bool:
