@@ -15,6 +15,7 @@ import pytest
 from harness import run
 
 from cjm_worker_ext import BaseJob, BaseJobManager, WorkerConfig
+from cjm_worker_ext.stores.sqlite import SQLiteJobStore
 
 STEPS, SEED = int(os.environ.get("HEALTHY_STEPS", "400")), int(os.environ.get("HEALTHY_SEED", "1"))
 NAMES = ("sleep", "count", "talk", "data", "numbers", "chunks", "length", "nap", "steps", "Batched")
@@ -124,13 +125,15 @@ class Steps:
         return self.dice.choice([self.one(), self.one(), self.burst, self.several])
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_no_healthy_worker_is_lost(workers):
+@pytest.mark.parametrize(("workers", "durability"), [(1, None), (3, None), (1, "behind"), (2, "committed")])
+def test_no_healthy_worker_is_lost(workers, durability, tmp_path):
     async def scene():
         bus = Lost()
         config = WorkerConfig(max_workers=workers, cancel_grace_seconds=40, hold_after_crashes=0)
         plugins = {name: f"healthy_plugins:{name}" for name in NAMES}
-        async with BaseJobManager("healthy", plugins=plugins, worker_config=config, event_broadcaster=bus) as manager:
+        store = durability and SQLiteJobStore(tmp_path / "jobs.db", durability=durability)
+        options = {"worker_config": config, "event_broadcaster": bus, "job_store": store}
+        async with BaseJobManager("healthy", plugins=plugins, **options) as manager:
             steps = Steps(manager, random.Random(SEED * 1000 + workers))
             for number in range(STEPS):
                 step = steps.any()

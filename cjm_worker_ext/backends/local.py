@@ -958,7 +958,7 @@ def order_numbers() -> Iterator[int]:  # Endless
     more = (memoryview(os.urandom(4096)).cast("I") for _ in itertools.repeat(None))
     return filter(None, itertools.chain.from_iterable(more))  # one call of C for each job
 
-# %% ../../nbs/05_backends/13_local.ipynb #f217e356
+# %% ../../nbs/05_backends/13_local.ipynb #ad2da33f
 class LocalOrder:
     "An order that a worker has, or is to get."
 
@@ -1201,16 +1201,16 @@ class LocalWorker:
             return
         self._read_on(True)  # it may wait for us to read
         order.interrupted, self._last = True, None
-        self.frames.send(encode(framing.CANCEL, order.number))
-        self.frames.when_sent(self.process.signal_interrupt)  # the first signal may come before the frame
-        self.process.signal_interrupt()
-        self.loop.call_later(self.AGAIN_SECONDS, self._interrupt_again, order, self.AGAIN_SECONDS)
+        self._send_interrupt(order, self.AGAIN_SECONDS)
 
-    def _interrupt_again(self, order: LocalOrder, waited: float) -> None:
+    def _send_interrupt(self, order: LocalOrder, wait: float) -> None:
+        "Send it until the order is answered, and wait longer each time."
         # Python notes a signal and looks at it later: one that comes just before `time.sleep` lets it sleep
         if self._ending is None and self.orders.get(order.number) is order and not order.answers:
+            self.frames.send(encode(framing.CANCEL, order.number))  # an agent sends its signal when it sees this
+            self.frames.when_sent(self.process.signal_interrupt)  # the first signal may come before the frame
             self.process.signal_interrupt()
-            self.loop.call_later(2 * waited, self._interrupt_again, order, 2 * waited)
+            self.loop.call_later(wait, self._send_interrupt, order, 2 * wait)
 
     @property
     def is_deaf(self) -> bool:

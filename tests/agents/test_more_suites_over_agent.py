@@ -3,6 +3,7 @@
 import pytest
 import test_retries
 import test_stalled
+from test_healthy_workers import *  # noqa: F403
 from test_interrupts import *  # noqa: F403
 from test_output import *  # noqa: F403
 from test_retries import *  # noqa: F403

@@ -12,7 +12,9 @@ import pytest
 from cjm_worker_ext.backends.codec import MAX_DEPTH, decode, encode
 from cjm_worker_ext.backends.codec_adapters import ANYTHING, Allowed
 from cjm_worker_ext.backends.shared_memory import SharedMemoryReader, SharedMemoryWriter, create_shared_memory
+from cjm_worker_ext.config import WorkerConfig
 from cjm_worker_ext.errors import NotSerializable, RefusedType
+from cjm_worker_ext.stores.rows import Rows
 
 
 def cases() -> list[Any]:
@@ -51,6 +53,13 @@ def test_there_and_back(value):
     data, buffers = encode(value)
     assert table.same(value, decode(data, through_memory(buffers), allowed=ALLOWED))
     assert all(buffer.nbytes >= 1 << 14 for buffer in buffers)
+
+
+@pytest.mark.parametrize("value", cases())
+def test_through_a_store(value):
+    rows = Rows("codec", WorkerConfig(allowed_types=(*table.CLASS_LIST, "codec_table")))
+    how = rows.ended("j1", None, "completed", value)
+    assert table.same(value, rows.value(how["result"], "the result"))
 
 
 @pytest.mark.parametrize("value", cases())
