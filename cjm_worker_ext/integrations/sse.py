@@ -244,7 +244,7 @@ class _OpenStreams:
                 logger.warning("an event stream was closed: its client has read nothing for a while")
                 stream.abort()
 
-# %% ../../nbs/11_integrations/10_sse.ipynb #cad49a4f
+# %% ../../nbs/11_integrations/10_sse.ipynb #aa2f6101
 _Step = tuple[Callable[..., None], tuple[Any, ...]]  # A function that changes the log, and its arguments
 
 
@@ -283,11 +283,12 @@ class _Hub:
     def publish(self, event_type: str, data: Mapping[str, Any], body: bytes) -> None:
         "Write an event on the clients' loop; from another loop it is handed over."
         with self._lock:
-            self._forget_ended_loop()
-            if self.loop is None or self.loop is asyncio.get_running_loop():
-                self.fan_out.publish(event_type, data, body)
-                return
-            self._hand_over(self.loop, [(self.fan_out.publish, (event_type, data, body))])
+            if self.loop is not asyncio.get_running_loop():
+                self._forget_ended_loop()
+                if self.loop is not None:
+                    self._hand_over(self.loop, [(self.fan_out.publish, (event_type, data, body))])
+                    return
+            self.fan_out.publish(event_type, data, body)
 
     def _hand_over(self, loop: asyncio.AbstractEventLoop, steps: Sequence[_Step]) -> None:
         self._handed_over.extend(steps)
@@ -624,7 +625,7 @@ def _rank(event_type: str) -> int:
         return 2
     return 0 if event_type in TERMINAL_TYPES else 1
 
-# %% ../../nbs/11_integrations/10_sse.ipynb #44c27193
+# %% ../../nbs/11_integrations/10_sse.ipynb #4eec6c13
 OPEN_EVENTS = (
     "ANYBODY WHO REACHES THESE EVENTS SEES ALL JOBS: %s has asked for them; pass authorize= or visible= to "
     "SSEBroadcaster, or listen on 127.0.0.1"
@@ -644,7 +645,7 @@ class SSEBroadcaster:
     and `{"stale": false}` when the channel is back.
     """
 
-    BURST_BYTES = 16 << 10  # Published in one go before the event loop gets a turn; less than one piece for a client
+    BURST_BYTES = 16 << 10  # Published before the event loop gets a turn; less than one piece for a client
 
     def __init__(
         self,
@@ -675,7 +676,7 @@ class SSEBroadcaster:
         fan_out = FanOut(EventLog(secrets.token_hex(4), max_events, max_bytes))
         self._hub = _Hub(fan_out, lambda: _OpenStreams(heartbeat_seconds, stuck_seconds), snapshot, visible)
         self._feed = self._hub.feed = _feed_of(channel, self._hub) if channel is not None else None
-        self._since_turn = 0  # bytes that were published since the loop had a turn
+        self._since_turn = 0  # bytes that were published since `broadcast` gave the loop a turn
         guarded = authorize is not None or visible is not None
         self.endpoint = StreamEndpoint(
             self._hub, authorize, retry_seconds, Access(guarded, allowed_hosts, open_warning=OPEN_EVENTS)
@@ -715,15 +716,10 @@ class SSEBroadcaster:
             # one
             kept = json.loads(encoded) if event_type == "job:chunk" else dict(data)
             self._hub.publish(event_type, kept, encode_frame(event_type, encoded))
-        if not self._since_turn:
-            asyncio.get_running_loop().call_soon(self._note_turn)
         self._since_turn += len(encoded) + 256  # so that many small events count too
         if self._since_turn >= self.BURST_BYTES:
             self._since_turn = 0
             await asyncio.sleep(0)  # one turn of the loop, however slow the clients are
-
-    def _note_turn(self) -> None:
-        self._since_turn = 0
 
     async def ready(
         self,
