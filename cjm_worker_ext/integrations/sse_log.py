@@ -286,7 +286,7 @@ class Subscriber:
         self.held += [e for e in rest if e.event_type in TERMINAL_TYPES and (self.select is None or self.select(e))]
         self.position, self.missed = self.log.end, 0
 
-# %% ../../nbs/11_integrations/09_sse_log.ipynb #e8789a2f
+# %% ../../nbs/11_integrations/09_sse_log.ipynb #f2adead8
 class FanOut:
     "The subscribers of one log, and which of them wait."
 
@@ -332,13 +332,13 @@ class FanOut:
         self._delivery = None
         log = self.log
         for subscriber, write in [(s, s.write) for s in self.direct if s.write is not None]:
-            position = subscriber.position
+            before = subscriber.position
             if subscriber.missed or subscriber.held:
                 self.wake(subscriber)
                 continue
             body = subscriber.take()
             if body and not write(body):
-                subscriber.position = position
+                subscriber.position = before
                 self.wake(subscriber)
             elif subscriber.position < log.end:  # more than one piece: `send` waits until the client has read one
                 self.wake(subscriber)

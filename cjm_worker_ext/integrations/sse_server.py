@@ -74,7 +74,7 @@ class HttpChunk:
             self._body, self._chunk = body, b"%x\r\n%b\r\n" % (len(body), body)
         return self._chunk
 
-# %% ../../nbs/11_integrations/09c_sse_server.ipynb #275f91ff
+# %% ../../nbs/11_integrations/09c_sse_server.ipynb #60cb1098
 class _Cycle(Protocol):
     "The part of uvicorn's `RequestResponseCycle` that is read."
 
@@ -106,10 +106,7 @@ class DirectWriter:
             return False
         try:
             self._write(self._chunk.of(body))
-        except (
-            OSError,
-            RuntimeError,
-        ):  # the transport was closed just now; `send` finds that out for this client alone
+        except (OSError, RuntimeError):  # closed just now; `send` finds that out for this client alone
             return False
         self.sent += 1
         return True
