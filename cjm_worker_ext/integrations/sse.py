@@ -625,7 +625,7 @@ def _rank(event_type: str) -> int:
         return 2
     return 0 if event_type in TERMINAL_TYPES else 1
 
-# %% ../../nbs/11_integrations/10_sse.ipynb #4eec6c13
+# %% ../../nbs/11_integrations/10_sse.ipynb #4883edeb
 OPEN_EVENTS = (
     "ANYBODY WHO REACHES THESE EVENTS SEES ALL JOBS: %s has asked for them; pass authorize= or visible= to "
     "SSEBroadcaster, or listen on 127.0.0.1"
@@ -645,7 +645,7 @@ class SSEBroadcaster:
     and `{"stale": false}` when the channel is back.
     """
 
-    BURST_BYTES = 16 << 10  # Published before the event loop gets a turn; less than one piece for a client
+    BURST_BYTES = 16 << 10  # Published in one go before the event loop gets a turn; less than one piece for a client
 
     def __init__(
         self,
@@ -676,7 +676,7 @@ class SSEBroadcaster:
         fan_out = FanOut(EventLog(secrets.token_hex(4), max_events, max_bytes))
         self._hub = _Hub(fan_out, lambda: _OpenStreams(heartbeat_seconds, stuck_seconds), snapshot, visible)
         self._feed = self._hub.feed = _feed_of(channel, self._hub) if channel is not None else None
-        self._since_turn = 0  # bytes that were published since `broadcast` gave the loop a turn
+        self._since_turn = 0  # bytes that were published since the loop had a turn
         guarded = authorize is not None or visible is not None
         self.endpoint = StreamEndpoint(
             self._hub, authorize, retry_seconds, Access(guarded, allowed_hosts, open_warning=OPEN_EVENTS)
@@ -716,10 +716,15 @@ class SSEBroadcaster:
             # one
             kept = json.loads(encoded) if event_type == "job:chunk" else dict(data)
             self._hub.publish(event_type, kept, encode_frame(event_type, encoded))
+        if not self._since_turn:
+            asyncio.get_running_loop().call_soon(self._note_turn)  # a turn too many would cut a burst in two
         self._since_turn += len(encoded) + 256  # so that many small events count too
         if self._since_turn >= self.BURST_BYTES:
             self._since_turn = 0
             await asyncio.sleep(0)  # one turn of the loop, however slow the clients are
+
+    def _note_turn(self) -> None:
+        self._since_turn = 0
 
     async def ready(
         self,
