@@ -13,15 +13,15 @@ from typing import Any, Protocol, cast
 # %% auto #0
 __all__ = ['Server', 'running_servers', 'is_stopping', 'Transport', 'find_transport', 'HttpChunk', 'DirectWriter', 'find_writer']
 
-# %% ../../nbs/11_integrations/09c_sse_server.ipynb #30552b96
+# %% ../../nbs/11_integrations/09c_sse_server.ipynb #f85ad51c
 class Server(Protocol):
     "The part of a server such as `uvicorn.Server` that is read."
 
     should_exit: bool
 
 
-def running_servers() -> list[Server]:
-    "The servers whose `serve()` runs on this loop."
+def running_servers() -> list[Server]:  # Empty if none is found
+    "Find the servers whose `serve()` runs on this loop."
     found: list[Server] = []
     for task in asyncio.all_tasks():
         coroutine: Any = task.get_coro()
@@ -35,19 +35,26 @@ def running_servers() -> list[Server]:
     return found
 
 
-def is_stopping(server: Server) -> bool:
+def is_stopping(
+    server: Server,  # As `running_servers` found it
+) -> bool:
     "True if the server was told to stop, or no longer listens (uvicorn does that after a maximum of requests)."
     listening: Sequence[Any] = getattr(server, "servers", None) or ()
     return server.should_exit or (bool(listening) and not any(s.is_serving() for s in listening))
 
-# %% ../../nbs/11_integrations/09c_sse_server.ipynb #3eb5969c
+# %% ../../nbs/11_integrations/09c_sse_server.ipynb #f5081838
 class Transport(Protocol):
+    "The part of an `asyncio.Transport` that ends a connection."
+
     def abort(self) -> None: ...
     def get_write_buffer_size(self) -> int: ...
 
 
-def find_transport(scope: Mapping[str, Any], receive: object) -> Transport | None:
-    "The transport of a connection; None if it cannot be found or is shared with other requests (HTTP/2)."
+def find_transport(
+    scope: Mapping[str, Any],  # Of the request
+    receive: object,  # As the app got it
+) -> Transport | None:  # None if it cannot be found or is shared with other requests (HTTP/2)
+    "Find the transport of a connection. Raises nothing."
     if not str(scope.get("http_version", "")).startswith("1"):
         return None
     for _ in range(8):  # each middleware may wrap `receive` once more
