@@ -28,10 +28,11 @@ NAMES = {
     "pipe": "raw mp.Pipe",
     "executor": "ProcessPoolExecutor",
     "plain": "plain ASGI loop",
+    "transport": "transport alone",
     "sse-bytes": "sse-starlette, bytes",
 }
 MORE_IS_BETTER = ("jobs_per_s", "per_cpu_s")
-LIMITS = ("socket", "pipe", "plain")
+LIMITS = ("socket", "pipe", "transport", "plain")
 
 
 def draw(records: list[dict[str, Any]], folder: Path) -> None:

@@ -4,6 +4,7 @@ Servers, all under uvicorn with uvloop and httptools, in a process of their own:
   ours           SSEBroadcaster
   ours-redis     the same with a RedisChannel: every event goes to a Redis server on this machine and back
   plain          the least that does it: an ASGI app, a deque and a future per client, joined where several wait
+  transport      the limit: no ASGI, no task; ready bytes are written to each connection in a loop
   sse-starlette  one asyncio.Queue per client, given an event as its documentation does; its JSON is made once
   sse-bytes      the same, given ready bytes: nothing is serialised per client
 The clients are raw sockets in one further process, which counts events and takes the time from publication to arrival.
@@ -106,6 +107,27 @@ def plain() -> App:
     return app, publish, lambda: len(clients)
 
 
+def transport() -> App:
+    connections: set[asyncio.Transport] = set()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(HEAD)
+        await send({"type": "http.response.body", "body": b":\n", "more_body": True})
+        connections.add(connection := receive.__self__.transport)
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        connections.discard(connection)
+
+    async def publish(padding: int) -> None:
+        frame = as_frame(padding)
+        chunk = b"%x\r\n%b\r\n" % (len(frame), frame)
+        for connection in connections:
+            if connection.get_write_buffer_size() < 1 << 16:
+                connection.write(chunk)
+
+    return app, publish, lambda: len(connections)
+
+
 def sse_starlette(ready: bool) -> App:
     from sse_starlette import EventSourceResponse
 
@@ -137,6 +159,7 @@ SERVERS: dict[str, Callable[[], App]] = {
     "ours": ours,
     "ours-redis": ours_with_redis,
     "plain": plain,
+    "transport": transport,
     "sse-starlette": lambda: sse_starlette(False),
     "sse-bytes": lambda: sse_starlette(True),
 }

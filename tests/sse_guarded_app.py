@@ -38,7 +38,8 @@ async def publish(request):
         jobs[job_id] = {"job_id": job_id, "worker_type": data["worker_type"]}
         await events.broadcast(event_type, {"job_id": job_id, **data})
     fan_out = events._hub.fan_out
-    while len(fan_out.waiting) < len(fan_out.subscribers):  # noqa: ASYNC110  - there is no event for that
+    end = fan_out.log.end
+    while not all(fan_out.waits(s) and s.position >= end for s in fan_out.subscribers):  # noqa: ASYNC110  - there is no event for that
         await asyncio.sleep(0.001)
     events._hub.streams.close_all()
     return JSONResponse({})

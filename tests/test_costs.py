@@ -106,3 +106,71 @@ def test_a_job_is_six_system_calls(tmp_path):
     each = {name: round(count, 1) for name, count in each.items() if count > 0.05}
     # app: send, receive, one look of the loop, a look for output; worker: read, write
     assert sum(each.values()) <= 6.1, each
+
+
+DELIVERY = textwrap.dedent("""
+    import asyncio, json, logging, sys
+    from types import SimpleNamespace
+    from starlette.applications import Starlette
+    from starlette.routing import Route
+    from uvicorn.protocols.http.flow_control import FlowControl
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+    from cjm_worker_ext.integrations.sse import SSEBroadcaster
+
+    async def main(clients, stuck):
+        events, wire = SSEBroadcaster(), []
+        app = Starlette(routes=[Route("/", events.endpoint)])
+        transport = SimpleNamespace(
+            write=wire.append, close=lambda: None, abort=lambda: None, get_write_buffer_size=lambda: 0
+        )
+        scope = {"type": "http", "http_version": "1.1", "method": "GET", "path": "/", "query_string": b"", "root_path": ""}
+        log, tasks = logging.getLogger("test"), []
+        logging.disable()
+        for _ in range(clients + stuck):
+            cycle = RequestResponseCycle(
+                {**scope, "headers": [(b"host", b"localhost")]}, transport, FlowControl(transport), log, log, False, [],
+                asyncio.Event(), False, True, lambda: None
+            )
+            cycle.more_body = False
+            tasks.append(asyncio.create_task(cycle.run_asgi(app)))
+
+        async def publish(count):
+            for _ in range(count):
+                await events.broadcast("job:started", {"job_id": "a"})
+            for _ in range(3):
+                await asyncio.sleep(0)
+
+        while sum(b"snapshot" in data for data in wire) < clients + stuck:
+            await asyncio.sleep(0)
+        if stuck:
+            cycle.flow.pause_writing()
+        await publish(1)  # a stuck client waits in `send` from here on
+        report = {"calls": 0, "writes": -len(wire)}
+
+        def take(frame, event, what):
+            report["calls"] += event in ("call", "c_call")
+        sys.setprofile(take)
+        for _ in range(10):
+            await publish(4)
+        sys.setprofile(None)
+        report["writes"] += len(wire)
+        events.close()
+        await asyncio.wait(tasks)
+        return {name: count / 10 for name, count in report.items()}
+
+    print(json.dumps([asyncio.run(main(*clients)) for clients in ((1, 0), (101, 0), (101, 1))]))
+""")
+DELIVERY_CALLS = 5  # Of Python and of C for each client; the write is one of them. With `send` and a task they are 27
+TURN_CALLS = 215  # The same for four events and one client, their encoding and the turn of the loop included
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="other Pythons count calls of C in other ways")
+def test_the_events_of_a_turn_are_one_write_and_few_calls_for_each_client():
+    pytest.importorskip("uvicorn.protocols.http.httptools_impl")
+    done = subprocess.run([sys.executable, "-c", DELIVERY], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    one, many, with_a_stuck_one = json.loads(done.stdout)
+    assert (one["writes"], many["writes"]) == (1, 101), "four events of one turn are one piece"
+    assert (many["calls"] - one["calls"]) / 100 <= DELIVERY_CALLS, (one, many)
+    assert one["calls"] <= TURN_CALLS, one
+    assert with_a_stuck_one == many, "a client that reads nothing costs the others nothing"

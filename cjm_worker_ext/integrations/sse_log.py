@@ -223,11 +223,11 @@ class EventLog:
             return events[0].frame, events[0].seq
         return b"".join(coalesce(events[:count], self.epoch)), events[count - 1].seq if count else self.end
 
-# %% ../../nbs/11_integrations/09_sse_log.ipynb #fd20421a
+# %% ../../nbs/11_integrations/09_sse_log.ipynb #61ef8d8d
 class Subscriber:
     "One client's place in a log."
 
-    __slots__ = ("closed", "held", "log", "missed", "position", "restarted", "select")
+    __slots__ = ("closed", "held", "log", "missed", "position", "restarted", "select", "write")
 
     def __init__(
         self,
@@ -242,6 +242,7 @@ class Subscriber:
         self.missed = 0  # other events that this client has lost since it was last told
         self.closed = False
         self.restarted = False  # True if the log has another epoch than what this client has; `missed` is set then
+        self.write: Callable[[bytes], bool] | None = None  # Takes bytes at once, or returns False; None: cannot
 
     def take(self) -> bytes:
         "The next bytes to send, `b''` if there are none now. Must not be called while `missed` is set."
@@ -285,7 +286,7 @@ class Subscriber:
         self.held += [e for e in rest if e.event_type in TERMINAL_TYPES and (self.select is None or self.select(e))]
         self.position, self.missed = self.log.end, 0
 
-# %% ../../nbs/11_integrations/09_sse_log.ipynb #b759b0a7
+# %% ../../nbs/11_integrations/09_sse_log.ipynb #f2adead8
 class FanOut:
     "The subscribers of one log, and which of them wait."
 
@@ -295,7 +296,19 @@ class FanOut:
     ) -> None:
         self.log = log
         self.subscribers: set[Subscriber] = set()
-        self.waiting: dict[Subscriber, asyncio.Future[None]] = {}  # the oldest first
+        self.waiting: dict[Subscriber, asyncio.Future[None]] = {}  # woken by an event; the oldest first
+        self.direct: dict[Subscriber, asyncio.Future[None]] = {}  # wait too, but events are written without waking them
+        self._delivery: asyncio.Handle | None = None  # runs in the next turn of the loop
+
+    def wait(self, subscriber: Subscriber) -> asyncio.Future[None]:
+        "Let a subscriber wait that has taken everything; the result comes when it has something to do."
+        waiter = asyncio.get_running_loop().create_future()
+        (self.waiting if subscriber.write is None else self.direct)[subscriber] = waiter
+        return waiter
+
+    def waits(self, subscriber: Subscriber) -> bool:
+        "True if a subscriber waits."
+        return subscriber in self.direct or subscriber in self.waiting
 
     def publish(self, event_type: str, data: Mapping[str, Any], body: bytes) -> None:
         "Write one event, wake the subscribers that wait for it, and tell the slow ones what the log has dropped."
@@ -305,12 +318,30 @@ class FanOut:
                 self.wake(subscriber)
             elif subscriber.position < event.seq:
                 subscriber.position = event.seq
+        if self.direct and self._delivery is None:
+            self._delivery = asyncio.get_running_loop().call_soon(self._deliver)
         dropped = self.log.trim()
         if dropped:
             start = self.log.start
             for subscriber in self.subscribers:
                 if subscriber.position < start:
                     subscriber.lose(dropped)
+
+    def _deliver(self) -> None:
+        "Write what one turn of the loop has brought; a subscriber that cannot take it all is woken."
+        self._delivery = None
+        log = self.log
+        for subscriber, write in [(s, s.write) for s in self.direct if s.write is not None]:
+            before = subscriber.position
+            if subscriber.missed or subscriber.held:
+                self.wake(subscriber)
+                continue
+            body = subscriber.take()
+            if body and not write(body):
+                subscriber.position = before
+                self.wake(subscriber)
+            elif subscriber.position < log.end:  # more than one piece: `send` waits until the client has read one
+                self.wake(subscriber)
 
     def begin(self, epoch: str, position: int, events: Iterable[tuple[str, Mapping[str, Any], bytes]]) -> None:
         "Begin with what a channel holds already: it is there for replay, and subscribers are told to begin anew."
@@ -340,11 +371,21 @@ class FanOut:
             for subscriber in self.subscribers:
                 subscriber.lose(dropped)
                 subscriber.missed += unknown
-        for subscriber in list(self.waiting):
+        for subscriber in [*self.waiting, *self.direct]:
             self.wake(subscriber)
 
     def wake(self, subscriber: Subscriber) -> None:
         "Wake one subscriber; nothing happens if it does not wait."
-        waiter = self.waiting.pop(subscriber, None)
+        waiter = self.waiting.pop(subscriber, None) or self.direct.pop(subscriber, None)
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+
+    def forget(self) -> Sequence[asyncio.Future[None]]:
+        "Forget all subscribers, whose loop has ended; returns what those that wait wait for."
+        waiters = [*self.waiting.values(), *self.direct.values()]
+        for subscribers in (self.subscribers, self.waiting, self.direct):
+            subscribers.clear()
+        if self._delivery is not None:
+            self._delivery.cancel()
+            self._delivery = None
+        return waiters
