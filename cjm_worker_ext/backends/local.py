@@ -172,11 +172,12 @@ class ExitWatch:
         else:
             os.close(self.fd)
 
-# %% ../../nbs/05_backends/13_local.ipynb #a1b286c1
+# %% ../../nbs/05_backends/13_local.ipynb #5621a9b8
 OTHER_VERSION = "this worker has cjm-worker-ext "  # Begins what a worker writes that has not the version of the app
 # The app's own code compares the versions: what another version would understand is not known.
 # Another interpreter finds its own copy of this package: the working folder, which "" would stand for, is not searched.
-BOOT = f"""import sys; sys.path[:0] = filter(None, sys.argv[1:2]); import cjm_worker_ext as found
+# What boots stays, so garbage is collected only from then on: `main` begins with it.
+BOOT = f"""import gc, sys; gc.disable(); sys.path[:0] = filter(None, sys.argv[1:2]); import cjm_worker_ext as found
 if found.__version__ != {cjm_worker_ext.__version__!r}: sys.exit({OTHER_VERSION!r} + found.__version__)
 from cjm_worker_ext.backends.worker_main import main; main()"""
 
