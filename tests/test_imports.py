@@ -33,10 +33,31 @@ def test_the_core_loads_no_dependency_of_an_extra(layer):
 
 
 def test_a_worker_imports_little():
-    brought = loaded_by("import cjm_worker_ext.backends.worker_main")
+    brought = loaded_by("import cjm_worker_ext.backends.worker_main; cjm_worker_ext.backends.codec.load_msgpack()")
     assert not {"asyncio", "multiprocessing", "concurrent.futures", "cloudpickle", "cjm_worker_ext.manager"} & brought
+    assert not {"threading", "typing", "dataclasses"} & brought
+    assert "datetime" not in brought or sys.version_info >= (3, 12)
     assert not {name.partition(".")[0] for name in brought} & HEAVY
-    assert len(brought) < 60, sorted(brought)
+    assert len(brought) < 50, sorted(brought)
+
+
+UNUSED = {"stores", "extensions", "engine.durable_jobs", "engine.chunk_log", "engine.job_groups", "backends.cards"}
+UNUSED |= {
+    "backends.agent",
+    "backends.hosts",
+    "blocking",
+    "integrations",
+    "engine.stall_watch",
+    "backends.worker_async",
+}
+
+
+def test_an_app_imports_no_part_that_it_may_never_use():
+    brought = loaded_by("import asyncio, cjm_worker_ext.manager") - loaded_by("import asyncio")
+    assert not {"dataclasses", "copy", "queue", "datetime", "msgpack", "multiprocessing", "cloudpickle"} & brought
+    ours = {name.removeprefix("cjm_worker_ext.") for name in brought if name.startswith("cjm_worker_ext.")}
+    assert not UNUSED & ours
+    assert len(brought) < 50, sorted(brought)
 
 
 def test_the_package_offers_its_names_without_loading_them():
