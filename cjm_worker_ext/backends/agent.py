@@ -418,7 +418,7 @@ class Session:
             worker.kill(why)
         self.detach()
 
-# %% ../../nbs/05_backends/16_agent.ipynb #423e0f6c
+# %% ../../nbs/05_backends/16_agent.ipynb #8005215d
 class Agent:
     "Runs workers for managers that know its token; lives on one event loop."
 
@@ -536,7 +536,7 @@ class Agent:
             return "the manager was out of reach for too long"
         if self.desk is not None and not self.desk.free():
             return "no card is free"
-        return f"all {self.lanes} lanes are in use" if self._busy >= self.lanes else ""
+        return f"{self._busy} of {self.lanes} places are in use" if self._busy >= self.lanes else ""
 
     def _gone(self, session: Session, number: int, pid: int, end: Gone) -> None:
         "A worker has ended; that is told when its memory on its card is free."

@@ -28,7 +28,7 @@ from cjm_worker_ext.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['DriverProcess', 'LaneRecord', 'RaySettings', 'RayPlaces', 'RayBackend']
+__all__ = ['DriverProcess', 'PlaceRecord', 'RaySettings', 'RayPlaces', 'RayBackend']
 
 # %% ../../nbs/05_backends/19_ray.ipynb #fa13e1e2
 class DriverProcess:
@@ -133,14 +133,14 @@ class DriverProcess:
         if self._sock.fileno() >= 0:
             os.close(self._sock.detach())
 
-# %% ../../nbs/05_backends/19_ray.ipynb #86434c76
-class LaneRecord:
+# %% ../../nbs/05_backends/19_ray.ipynb #586be664
+class PlaceRecord:
     "A place for one worker."
 
     def __init__(self) -> None:
-        self.node: NodeLink | None = None  # None: Ray has not placed it yet
+        self.node: NodeLink | None = None  # None: Ray has not given it yet
         self.dead = ""  # What Ray has said of its end
-        self.retires: int | None = None  # The worker that ends so that the lane can be given back
+        self.retires: int | None = None  # The worker that ends so that the place can be given back
         self.seen: list[int | None] = [None]  # Activity of its workers at the last look; None: busy
         self.since = 0.0  # When it was not yet as it is
 
@@ -163,11 +163,11 @@ class RaySettings(NamedTuple):
     driver: Mapping[str, Any]  # For `RayDriver`
     max_lanes: int | None
     idle_seconds: float | None
-    host: HostSettings  # Without a token: each lane has its own
+    host: HostSettings  # Without a token: each place has its own
 
-# %% ../../nbs/05_backends/19_ray.ipynb #53c3c093
+# %% ../../nbs/05_backends/19_ray.ipynb #23632c19
 class RayPlaces:
-    "The lanes of one manager; implements `backends.hosts.Places`."
+    "The places of one manager; implements `backends.hosts.Places`."
 
     RETRY_SECONDS = (1.0, 30.0)  # Before Ray is asked again after a failure: the first, the longest
 
@@ -175,13 +175,13 @@ class RayPlaces:
         self,
         settings: RaySettings,
         host: BackendHost,
-        most: int,  # Lanes
-        spares: int,  # Idle workers that the manager wants to have, and that keep their lanes
+        most: int,  # Places
+        spares: int,  # Idle workers that the manager wants to have, and that keep their places
     ) -> None:
         self._settings, self._host, self._most, self._spares = settings, host, most, spares
         self.backend: RemoteBackend | None = None  # Whose workers have their places here
         self._loop = asyncio.get_running_loop()
-        self.lanes: dict[int, LaneRecord] = {}
+        self.records: dict[int, PlaceRecord] = {}
         self._driver: DriverProcess | None = None
         self._count = self._waiting = 0
         self._is_connected = self._is_planned = self._is_closed = False
@@ -198,16 +198,16 @@ class RayPlaces:
 
     def why(self) -> str:
         "As `Places.why`."
-        unplaced = sum(lane.node is None for lane in self.lanes.values())
+        missing = sum(place.node is None for place in self.records.values())
         if self._not_before > self._loop.time():
             return f"Ray is asked again soon: {self._why}"
         if not self._is_connected:
             return f"Ray is not connected yet{self._said}"
-        if unplaced:
+        if missing:
             why = self._why or "it was asked just now"
-            return f"Ray has not placed {unplaced} {'lane' if unplaced == 1 else 'lanes'} yet: {why}"
-        nodes = [lane.node for lane in self.lanes.values() if lane.node is not None]
-        limit = f"max_lanes={self._most} are in use" if len(nodes) >= self._most else "Ray is asked for a lane"
+            return f"Ray has not given {missing} {'place' if missing == 1 else 'places'} yet: {why}"
+        nodes = [place.node for place in self.records.values() if place.node is not None]
+        limit = f"max_lanes={self._most} are in use" if len(nodes) >= self._most else "Ray is asked for a place"
         return "; ".join([node.why_not for node in nodes if not node.is_up] or [limit])
 
     def disown(self) -> None:
@@ -224,7 +224,7 @@ class RayPlaces:
         if driver is not None:
             await (driver.close() if self._is_connected else driver.close(0))
 
-    # the number of lanes
+    # the number of places
 
     def _plan(self) -> None:
         if not self._is_planned and not self._is_closed:
@@ -236,29 +236,29 @@ class RayPlaces:
         self._is_planned = False
         if self._is_closed:
             return
-        for number, lane in list(self.lanes.items()):
-            self._tidy(number, lane)
+        for number, place in list(self.records.items()):
+            self._tidy(number, place)
         if (wait := self._not_before - self._loop.time()) > 0:
             self._loop.call_later(wait, self._plan)
             return
-        coming = sum(not lane.is_up for lane in self.lanes.values())
-        for _ in range(min(self._waiting - coming, self._most - len(self.lanes))):
+        coming = sum(not place.is_up for place in self.records.values())
+        for _ in range(min(self._waiting - coming, self._most - len(self.records))):
             self._ask()
-        if self.lanes and self._timer is None and self._settings.idle_seconds is not None:
+        if self.records and self._timer is None and self._settings.idle_seconds is not None:
             self._timer = self._loop.call_later(
                 self._settings.idle_seconds / 4, self._look, self._settings.idle_seconds
             )
 
-    def _tidy(self, number: int, lane: LaneRecord) -> None:
-        node = lane.node
+    def _tidy(self, number: int, place: PlaceRecord) -> None:
+        node = place.node
         if node is None:
             return
         if node.is_given_up:
             self._drop(number, f"{node.host} was silent")
-        elif lane.dead and not (node.is_up and node.processes):
-            self._drop(number, lane.dead)
-        elif lane.retires is not None and lane.retires not in node.held:
-            lane.retires = None
+        elif place.dead and not (node.is_up and node.processes):
+            self._drop(number, place.dead)
+        elif place.retires is not None and place.retires not in node.held:
+            place.retires = None
             if not node.held and not self._waiting:
                 self._drop(number, "it was given back")
 
@@ -271,38 +271,38 @@ class RayPlaces:
                 self._on_failure({"why": f"its driver does not start: {e}", "final": False})
                 return
         self._count += 1
-        self.lanes[self._count] = LaneRecord()
+        self.records[self._count] = PlaceRecord()
         self._driver.send(ask=self._count)
 
     def _drop(self, number: int, why: str) -> None:
-        "Use a lane no more. If it has workers, they are lost."
-        lane = self.lanes.pop(number)
+        "Use a place no more. If it has workers, they are lost."
+        place = self.records.pop(number)
         if self._driver is not None:
             self._driver.send(give_back=number)
-        if lane.node is not None and self.backend is not None:
-            self.backend.remove(lane.node, why)
+        if place.node is not None and self.backend is not None:
+            self.backend.remove(place.node, why)
         self._plan()
 
     def _look(self, idle_seconds: float) -> None:
-        "Give back the lanes that were idle for so long."
+        "Give back the places that were idle for so long."
         self._timer = None
         if self._is_closed or self.backend is None:
             return
         spares, surplus, now = self._spares, -self._waiting, self._loop.time()
-        surplus += sum(not lane.is_up for lane in self.lanes.values())
-        for number, lane in list(self.lanes.items()):
-            seconds = lane.look(self.backend, now)
-            if lane.node is None or not lane.is_up:  # it was asked for, and is not needed any more
+        surplus += sum(not place.is_up for place in self.records.values())
+        for number, place in list(self.records.items()):
+            seconds = place.look(self.backend, now)
+            if place.node is None or not place.is_up:  # it was asked for, and is not needed any more
                 if surplus > 0 and seconds >= idle_seconds:
                     surplus -= 1
                     self._drop(number, "it is not needed")
-            elif seconds >= idle_seconds and not lane.node.held:
+            elif seconds >= idle_seconds and not place.node.held:
                 self._drop(number, "it was idle")
-            elif None not in lane.seen and spares > 0:
+            elif None not in place.seen and spares > 0:
                 spares -= 1
-            elif seconds >= idle_seconds and lane.retires is None:
-                (lane.retires,) = lane.node.held
-                self._host.on_retire(lane.retires, f"its Ray lane was idle for {idle_seconds:g} s")
+            elif seconds >= idle_seconds and place.retires is None:
+                (place.retires,) = place.node.held
+                self._host.on_retire(place.retires, f"its Ray place was idle for {idle_seconds:g} s")
         self._plan()
 
     # what the driver says
@@ -310,13 +310,13 @@ class RayPlaces:
     def _hear(self, message: dict[str, Any]) -> None:
         if self.backend is None or self._is_closed:
             return
-        if "placed" in message and (lane := self.lanes.get(message["placed"])):
-            lane.node = self.backend.add(message["host"], self._settings.host._replace(token=message["token"]))
-            logger.info("Ray has placed lane %d: %s", message["placed"], message["host"])
+        if "placed" in message and (place := self.records.get(message["placed"])):
+            place.node = self.backend.add(message["host"], self._settings.host._replace(token=message["token"]))
+            logger.info("Ray has given place %d: %s", message["placed"], message["host"])
             self._delay = self.RETRY_SECONDS[0]
-        elif "lost" in message and (lane := self.lanes.get(message["lost"])):
-            self._on_lost(lane, message["why"])
-        elif "failed" in message and message["failed"] in self.lanes:
+        elif "lost" in message and (place := self.records.get(message["lost"])):
+            self._on_lost(place, message["why"])
+        elif "failed" in message and message["failed"] in self.records:
             self._drop(message["failed"], message["why"])
             self._on_failure(message)
         elif "unreachable" in message:
@@ -333,16 +333,16 @@ class RayPlaces:
             self._why = message["why"]
         self.backend.look_again()
 
-    def _on_lost(self, lane: LaneRecord, why: str) -> None:
+    def _on_lost(self, place: PlaceRecord, why: str) -> None:
         """Ray says that the actor is gone.
 
         While its agent answers, Ray is wrong about that, for example because only Ray's own process on that node was
-        killed. Then the worker still runs, and the agent is told to kill it before the lane is dropped.
+        killed. Then the worker still runs, and the agent is told to kill it before the place is dropped.
         """
-        lane.dead = why
-        if lane.node is not None:
-            lane.node.is_draining = True
-            lane.node.end_workers(why)
+        place.dead = why
+        if place.node is not None:
+            place.node.is_draining = True
+            place.node.end_workers(why)
 
     def _on_failure(self, message: Mapping[str, Any]) -> None:
         self._why = message["why"]
@@ -357,10 +357,10 @@ class RayPlaces:
         self._driver = None
         if self._not_before <= self._loop.time():
             self._on_failure({"why": f"the driver has ended: {why}", "final": False})
-        for number in list(self.lanes):
+        for number in list(self.records):
             self._drop(number, f"Ray: {self._why}")
 
-# %% ../../nbs/05_backends/19_ray.ipynb #8c0c6b7d
+# %% ../../nbs/05_backends/19_ray.ipynb #16bbcce9
 class RayBackend:
     """Lets Ray place the workers of a manager, each behind an agent of its own; a `BackendFactory`.
 
@@ -378,7 +378,8 @@ class RayBackend:
         resources: Mapping[str, float] | None = None,  # The same, by the names that the nodes were started with
         runtime_env: Mapping[str, Any] | None = None,  # As `ray.init` takes it, for example `{"pip": ["whisper"]}`
         max_lanes: int | None = None,  # For each manager; None: as many as workers, `WorkerConfig.max_workers`
-        idle_seconds: float | None = 60.0,  # Without a job, until a worker ends and Ray gets its lane back; None: never
+        idle_seconds: float
+        | None = 60.0,  # Without a job, until a worker ends and Ray gets its place back; None: never
         ping_seconds: float = 0.5,  # As `HostsBackend`, like the rest
         lease_seconds: float = 2.0,
         lost_seconds: float = 3.0,
@@ -422,5 +423,5 @@ class RayBackend:
         return backend
 
     def nodes(self) -> list[NodeState]:
-        "Say how the lanes are that Ray has placed. Call it on the managers' event loop."
+        "Say how the places are that Ray has given. Call it on the managers' event loop."
         return [state for backend in self._backends for state in backend.node_states()]

@@ -26,7 +26,7 @@ from typing import Any
 from cjm_worker_ext.backends.agent import Agent, listen_on
 
 # %% auto #0
-__all__ = ['FIRST_SECONDS', 'LANE_BOOT', 'IDS', 'BOOT', 'serve_one_manager', 'run_agent', 'folders_for_workers', 'RayLane',
+__all__ = ['FIRST_SECONDS', 'PLACE_BOOT', 'IDS', 'BOOT', 'serve_one_manager', 'run_agent', 'folders_for_workers', 'RayPlace',
            'named', 'why_not_placed', 'RayDriver', 'in_one_line', 'main']
 
 # %% ../../nbs/05_backends/18_ray_driver.ipynb #54b763a0
@@ -50,12 +50,12 @@ async def serve_one_manager(
         serving.cancel()
         await asyncio.gather(serving, return_exceptions=True)
 
-# %% ../../nbs/05_backends/18_ray_driver.ipynb #77c47b82
-LANE_BOOT = "from cjm_worker_ext.backends.ray_driver import run_agent; run_agent()"
+# %% ../../nbs/05_backends/18_ray_driver.ipynb #399b5af4
+PLACE_BOOT = "from cjm_worker_ext.backends.ray_driver import run_agent; run_agent()"
 
 
 def run_agent() -> None:
-    "Run the agent of a lane: stdin says where and with which token, and closes when the actor ends."
+    "Run the agent of a place: stdin says where and with which token, and closes when the actor ends."
     address, token = json.loads(sys.stdin.readline())
     listener = listen_on(address, 0)
     sys.stdout.write(f"{listener.getsockname()[1]}\n")
@@ -79,8 +79,8 @@ def folders_for_workers(
     folders = dict.fromkeys(os.path.abspath(entry) for entry in path)
     return [folder for folder in folders if not folder.startswith(roots)]
 
-# %% ../../nbs/05_backends/18_ray_driver.ipynb #b24b32bc
-class RayLane:
+# %% ../../nbs/05_backends/18_ray_driver.ipynb #b640ceb3
+class RayPlace:
     "An actor: a place for one worker, behind an agent."
 
     AFTER_SECONDS = 5.0  # From the end of the agent to that of the actor
@@ -94,7 +94,7 @@ class RayLane:
         token = secrets.token_urlsafe(32)
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(folders_for_workers(sys.path))}
         self._agent = agent = subprocess.Popen(
-            [sys.executable, "-P", "-c", LANE_BOOT],
+            [sys.executable, "-P", "-c", PLACE_BOOT],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=env,
@@ -113,7 +113,7 @@ class RayLane:
         self._agent.wait()
         threading.Timer(self.AFTER_SECONDS, os._exit, (0,)).start()
 
-# %% ../../nbs/05_backends/18_ray_driver.ipynb #c7ad87c7
+# %% ../../nbs/05_backends/18_ray_driver.ipynb #7ff7b0be
 def named(
     resources: Mapping[str, float],  # As Ray counts them
 ) -> str:  # For example `1 CPU and 0.5 GPU`
@@ -126,21 +126,21 @@ def named(
 
 
 def why_not_placed(
-    demand: Mapping[str, float],  # Of one lane
+    demand: Mapping[str, float],  # Of one place
     nodes: Iterable[Mapping[str, float]],  # What each node has in all
     free: Mapping[str, float],  # What is free in the whole cluster
 ) -> str:
-    "Say why a lane is not placed."
+    "Say why Ray does not give a place."
     fits = any(all(node.get(name, 0) >= amount for name, amount in demand.items()) for node in nodes)
     if not fits:
         return f"each needs {named(demand)}, and no node has as much; an autoscaler may add one"
     return f"each needs {named(demand)}; free in the whole cluster: {named({n: free.get(n, 0) for n in demand})}"
 
-# %% ../../nbs/05_backends/18_ray_driver.ipynb #517d8c68
+# %% ../../nbs/05_backends/18_ray_driver.ipynb #1f8bcfda
 class RayDriver:
-    "Asks Ray for lanes, and tells the app what becomes of them."
+    "Asks Ray for places, and tells the app what becomes of them."
 
-    LOOK_SECONDS = 3.0  # From one look at what the cluster has to the next, while lanes are not placed
+    LOOK_SECONDS = 3.0  # From one look at what the cluster has to the next, while places are not given
 
     def __init__(
         self,
@@ -148,8 +148,8 @@ class RayDriver:
     ) -> None:
         self._sock, self._lock = sock, threading.Lock()
         self._orders: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self._lanes: dict[int, Any] = {}  # Actors
-        self._waiting: set[int] = set()  # Lanes that are not placed
+        self._places: dict[int, Any] = {}  # Actors
+        self._waiting: set[int] = set()  # Places that are not given
         self._ray: Any = None
         self._why = ""
 
@@ -198,10 +198,10 @@ class RayDriver:
             except OSError as e:
                 raise ConnectionError(f"no Ray answers at {address}: {e}") from e
         ray.init(address, runtime_env=settings["runtime_env"], **options)
-        return ray.remote(max_restarts=0, max_concurrency=2, **settings["actor"])(RayLane)
+        return ray.remote(max_restarts=0, max_concurrency=2, **settings["actor"])(RayPlace)
 
     def _next(self, demand: Mapping[str, float]) -> dict[str, Any]:
-        "Wait for an order; meanwhile say why lanes are not placed."
+        "Wait for an order; meanwhile say why places are not given."
         while True:
             try:
                 return self._orders.get(timeout=self.LOOK_SECONDS if self._waiting else None)
@@ -215,17 +215,17 @@ class RayDriver:
             self._why = why
             self._tell(why=why)
 
-    # lanes
+    # places
 
     def _ask(self, number: int, actor: Any) -> None:
         self._waiting.add(number)
-        self._lanes[number] = lane = actor.remote()
-        lane.open.remote().future().add_done_callback(partial(self._on_open, number, lane))
+        self._places[number] = place = actor.remote()
+        place.open.remote().future().add_done_callback(partial(self._on_open, number, place))
         if len(self._waiting) == 1:
             self._why = ""
 
-    def _on_open(self, number: int, lane: Any, done: Any) -> None:
-        "Ray has placed a lane, or could not; called in a thread of Ray."
+    def _on_open(self, number: int, place: Any, done: Any) -> None:
+        "Ray has given a place, or could not; called in a thread of Ray."
         self._waiting.discard(number)
         if (error := done.exception()) is not None:
             # An actor that could not even begin would not begin elsewhere. A node that was lost on the way is no reason
@@ -234,7 +234,7 @@ class RayDriver:
             self._tell(failed=number, why=in_one_line(error), final=final)
             return
         host, token = done.result()
-        lane.stay.remote().future().add_done_callback(partial(self._on_end, number))
+        place.stay.remote().future().add_done_callback(partial(self._on_end, number))
         self._tell(placed=number, host=host, token=token)
 
     def _on_end(self, number: int, ended: Any) -> None:
@@ -243,8 +243,8 @@ class RayDriver:
 
     def _give_back(self, number: int) -> None:
         self._waiting.discard(number)
-        if (lane := self._lanes.pop(number, None)) is not None:
-            self._ray.kill(lane)
+        if (place := self._places.pop(number, None)) is not None:
+            self._ray.kill(place)
 
 
 IDS = ("class_name:", "actor_id:", "pid:", "namespace:", "ip:", "job_id:")

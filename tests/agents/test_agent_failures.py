@@ -290,8 +290,8 @@ def test_workers_wait_for_a_machine_and_say_why(agent, caplog):
     run(scene())
 
 
-def test_lanes_are_those_of_the_machine_for_all_managers(agent):
-    "One manager has more workers than the machine takes; the jobs of the other wait for a lane."
+def test_places_are_those_of_the_machine_for_all_managers(agent):
+    "One manager has more workers than the machine takes; the jobs of the other wait for a place."
 
     async def scene():
         async with manager_of(agent.host, config=WorkerConfig(max_workers=2)) as first:
@@ -300,7 +300,7 @@ def test_lanes_are_those_of_the_machine_for_all_managers(agent):
             await until(lambda: len(first.workers()) == 2)
             async with manager_of(agent.host) as second:
                 job = await second.start_job("pid")
-                await until(lambda: "2 of 2 lanes" in second._engine.backend.nodes[0].why_not, what="a reason")
+                await until(lambda: "2 of 2 places" in second._engine.backend.nodes[0].why_not, what="a reason")
                 assert job.status == "pending"
                 await first.shutdown()
                 assert (await second.wait(job.id, 30)).status == "completed"

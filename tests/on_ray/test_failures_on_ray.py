@@ -28,7 +28,7 @@ def parent(pid: int) -> int:
 def actor_of(job) -> int:
     "The process of the actor, whose agent has started the worker."
     pid = parent(parent(real(job.worker_pid)))
-    assert "ray::RayLane" in Path(f"/proc/{pid}/cmdline").read_text()
+    assert "ray::RayPlace" in Path(f"/proc/{pid}/cmdline").read_text()
     return pid
 
 
@@ -36,12 +36,12 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def lanes_of(manager):
-    return manager._engine.backend.places.lanes
+def records_of(manager):
+    return manager._engine.backend.places.records
 
 
 # ---------------------------------------------------------------- what is killed
-def test_a_killed_worker_costs_its_own_job_and_the_lane_is_used_again(cluster, tmp_path):
+def test_a_killed_worker_costs_its_own_job_and_the_place_is_used_again(cluster, tmp_path):
     async def scene():
         events = Events()
         async with manager_of(cluster.address, events=events) as manager:
@@ -113,8 +113,8 @@ def test_a_node_whose_raylet_is_killed_loses_its_jobs(cluster, tmp_path):
         pid = node.all_processes["raylet"][0].process.pid
         try:
             config = WorkerConfig(max_workers=2)
-            lane = {"resources": {"doomed": 1}}
-            async with manager_of(cluster.address, config=config, events=events, **lane) as manager:
+            place = {"resources": {"doomed": 1}}
+            async with manager_of(cluster.address, config=config, events=events, **place) as manager:
                 jobs = [await running(manager, "run_until", folder=str(tmp_path)) for _ in range(2)]
                 waiting = await manager.start_job("pid")
                 os.kill(pid, signal.SIGKILL)
@@ -124,7 +124,7 @@ def test_a_node_whose_raylet_is_killed_loses_its_jobs(cluster, tmp_path):
                     assert not is_alive(real(job.worker_pid))
                 assert waiting.status == "pending"
                 places = manager._engine.backend.places
-                await until(lambda: "has not placed 1 lane yet: " in places.why(), what="a reason")
+                await until(lambda: "has not given 1 place yet: " in places.why(), what="a reason")
                 again = cluster.add_node(num_cpus=1, resources={"doomed": 2}, object_store_memory=80 << 20)
                 try:
                     await manager.wait(waiting.id, 60)
@@ -140,7 +140,7 @@ def test_a_node_whose_raylet_is_killed_loses_its_jobs(cluster, tmp_path):
     run(scene(), 180)
 
 
-def test_a_killed_driver_costs_the_lanes_and_another_one_is_started(cluster, tmp_path):
+def test_a_killed_driver_costs_the_places_and_another_one_is_started(cluster, tmp_path):
     async def scene():
         events = Events()
         async with manager_of(cluster.address, events=events) as manager:
@@ -176,33 +176,33 @@ def test_a_killed_app_leaves_nothing(whose, cluster, tmp_path):
     a_killed_app_leaves_nothing(backend, tmp_path, address, others=others, seconds=1.0)
 
 
-# ---------------------------------------------------------------- lanes
-def test_lanes_are_given_back_when_idle_and_asked_for_under_load(cluster, tmp_path):
+# ---------------------------------------------------------------- places
+def test_places_are_given_back_when_idle_and_asked_for_under_load(cluster, tmp_path):
     async def scene():
         async with manager_of(cluster.address, config=WorkerConfig(max_workers=3), idle_seconds=1.0) as manager:
             jobs = [await running(manager, "run_until", folder=str(tmp_path)) for _ in range(3)]
             actors = {actor_of(job) for job in jobs}
             assert len(actors) == 3
-            await asyncio.sleep(2)  # longer than the idle time: a lane whose worker has a job is not idle
+            await asyncio.sleep(2)  # longer than the idle time: a place whose worker has a job is not idle
             assert len(manager.workers()) == 3
             (tmp_path / "go on").touch()
             for job in jobs:
                 await manager.wait(job.id, 30)
             assert [job.status for job in jobs] == ["completed"] * 3
-            await until(lambda: not lanes_of(manager), what="the lanes are given back")
+            await until(lambda: not records_of(manager), what="the places are given back")
             await until(lambda: not any(map(is_alive, actors)), what="the end of the actors")
             assert (await ended(manager, "pid")).status == "completed"
 
     run(scene())
 
 
-def test_jobs_wait_for_lanes_and_say_why(cluster, caplog, tmp_path):
+def test_jobs_wait_for_places_and_say_why(cluster, caplog, tmp_path):
     async def scene():
-        lane = {"resources": {"rare": 1}}
-        async with manager_of(cluster.address, **lane) as manager:
+        place = {"resources": {"rare": 1}}
+        async with manager_of(cluster.address, **place) as manager:
             with caplog.at_level("INFO"):
                 job = await manager.start_job("pid")
-                words = "Ray has not placed 1 lane yet: each needs 0.1 CPU and 1 rare, and no node has as much"
+                words = "Ray has not given 1 place yet: each needs 0.1 CPU and 1 rare, and no node has as much"
                 await until(lambda: words in caplog.text, what="a reason")
             assert job.status == "pending"
             node = cluster.add_node(num_cpus=1, resources={"rare": 1}, object_store_memory=80 << 20)
