@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import os
 import sys
@@ -22,6 +23,16 @@ def run(coroutine, seconds: float = 60.0):
         return await asyncio.wait_for(coroutine, seconds)
 
     return asyncio.run(limited())
+
+
+def on_loop(test):
+    "Run a test on an event loop; pytest still sees what fixtures it wants."
+
+    @functools.wraps(test)
+    def on_new_loop(**fixtures):
+        run(test(**fixtures))
+
+    return on_new_loop
 
 
 def targets(*names: str) -> dict[str, str]:

@@ -418,7 +418,7 @@ class Session:
             worker.kill(why)
         self.detach()
 
-# %% ../../nbs/05_backends/16_agent.ipynb #c663c86a
+# %% ../../nbs/05_backends/16_agent.ipynb #8005215d
 class Agent:
     "Runs workers for managers that know its token; lives on one event loop."
 
@@ -536,7 +536,7 @@ class Agent:
             return "the manager was out of reach for too long"
         if self.desk is not None and not self.desk.free():
             return "no card is free"
-        return f"all {self.lanes} lanes are in use" if self._busy >= self.lanes else ""
+        return f"{self._busy} of {self.lanes} places are in use" if self._busy >= self.lanes else ""
 
     def _gone(self, session: Session, number: int, pid: int, end: Gone) -> None:
         "A worker has ended; that is told when its memory on its card is free."
@@ -556,6 +556,7 @@ class Agent:
         handshake.add_done_callback(lambda done: self._handshakes.pop(done, None))
 
     async def _handshake(self, sock: socket.socket, peer: str) -> None:
+        knows_token = False
         try:
             sock.setblocking(False)
             with contextlib.suppress(OSError):  # not over a socket pair
@@ -565,6 +566,7 @@ class Agent:
                 if self.tls is not None:
                     sock, _ = await through_tls(sock, self.tls, None, self._handshake_seconds)
                 claims = await admit_manager(sock, self.token, self._reply)
+                knows_token = True
                 if claims.get("purpose") == "worker":
                     await self._start(sock, self.sessions[claims["session"]])
                 else:
@@ -573,15 +575,19 @@ class Agent:
             sock.close()
             if not isinstance(e, Exception):
                 raise
-            self._complaints.say(self._reason(e), f"(from {peer})")
+            self._say_why(e, peer, knows_token)
 
-    @staticmethod
-    def _reason(error: Exception) -> str:
+    def _say_why(self, error: Exception, peer: str, knows_token: bool) -> None:
+        "Log why a connection came to nothing."
+        if isinstance(error, ConnectionError) and not isinstance(error, AgentRefused):
+            # no attack: its manager has ended, or something looked whether this port is open
+            logger.info("a connection was closed before it asked for anything (from %s)", peer)
+            return
+        reason = f"{error!s:.300}" if isinstance(error, AgentRefused) else type(error).__name__
         if isinstance(error, TimeoutError):
-            return "refused a connection: it did not say in time who it is"
-        if isinstance(error, ConnectionError):
-            return f"refused a connection: {error!s:.300}"
-        return f"refused a connection: {type(error).__name__}"
+            reason = "it did not say in time what it wants" if knows_token else "it did not say in time who it is"
+        what = "started no worker" if knows_token else "refused a connection"
+        self._complaints.say(f"{what}: {reason}", f"(from {peer})")
 
     def _reply(self, claims: dict[str, Any]) -> dict[str, Any]:
         "Answer a manager that knows the token."

@@ -23,11 +23,11 @@ from cjm_worker_ext.errors import AgentRefused
 
 # %% auto #0
 __all__ = ['PROTOCOL', 'TOKEN_VARIABLE', 'MOST_LINE', 'OUTPUT', 'PING', 'PONG', 'KILL', 'DUMP', 'STACKS', 'GONE', 'READ',
-           'MOST_MESSAGE', 'read_line', 'line_of', 'write_line', 'text_of', 'prove', 'is_proof', 'own_versions',
-           'refusal', 'admit_manager', 'meet_agent', 'encode_message', 'decode_message', 'Gone', 'TlsHalf',
-           'through_tls', 'server_tls', 'Complaints']
+           'MOST_MESSAGE', 'read_line', 'object_of', 'line_of', 'write_line', 'text_of', 'prove', 'is_proof',
+           'own_versions', 'refusal', 'admit_manager', 'meet_agent', 'encode_message', 'decode_message', 'Gone',
+           'TlsHalf', 'through_tls', 'server_tls', 'Complaints']
 
-# %% ../../nbs/05_backends/14_agent_protocol.ipynb #0b68860e
+# %% ../../nbs/05_backends/14_agent_protocol.ipynb #93384867
 PROTOCOL = 1  # Of the connections between manager and agent
 TOKEN_VARIABLE = "CJM_WORKER_AGENT_TOKEN"  # Of the environment
 MOST_LINE = 1 << 14  # Bytes
@@ -46,8 +46,15 @@ async def read_line(
             raise ConnectionError("the connection was closed")
         if len(data) > most:
             raise AgentRefused("the other side does not speak our protocol")
+    return object_of(data)
+
+
+def object_of(
+    text: str | bytes,  # As the other side has sent it
+) -> dict[str, Any]:
+    "Read a JSON object; raises `AgentRefused` for anything else."
     try:
-        found = json.loads(data)
+        found = json.loads(text)
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
@@ -88,7 +95,7 @@ def is_proof(proof: str, token: str, who: str, nonces: tuple[str, str], words: s
     "Check the proof of the other side, in a time that tells nothing about the right one."
     return hmac.compare_digest(proof.encode(), prove(token, who, nonces, words).encode())
 
-# %% ../../nbs/05_backends/14_agent_protocol.ipynb #6138ba6d
+# %% ../../nbs/05_backends/14_agent_protocol.ipynb #eaa45a62
 def own_versions() -> dict[str, str]:  # For example `{"python": "3.12", "package": "1.4.0"}`
     "Say which Python and which release of this package run here."
     return {"python": f"{sys.version_info[0]}.{sys.version_info[1]}", "package": str(cjm_worker_ext.__version__)}
@@ -121,7 +128,7 @@ async def admit_manager(
                 if token
                 else "the agent has no token; start it with one"
             )
-        claims: dict[str, Any] = json.loads(words)
+        claims = object_of(words)
         if why := refusal(claims):
             raise AgentRefused(why)
         answer = json.dumps(reply(claims))
@@ -149,12 +156,9 @@ async def meet_agent(
     answer = text_of(line, "reply")
     if not is_proof(text_of(line, "proof"), token, "agent", nonces, answer):
         raise AgentRefused("the agent does not know the token; somebody else may listen there")
-    found = json.loads(answer)
-    if not isinstance(found, dict):
-        raise AgentRefused("the other side does not speak our protocol")
-    return cast(dict[str, Any], found)
+    return object_of(answer)
 
-# %% ../../nbs/05_backends/14_agent_protocol.ipynb #85892a74
+# %% ../../nbs/05_backends/14_agent_protocol.ipynb #790b39ee
 OUTPUT, PING, PONG, KILL, DUMP, STACKS, GONE, READ = range(64, 72)
 MOST_MESSAGE = 1 << 20  # Bytes of a message on the link, and of the line that starts a worker
 
@@ -166,13 +170,7 @@ def encode_message(kind: int, **fields: object) -> list[Bytes]:  # Pieces to wri
 
 def decode_message(frame: Frame) -> dict[str, Any]:
     "Read a message of the link; raises `AgentRefused` for nonsense."
-    try:
-        found = json.loads(bytes(frame.payload))
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise AgentRefused("the other side does not speak our protocol")
-    return cast(dict[str, Any], found)
+    return object_of(bytes(frame.payload))
 
 
 class Gone(NamedTuple):

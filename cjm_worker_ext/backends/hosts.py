@@ -61,7 +61,7 @@ from cjm_worker_ext.errors import AgentRefused, ConfigError
 logger = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['AgentFrames', 'RemoteProcess', 'read_cards', 'read_usage', 'HostSettings', 'NoLane', 'NodeLink', 'choose', 'Places',
+__all__ = ['AgentFrames', 'RemoteProcess', 'read_cards', 'read_usage', 'HostSettings', 'NoPlace', 'NodeLink', 'choose', 'Places',
            'RemoteBackend', 'HostsBackend']
 
 # %% ../../nbs/05_backends/17_hosts.ipynb #b6e8a040
@@ -293,7 +293,7 @@ def read_usage(
     at, cpu, rss = entry if len(entry) == 3 else (0.0, None, None)
     return RemoteUsage(_figure(at) or 0.0, _figure(cpu), _whole(rss))
 
-# %% ../../nbs/05_backends/17_hosts.ipynb #728d94e9
+# %% ../../nbs/05_backends/17_hosts.ipynb #8a593be6
 class HostSettings(NamedTuple):
     "How machines are reached, and when they are given up."
 
@@ -305,7 +305,7 @@ class HostSettings(NamedTuple):
     connect_seconds: float
 
 
-class NoLane(Exception):
+class NoPlace(Exception):
     "A machine has no room for a worker now."
 
 
@@ -347,7 +347,7 @@ class NodeLink:
         return self._frames is not None
 
     @property
-    def free(self) -> int:  # Lanes
+    def free(self) -> int:  # Places for workers
         "How many more workers it takes."
         if not self.is_up or self.is_draining:
             return 0
@@ -376,7 +376,7 @@ class NodeLink:
     def why_not(self) -> str:
         "Say why no worker starts there."
         state = self.state
-        full = f"{state.busy} of {state.lanes} lanes are in use"
+        full = f"{state.busy} of {state.lanes} places are in use"
         if state.cards and state.busy >= len(state.cards):
             full = f"no card is free, {state.busy} of {len(state.cards)} are in use"
         return f"{self.host}: {state.why or full}"
@@ -543,19 +543,19 @@ class NodeLink:
         environment: Mapping[str, str],
         writes_stacks: bool,
     ) -> tuple[RemoteProcess, Place]:
-        "Start a worker; raises `NoLane` if another machine should be tried, and `AgentRefused` if that is of no use."
+        "Start a worker; raises `NoPlace` if another machine should be tried, and `AgentRefused` if that is of no use."
         session = self._session
         order = {"python": python, "environment": dict(environment), "stacks": writes_stacks}
         try:
             sock, line = await self._ask(session, worker, order)
         except Exception as e:  # the border: an agent may send anything, and another one may do better
-            raise NoLane(str(e) or "it did not answer in time") from e
+            raise NoPlace(str(e) or "it did not answer in time") from e
         pid = line.get("pid")
         if "refused" in line or session != self._session or not isinstance(pid, int):
             sock.close()
             if "refused" in line:
                 raise AgentRefused(f"{self.host}: {line['refused']!s:.500}")
-            raise NoLane(str(line.get("busy", "it is given up")))
+            raise NoPlace(str(line.get("busy", "it is given up")))
         process = RemoteProcess(worker, self.position * self.PIDS + pid % self.PIDS, sock, self, writes_stacks)
         self.processes[worker] = process
         device = None if line.get("device") is None else str(line["device"])[:100]
@@ -614,13 +614,13 @@ class NodeLink:
             process.disown()
         self.processes.clear()
 
-# %% ../../nbs/05_backends/17_hosts.ipynb #036b6d24
+# %% ../../nbs/05_backends/17_hosts.ipynb #5adf136c
 def choose(
-    free: Sequence[int],  # Free lanes of each machine, in the order of the app
+    free: Sequence[int],  # Free places of each machine, in the order of the app
     placement: str,  # `spread` or `fill`
-) -> int | None:  # Position of the machine; None: none has a free lane
+) -> int | None:  # Position of the machine; None: none has a free place
     "Choose a machine for a worker; among equals the first."
-    fitting = [position for position, lanes in enumerate(free) if lanes > 0]
+    fitting = [position for position, places in enumerate(free) if places > 0]
     if placement == "spread":
         return max(fitting, key=free.__getitem__, default=None)
     return next(iter(fitting), None)
@@ -642,7 +642,7 @@ class Places(Protocol):
     async def close(self) -> None:
         "Give everything back."
 
-# %% ../../nbs/05_backends/17_hosts.ipynb #4eabd1aa
+# %% ../../nbs/05_backends/17_hosts.ipynb #ef920fd6
 _backends: weakref.WeakSet[RemoteBackend] = weakref.WeakSet()
 
 
@@ -771,7 +771,7 @@ class RemoteBackend:
             environment = self.config.of_lane(lane).environment
         try:
             process, place = await node.start(worker, python, environment, stacks)
-        except NoLane as e:
+        except NoPlace as e:
             logger.info("worker number %d does not start on %s: %s", worker, node.host, e)
             self._leave(worker, node)
             self._waiting[worker] = ""

@@ -971,7 +971,7 @@ def order_numbers() -> Iterator[int]:  # Endless
     more = (memoryview(os.urandom(4096)).cast("I") for _ in itertools.repeat(None))
     return filter(None, itertools.chain.from_iterable(more))  # one call of C for each job
 
-# %% ../../nbs/05_backends/13_local.ipynb #9715b953
+# %% ../../nbs/05_backends/13_local.ipynb #653c12a3
 class LocalOrder:
     "An order that a worker has, or is to get."
 
@@ -1073,6 +1073,8 @@ class LocalWorker:
         self._batches: dict[str, bool] = {}  # Plugins of which it takes several jobs at a time: whether it batches them
         self._ahead: dict[int, Bytes] = {}  # What was sent ahead and is not answered: number of the order, its payload
         self._readable, self._invalid, self._ready = True, False, False
+        self._held: list[tuple[LocalOrder, Sequence[Bytes]]] = []  # Orders that wait for the end of a message
+        self._message_at = 0  # Where that message begins, in bytes that it has sent
         self._strays = Strays()
         self._python, self._lane = config.python, lane
         from cjm_worker_ext.backends.worker_logging import RateLimit  # while the worker boots
@@ -1095,7 +1097,7 @@ class LocalWorker:
             framing.LOG: self._on_log,
         }  # fmt: skip
         self._later, self._kinds = LaterFrames(self._on_frame), self._on_kind
-        self.loop.add_reader(process.socket, self._on_readable)
+        self._listen(self._on_readable)
         self.loop.add_reader(process.output, self._on_output)
         self.loop.add_reader(process.watch.fd, self._on_exit)
 
@@ -1107,11 +1109,8 @@ class LocalWorker:
         pieces: Sequence[Bytes],  # Its frame
     ) -> bool:  # False: surely not delivered
         "Send an order, and before it the places in shared memory that the app has let go."
-        if (
-            self.frames.reader.part and not self.orders
-        ):  # a message that did not end would swallow the answer to this order
-            self._give_up()
-            return False
+        if self.frames.reader.part and self._hold(order, pieces):
+            return True
         self.orders[order.number] = self._last = order
         order.sent, order.unread = True, False
         if released := self.process.released:
@@ -1173,6 +1172,33 @@ class LocalWorker:
             self._answer(order, Lost(made))
         else:  # a worker that is dead or was killed has not read it: its end, which follows, says so
             order.unread |= not self.order(order, made)
+
+    def _hold(self, order: LocalOrder, pieces: Sequence[Bytes]) -> bool:  # False: it may be sent
+        """Keep an order back while an idle worker is in the middle of a message.
+
+        A thread that a plugin has started may log or print between two jobs, and such a message ends in a moment. One that
+        never ends would swallow the answer to this order: the worker is killed then, and the order goes to another.
+        """
+        if any(other.sent for other in self.orders.values()):
+            return False
+        self.expect(order)
+        if not self._held:
+            self._message_at = self.frames.received - self.frames.reader.part
+            self._listen(self._on_readable_held)
+        self._held.append((order, pieces))
+        if not self._ticker.runs:
+            self._ticker.start()
+        return True
+
+    def _on_readable_held(self) -> None:
+        self._on_readable()
+        if self._invalid or self.frames.received - self.frames.reader.part == self._message_at:
+            return
+        self._listen(self._on_readable)
+        held, self._held = self._held, []
+        for order, pieces in held:
+            order.sent = True  # not held again: a worker that logs all the time is always in the middle of a message
+            self.order_expected(order, pieces)
 
     def look_at_order(self) -> None:
         """Kill a worker that does not read its order, so that its job goes to another, or does not end a message.
@@ -1262,10 +1288,16 @@ class LocalWorker:
             self._readable = readable
             if not readable:
                 self.loop.remove_reader(self.process.socket)
-            elif not self._later.waiting:
-                self.loop.add_reader(self.process.socket, self._on_readable)
+            else:
+                self._listen(self._on_socket)
 
     # what it says
+
+    def _listen(self, on_socket: Callable[[], None]) -> None:
+        "Call something whenever its socket has more; later, while it is not to be read."
+        self._on_socket = on_socket
+        if self._readable and not self._later.waiting and self._ending is None:
+            self.loop.add_reader(self.process.socket, on_socket)
 
     def _on_readable(self) -> None:
         if self.process.disowned:  # this is a forked child of the app, whose loop turns once more
@@ -1365,8 +1397,7 @@ class LocalWorker:
             self._give_up()
         if self._later.waiting:
             return
-        if self._readable and self._ending is None:
-            self.loop.add_reader(self.process.socket, self._on_readable)
+        self._listen(self._on_socket)
         if self._end_waits:
             self._go_on_ending()
 

@@ -22,9 +22,9 @@ logger = logging.getLogger(__name__)
 # %% auto #0
 __all__ = ['Broadcasters']
 
-# %% ../../nbs/11_integrations/17_broadcasters.ipynb #eaf4d744
-class Lane:
-    "The way to one broadcaster; lives on one event loop."
+# %% ../../nbs/11_integrations/17_broadcasters.ipynb #a9dd7ad4
+class BroadcasterQueue:
+    "What waits for one broadcaster; lives on one event loop."
 
     MOST = 10_000  # Events that wait
     CAN_MISS = frozenset(("job:progress", "job:chunk"))  # Dropped first when there is no room
@@ -87,7 +87,7 @@ class Lane:
         )
         logger.warning("%s.broadcast(%s) failed: %r%s", what, event_type, error, lost, exc_info=error)
 
-# %% ../../nbs/11_integrations/17_broadcasters.ipynb #0a2a6a86
+# %% ../../nbs/11_integrations/17_broadcasters.ipynb #04553c38
 class Broadcasters:
     """Sends each event to several broadcasters, side by side; keeps `EventBroadcasterProtocol`.
 
@@ -113,7 +113,9 @@ class Broadcasters:
             require_protocols(named)
         self._patience, self._timeout = patience_seconds, timeout_seconds
         # by event loop, because several managers may share them, each on its own loop
-        self._lanes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, list[Lane]] = weakref.WeakKeyDictionary()
+        self._queues: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, list[BroadcasterQueue]] = (
+            weakref.WeakKeyDictionary()
+        )
 
     async def broadcast(
         self,
@@ -123,26 +125,28 @@ class Broadcasters:
         "Send one event to all; raises `ValueError` for a type that is not one line, and nothing else."
         if not event_type or "\n" in event_type or "\r" in event_type:
             raise ValueError(f"event_type must be one line that is not empty, got {event_type!r}")
-        lanes = self._lanes_here()
-        for lane in lanes:
-            lane.put(event_type, data)
+        queues = self._queues_here()
+        for queue in queues:
+            queue.put(event_type, data)
         await asyncio.sleep(0)  # one turn: those that answer at once have it now, without the cost of a wait
-        if tasks := [lane.task for lane in lanes if lane.task is not None and not lane.is_slow]:
+        if tasks := [queue.task for queue in queues if queue.task is not None and not queue.is_slow]:
             await asyncio.wait(tasks, timeout=self._patience)
-            for lane in lanes:
-                lane.is_slow = lane.is_slow or lane.task in tasks
+            for queue in queues:
+                queue.is_slow = queue.is_slow or queue.task in tasks
 
-    def _lanes_here(self) -> list[Lane]:
+    def _queues_here(self) -> list[BroadcasterQueue]:
         loop = asyncio.get_running_loop()
-        if (lanes := self._lanes.get(loop)) is None:
-            lanes = self._lanes[loop] = [Lane(member, self._patience, self._timeout) for member in self.members]
-        return lanes
+        if (queues := self._queues.get(loop)) is None:
+            queues = self._queues[loop] = [
+                BroadcasterQueue(member, self._patience, self._timeout) for member in self.members
+            ]
+        return queues
 
     async def settle(
         self,
         timeout: float = 2.0,  # Seconds, >= 0
     ) -> bool:  # False if events still wait
         "Wait until every broadcaster has what was sent on this event loop, also those that are slow."
-        if tasks := [lane.task for lane in self._lanes_here() if lane.task is not None]:
+        if tasks := [queue.task for queue in self._queues_here() if queue.task is not None]:
             await asyncio.wait(tasks, timeout=timeout)
-        return all(lane.task is None for lane in self._lanes_here())
+        return all(queue.task is None for queue in self._queues_here())

@@ -190,26 +190,25 @@ def worker_card(
         data_status=row["status"],
     )
 
-# %% ../../nbs/11_integrations/12_monitor_page.ipynb #7e0bfd4c
+# %% ../../nbs/11_integrations/12_monitor_page.ipynb #c6cbcd20
 def gpu_line(
     row: CardRow,
 ) -> Html:
     "Write one graphics card."
-    meter = None
-    if row["used"] is not None:
-        meter = element("meter", value=round(row["used"], 3), aria_label=f"Memory in use on {row['label']}")
-    return element("li", element("span", row["label"], class_="badge"), element("span", row["text"]), meter)
+    badge = element("span", row["label"], class_="badge")
+    return element("li", badge, element("span", row["text"]), _memory_meter(row["used"], row["label"]))
 
-# %% ../../nbs/11_integrations/12_monitor_page.ipynb #ae3328b0
+
+def _memory_meter(used: float | None, name: str) -> Html | None:
+    return None if used is None else element("meter", value=round(used, 3), aria_label=f"Memory in use on {name}")
+
+# %% ../../nbs/11_integrations/12_monitor_page.ipynb #c2f722a7
 def node_line(
     row: NodeRow,
 ) -> Html:
     "Write one machine."
-    meter = None
-    if row["used"] is not None:
-        meter = element("meter", value=round(row["used"], 3), aria_label=f"Memory in use on {row['host']}")
     parts = element("span", row["status"], class_="badge"), element("b", row["host"]), element("span", row["text"])
-    return element("li", *parts, meter, data_status=row["status"])
+    return element("li", *parts, _memory_meter(row["used"], row["host"]), data_status=row["status"])
 
 # %% ../../nbs/11_integrations/12_monitor_page.ipynb #49a64d7a
 class State(TypedDict):

@@ -26,7 +26,7 @@ from cjm_worker_ext.stores.sqlite_files import OwnerLocks, PayloadFiles, check_f
 # %% auto #0
 __all__ = ['Item', 'SQLiteJobStore']
 
-# %% ../../nbs/05b_stores/03_sqlite.ipynb #38dbabf6
+# %% ../../nbs/05b_stores/03_sqlite.ipynb #3004ba2b
 # Fields of `StoredJob` that never change, that a change writes, and that only `ask` writes
 _FIXED = ("id", "worker_type", "plugin_id", "created_at", "key", "timeout", "retry", "params", "metadata")
 _CHANGING = (
@@ -52,7 +52,8 @@ UPGRADES = [
         created_at TEXT NOT NULL, key TEXT, timeout REAL, retry TEXT NOT NULL, status TEXT NOT NULL, owner TEXT,
         is_shared INTEGER NOT NULL, priority INTEGER NOT NULL, rank REAL NOT NULL, due_at REAL NOT NULL,
         attempts INTEGER NOT NULL, started_at TEXT, completed_at TEXT, duration_seconds REAL, worker_pid INTEGER,
-        error TEXT, error_type TEXT, asked TEXT NOT NULL, metadata, params, result, traceback TEXT
+        error TEXT, error_type TEXT, asked TEXT NOT NULL, metadata, params, result, traceback TEXT,
+        fixed_sum INTEGER NOT NULL, changing_sum INTEGER NOT NULL
     );
     CREATE UNIQUE INDEX jobs_id ON jobs (substr(id, -12), id);
     CREATE UNIQUE INDEX jobs_key ON jobs (worker_type, key) WHERE key IS NOT NULL AND {_LIVE};
@@ -66,7 +67,6 @@ UPGRADES = [
     CREATE TABLE counts (ended INTEGER NOT NULL);
     INSERT INTO counts VALUES (0);
     """,
-    "ALTER TABLE jobs ADD COLUMN fixed_sum INTEGER; ALTER TABLE jobs ADD COLUMN changing_sum INTEGER",
 ]
 APPLICATION_ID = 0x636A6D77  # "cjmw": says whose file it is
 
@@ -224,7 +224,7 @@ def _holds_text(wanted: str, *parts: object) -> bool:
     "For SQL: whether a text occurs in one of several, in any case; SQLite's LIKE knows the cases of ASCII only."
     return any(wanted in part.casefold() for part in parts if isinstance(part, str))
 
-# %% ../../nbs/05b_stores/03_sqlite.ipynb #00cda787
+# %% ../../nbs/05b_stores/03_sqlite.ipynb #869fde79
 class SQLiteJobStore:
     """Keeps jobs in an SQLite file; implements `JobStoreProtocol`.
 
@@ -704,7 +704,6 @@ _changing_of: Callable[[StoredJob], tuple[Any, ...]] = attrgetter(*_CHANGING)
 
 
 Item = TypeVar("Item")
-_MADE_SO = 1 << 32  # An earlier version made smaller sums in another way; they are not checked
 
 
 def _in_blocks(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
@@ -742,7 +741,7 @@ def _sum(values: tuple[Any, ...]) -> int:
         found = marshal.dumps(values, 2)
     except ValueError:  # an enum comes back as its text
         found = marshal.dumps(_plain(values), 2)
-    return zlib.crc32(found) | _MADE_SO
+    return zlib.crc32(found)
 
 
 def _plain(value: Any) -> Any:
@@ -753,8 +752,7 @@ def _plain(value: Any) -> Any:
 
 def _is_damaged(row: tuple[Any, ...]) -> bool:  # It is one of `_ALL`
     try:
-        pairs = zip(row[-2:], _sums(row), strict=True)
-        return any(known is not None and known >= _MADE_SO and known != found for known, found in pairs)
+        return row[-2:] != _sums(row)
     except TypeError:  # a text where a number was
         return True
 

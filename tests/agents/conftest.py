@@ -2,8 +2,9 @@
 
 import pytest
 from agent_process import TOKEN, AgentProcess
+from remote_scenes import show_real_pids
 
-from cjm_worker_ext.backends.hosts import HostsBackend, NodeLink
+from cjm_worker_ext.backends.hosts import HostsBackend
 from cjm_worker_ext.manager import override_backend
 
 
@@ -16,11 +17,6 @@ def shared_agent():
 @pytest.fixture
 def over_agent(shared_agent, monkeypatch):
     "Every manager has its workers behind an agent; their process ids are the real ones, so that a test can signal them."
-    make = NodeLink.__init__
-
-    def without_position(self, host, position, *rest):
-        make(self, host, 0, *rest)
-
-    monkeypatch.setattr(NodeLink, "__init__", without_position)
+    show_real_pids(monkeypatch)
     with override_backend(HostsBackend([shared_agent.host], token=TOKEN)):
         yield

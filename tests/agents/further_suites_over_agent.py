@@ -1,6 +1,7 @@
 """More tests of workers on this machine, with workers behind an agent: `bash .ci/agents` runs them, they take minutes."""
 
 import pytest
+from test_between_jobs import *  # noqa: F403
 from test_calls import *  # noqa: F403
 from test_leftovers import *  # noqa: F403
 from test_one_plugin_per_worker import *  # noqa: F403

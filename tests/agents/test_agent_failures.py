@@ -7,21 +7,18 @@ import contextlib
 import os
 import random
 import signal
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
-from agent_process import TESTS, TOKEN, AgentProcess
+from agent_process import TOKEN, AgentProcess
 from backend_scenes import Events, ended, running
-from harness import is_alive, run, until, until_now
+from harness import is_alive, run, until
 from proxy import Proxy
+from remote_scenes import a_killed_app_leaves_nothing, a_lost_machine_costs_its_job, manager_on, one_end, real, runs
 
-from cjm_worker_ext import BaseJobManager, Retry, WorkerConfig
-from cjm_worker_ext.backends.hosts import HostsBackend, NodeLink
+from cjm_worker_ext import Retry, WorkerConfig
+from cjm_worker_ext.backends.hosts import HostsBackend
 
-ENDS = ("job:completed", "job:failed", "job:cancelled")
 TIMES = {"connect_seconds": 1.0, "ping_seconds": 0.1, "lease_seconds": 1.0, "lost_seconds": 1.6}
 
 
@@ -32,31 +29,8 @@ def agent():
 
 
 def manager_of(*hosts, config=None, events=None, retry=None, **options):
-    names = ("run_until", "pid", "say", "numbers", "large", "note", "print_and_return", "yield_print_return")
     backend = HostsBackend(list(hosts), token=TOKEN, **{**TIMES, **options})
-    return BaseJobManager(
-        "agents",
-        worker_config=config or WorkerConfig(),
-        plugins={name: f"agent_plugins:{name}" for name in names},
-        backend=backend,
-        event_broadcaster=events,
-        retry=retry,
-    )
-
-
-def real(pid: int) -> int:
-    "The process id on its machine."
-    assert pid > NodeLink.PIDS
-    return pid % NodeLink.PIDS
-
-
-def runs(folder: Path) -> list[int]:
-    return [int(line) for line in (folder / "runs").read_text().split()]
-
-
-def one_end(events: Events, job) -> str:
-    (kind,) = [kind for kind, data in events.seen if kind in ENDS and data["job_id"] == job.id]
-    return kind
+    return manager_on(backend, config=config, events=events, retry=retry)
 
 
 async def gone(pid: int):
@@ -82,22 +56,15 @@ def test_a_killed_worker_costs_its_own_job(agent, tmp_path):
 
 
 def test_a_killed_agent_loses_its_jobs_and_is_used_again(agent, tmp_path):
+    def bring_back(waiting):
+        assert waiting.status == "pending"
+        agent.start()
+
     async def scene():
         events = Events()
-        async with manager_of(agent.host, events=events) as manager:
-            job = await running(manager, "run_until", folder=str(tmp_path))
-            waiting = await manager.start_job("pid")
-            agent.kill()
-            await gone(real(job.worker_pid))
-            await manager.wait(job.id, 30)
-            assert (job.status, job.error_type) == ("failed", "NodeLost")
-            assert f"{agent.host}: " in job.error and "may have run in part" in job.error
-            assert waiting.status == "pending"
-            agent.start()
-            await manager.wait(waiting.id, 30)
-            assert (waiting.status, waiting.attempts) == ("completed", 1)
-        assert [one_end(events, j) for j in (job, waiting)] == ["job:failed", "job:completed"]
-        assert runs(tmp_path) == [real(job.worker_pid)]
+        manager = manager_of(agent.host, events=events)
+        job = await a_lost_machine_costs_its_job(manager, events, tmp_path, lambda job: agent.kill(), bring_back)
+        assert f"{agent.host}: " in job.error
 
     run(scene())
 
@@ -234,43 +201,12 @@ def test_an_agent_that_is_started_again_at_once(agent, tmp_path):
     run(scene())
 
 
-APP = """
-import asyncio, os, sys
-from cjm_worker_ext import BaseJobManager
-from cjm_worker_ext.backends.hosts import HostsBackend
-
-async def main():
-    backend = HostsBackend([sys.argv[1]], token=sys.argv[2], lease_seconds=50, lost_seconds=60)
-    manager = BaseJobManager("app", plugins={"run_until": "agent_plugins:run_until"}, backend=backend)
-    job = await manager.start_job("run_until", folder=sys.argv[3])
-    while not job.progress_message:
-        await asyncio.sleep(0.01)
-    if os.fork() == 0:
-        print(os.getpid(), flush=True)
-        os.read(0, 1)
-        os._exit(0)
-    await manager.wait(job.id)
-
-asyncio.run(main())
-"""
-
-
 def test_a_killed_app_leaves_nothing(agent, tmp_path):
-    "Also if a child that it has forked lives on."
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
-    command = [sys.executable, "-c", APP, agent.host, TOKEN, str(tmp_path)]
-    app = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    try:
-        child = int(app.stdout.readline())
-    finally:
-        app.kill()
-        app.wait(10)
-    # long before the lease is over: the end of its connection is what ends the worker
-    until_now(lambda: not is_alive(runs(tmp_path)[0]), what="the end of the worker")
-    assert is_alive(child)
-    app.stdin.close()
-    app.stdout.close()
-    until_now(lambda: not is_alive(child), what="the end of the child")
+    backend = (
+        "from cjm_worker_ext.backends.hosts import HostsBackend as Backend; "
+        "backend = Backend([sys.argv[2]], token=sys.argv[3], lease_seconds=50, lost_seconds=60)"
+    )
+    a_killed_app_leaves_nothing(backend, tmp_path, agent.host, TOKEN)
 
 
 # ---------------------------------------------------------------- connections
@@ -354,8 +290,8 @@ def test_workers_wait_for_a_machine_and_say_why(agent, caplog):
     run(scene())
 
 
-def test_lanes_are_those_of_the_machine_for_all_managers(agent):
-    "One manager has more workers than the machine takes; the jobs of the other wait for a lane."
+def test_places_are_those_of_the_machine_for_all_managers(agent):
+    "One manager has more workers than the machine takes; the jobs of the other wait for a place."
 
     async def scene():
         async with manager_of(agent.host, config=WorkerConfig(max_workers=2)) as first:
@@ -364,7 +300,7 @@ def test_lanes_are_those_of_the_machine_for_all_managers(agent):
             await until(lambda: len(first.workers()) == 2)
             async with manager_of(agent.host) as second:
                 job = await second.start_job("pid")
-                await until(lambda: "2 of 2 lanes" in second._engine.backend.nodes[0].why_not, what="a reason")
+                await until(lambda: "2 of 2 places" in second._engine.backend.nodes[0].why_not, what="a reason")
                 assert job.status == "pending"
                 await first.shutdown()
                 assert (await second.wait(job.id, 30)).status == "completed"

@@ -130,17 +130,21 @@ def test_a_connection_that_says_nothing_is_closed():
     run(scene())
 
 
-def test_without_a_token_it_listens_on_this_machine_only():
+@pytest.mark.parametrize(("token", "why"), [("", "there is no token"), ("hello", "5 characters are too few")])
+def test_without_a_token_it_listens_on_this_machine_only(token, why):
     command = [
         sys.executable,
         "-c",
         "import sys; from cjm_worker_ext.commands.terminal import agent; sys.exit(agent())",
     ]
-    done = subprocess.run([*command, "--listen", "0.0.0.0:0"], capture_output=True, text=True, timeout=60, check=False)
+    env = {**os.environ, "CJM_WORKER_AGENT_TOKEN": token}
+    options = {"env": env, "capture_output": True, "text": True, "timeout": 60, "check": False}
+    done = subprocess.run([*command, "--listen", "0.0.0.0:0"], **options)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("cjm-worker-agent: ") and "there is no token" in done.stderr
-    with AgentProcess(token="") as agent:
-        run(works(agent.host, token=""))
+    assert done.stderr.startswith("cjm-worker-agent: ") and why in done.stderr
+    with AgentProcess(token=token) as agent:
+        run(works(agent.host, token=token))
+        assert agent.stop().count("WARNING: ") == 1
 
 
 # ---------------------------------------------------------------- TLS

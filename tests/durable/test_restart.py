@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import functools
 import os
 import signal
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from durable_lives import PLUGINS, config
-from harness import run, until
+from harness import on_loop, until
 
 from cjm_worker_ext import BaseJobManager
 from cjm_worker_ext.commands.jobs import store_at
@@ -22,16 +21,6 @@ from cjm_worker_ext.stores.journal import JobJournal
 from cjm_worker_ext.stores.sqlite import SQLiteJobStore
 
 program = str(Path(__file__).with_name("durable_lives.py"))
-
-
-def on_loop(test):
-    "Run a test on an event loop; pytest still sees what fixtures it wants."
-
-    @functools.wraps(test)
-    def on_new_loop(**fixtures):
-        run(test(**fixtures))
-
-    return on_new_loop
 
 
 class Events:

@@ -1,6 +1,5 @@
 """Two apps on one store share its jobs; one that runs nothing only submits and watches; a terminal steers all of them."""
 
-import functools
 import subprocess
 import sys
 from collections import Counter
@@ -8,20 +7,12 @@ from contextlib import AsyncExitStack
 
 import pytest
 from durable_lives import PLUGINS, config
-from harness import run, until
+from harness import on_loop, until
 
 from cjm_worker_ext import BaseJobManager
 from cjm_worker_ext.commands.jobs import store_at
 from cjm_worker_ext.errors import UnknownJob
 from cjm_worker_ext.extensions.stores import JobFilter
-
-
-def on_loop(test):
-    @functools.wraps(test)
-    def on_new_loop(**fixtures):
-        run(test(**fixtures))
-
-    return on_new_loop
 
 
 class Events:

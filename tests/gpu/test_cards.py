@@ -21,13 +21,6 @@ missing = what_is_missing()
 pytestmark = pytest.mark.skipif(bool(missing), reason=missing or "there is a card")
 
 
-@pytest.fixture
-def card():
-    found = Card()
-    yield found
-    found.close()
-
-
 async def memory_is_back(card: Card, size: int) -> None:
     await until(lambda: card.free() >= size, what=f"{size:,} free bytes on the card")
 

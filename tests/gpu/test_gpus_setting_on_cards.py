@@ -6,18 +6,11 @@ import time
 from pathlib import Path
 
 import pytest
-from cards import Card, ended, make, tell, what_is_missing
+from cards import ended, make, tell, what_is_missing
 from harness import run, until
 
 missing = what_is_missing()
 pytestmark = pytest.mark.skipif(bool(missing), reason=missing or "there is a card")
-
-
-@pytest.fixture
-def card():
-    found = Card()
-    yield found
-    found.close()
 
 
 def test_the_worker_sees_the_card_of_nvml(card):

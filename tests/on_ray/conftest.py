@@ -37,15 +37,11 @@ def cluster():
 @pytest.fixture
 def on_ray(cluster, monkeypatch):
     "Every manager has its workers on Ray; their process ids are the real ones, so that a test can signal them."
-    from cjm_worker_ext.backends.hosts import NodeLink
+    from remote_scenes import show_real_pids
+
     from cjm_worker_ext.backends.ray import RayBackend
     from cjm_worker_ext.manager import override_backend
 
-    make = NodeLink.__init__
-
-    def without_position(self, host, position, *rest):
-        make(self, host, 0, *rest)
-
-    monkeypatch.setattr(NodeLink, "__init__", without_position)
+    show_real_pids(monkeypatch)
     with override_backend(RayBackend(cluster.address, num_cpus=0.1)):
         yield

@@ -5,42 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from backend_scenes import Events, ended, running
-from harness import is_alive, run, until, until_now
+from harness import is_alive, run, until
+from remote_scenes import a_killed_app_leaves_nothing, a_lost_machine_costs_its_job, manager_on, one_end, real, runs
 
 from cjm_worker_ext import BaseJobManager, Retry, WorkerConfig
-from cjm_worker_ext.backends.hosts import NodeLink
 from cjm_worker_ext.backends.ray import RayBackend
-
-TESTS = Path(__file__).parents[1]
-ENDS = ("job:completed", "job:failed", "job:cancelled")
 
 
 def manager_of(address, *, config=None, events=None, retry=None, **options):
     backend = RayBackend(address, **{"num_cpus": 0.1, **options})
-    return BaseJobManager(
-        "on ray",
-        worker_config=config or WorkerConfig(),
-        plugins={name: f"agent_plugins:{name}" for name in ("run_until", "pid", "note")},
-        backend=backend,
-        event_broadcaster=events,
-        retry=retry,
-    )
-
-
-def real(pid: int) -> int:
-    "The process id on its node."
-    assert pid > NodeLink.PIDS
-    return pid % NodeLink.PIDS
-
-
-def runs(folder: Path) -> list[int]:
-    return [int(line) for line in (folder / "runs").read_text().split()]
+    return manager_on(backend, config=config, events=events, retry=retry)
 
 
 def parent(pid: int) -> int:
@@ -50,7 +28,7 @@ def parent(pid: int) -> int:
 def actor_of(job) -> int:
     "The process of the actor, whose agent has started the worker."
     pid = parent(parent(real(job.worker_pid)))
-    assert "ray::RayLane" in Path(f"/proc/{pid}/cmdline").read_text()
+    assert "ray::RayPlace" in Path(f"/proc/{pid}/cmdline").read_text()
     return pid
 
 
@@ -58,17 +36,12 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def one_end(events: Events, job) -> str:
-    (kind,) = [kind for kind, data in events.seen if kind in ENDS and data["job_id"] == job.id]
-    return kind
-
-
-def lanes_of(manager):
-    return manager._engine.backend.places.lanes
+def records_of(manager):
+    return manager._engine.backend.places.records
 
 
 # ---------------------------------------------------------------- what is killed
-def test_a_killed_worker_costs_its_own_job_and_the_lane_is_used_again(cluster, tmp_path):
+def test_a_killed_worker_costs_its_own_job_and_the_place_is_used_again(cluster, tmp_path):
     async def scene():
         events = Events()
         async with manager_of(cluster.address, events=events) as manager:
@@ -89,18 +62,10 @@ def test_a_killed_worker_costs_its_own_job_and_the_lane_is_used_again(cluster, t
 def test_a_killed_actor_loses_its_job_and_another_one_is_placed(cluster, tmp_path):
     async def scene():
         events = Events()
-        async with manager_of(cluster.address, events=events) as manager:
-            job = await running(manager, "run_until", folder=str(tmp_path))
-            waiting = await manager.start_job("pid")
-            os.kill(actor_of(job), signal.SIGKILL)
-            await manager.wait(job.id, 30)
-            assert not is_alive(real(job.worker_pid)), "it runs on although it was given up"
-            assert (job.status, job.error_type) == ("failed", "NodeLost")
-            assert "may have run in part" in job.error
-            await manager.wait(waiting.id, 30)
-            assert (waiting.status, waiting.attempts) == ("completed", 1)
-        assert [one_end(events, j) for j in (job, waiting)] == ["job:failed", "job:completed"]
-        assert runs(tmp_path) == [real(job.worker_pid)]
+        manager = manager_of(cluster.address, events=events)
+        await a_lost_machine_costs_its_job(
+            manager, events, tmp_path, lambda job: os.kill(actor_of(job), signal.SIGKILL)
+        )
 
     run(scene())
 
@@ -148,8 +113,8 @@ def test_a_node_whose_raylet_is_killed_loses_its_jobs(cluster, tmp_path):
         pid = node.all_processes["raylet"][0].process.pid
         try:
             config = WorkerConfig(max_workers=2)
-            lane = {"resources": {"doomed": 1}}
-            async with manager_of(cluster.address, config=config, events=events, **lane) as manager:
+            place = {"resources": {"doomed": 1}}
+            async with manager_of(cluster.address, config=config, events=events, **place) as manager:
                 jobs = [await running(manager, "run_until", folder=str(tmp_path)) for _ in range(2)]
                 waiting = await manager.start_job("pid")
                 os.kill(pid, signal.SIGKILL)
@@ -159,7 +124,7 @@ def test_a_node_whose_raylet_is_killed_loses_its_jobs(cluster, tmp_path):
                     assert not is_alive(real(job.worker_pid))
                 assert waiting.status == "pending"
                 places = manager._engine.backend.places
-                await until(lambda: "has not placed 1 lane yet: " in places.why(), what="a reason")
+                await until(lambda: "has not given 1 place yet: " in places.why(), what="a reason")
                 again = cluster.add_node(num_cpus=1, resources={"doomed": 2}, object_store_memory=80 << 20)
                 try:
                     await manager.wait(waiting.id, 60)
@@ -175,7 +140,7 @@ def test_a_node_whose_raylet_is_killed_loses_its_jobs(cluster, tmp_path):
     run(scene(), 180)
 
 
-def test_a_killed_driver_costs_the_lanes_and_another_one_is_started(cluster, tmp_path):
+def test_a_killed_driver_costs_the_places_and_another_one_is_started(cluster, tmp_path):
     async def scene():
         events = Events()
         async with manager_of(cluster.address, events=events) as manager:
@@ -194,80 +159,50 @@ def test_a_killed_driver_costs_the_lanes_and_another_one_is_started(cluster, tmp
     run(scene(), 120)
 
 
-APP = """
-import asyncio, os, sys
-from cjm_worker_ext import BaseJobManager
-from cjm_worker_ext.backends.ray import RayBackend
-
-async def main():
-    backend = RayBackend(sys.argv[1] or None, num_cpus=0.1, lease_seconds=50, lost_seconds=60)
-    manager = BaseJobManager("app", plugins={"run_until": "agent_plugins:run_until"}, backend=backend)
-    job = await manager.start_job("run_until", folder=sys.argv[2])
-    while not job.progress_message:
-        await asyncio.sleep(0.01)
-    if os.fork() == 0:
-        print(os.getpid(), flush=True)
-        os.read(0, 1)
-        os._exit(0)
-    await manager.wait(job.id)
-
-asyncio.run(main())
-"""
-
-
 @pytest.mark.parametrize("whose", ["a cluster", "its own Ray"])
 def test_a_killed_app_leaves_nothing(whose, cluster, tmp_path):
-    "Also if a child that it has forked lives on."
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [TESTS.parent, TESTS, TESTS / "agents"]))}
-    address = cluster.address if whose == "a cluster" else ""
-    command = [sys.executable, "-c", APP, address, str(tmp_path)]
-    app = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    try:
-        child = int(app.stdout.readline())
-        worker = runs(tmp_path)[0]
-        actor, (driver,) = parent(parent(worker)), {*children(app.pid)} - {child}
+    backend = (
+        "from cjm_worker_ext.backends.ray import RayBackend as Backend; "
+        "backend = Backend(sys.argv[2] or None, num_cpus=0.1, lease_seconds=50, lost_seconds=60)"
+    )
+
+    def others(app, child):
+        actor, (driver,) = parent(parent(runs(tmp_path)[0])), {*children(app)} - {child}
         own = children(driver)
         assert bool(own) == (whose == "its own Ray")
-    finally:
-        app.kill()
-        app.wait(10)
-    # long before the lease is over: the end of its connection is what ends the worker
-    until_now(lambda: not is_alive(worker), 1.0, what="the end of the worker")
-    for pid in (driver, actor, *own):
-        until_now(lambda pid=pid: not is_alive(pid), what=f"the end of {pid}")
-    assert is_alive(child)
-    app.stdin.close()
-    app.stdout.close()
-    until_now(lambda: not is_alive(child), what="the end of the child")
+        return driver, actor, *own
+
+    address = cluster.address if whose == "a cluster" else ""
+    a_killed_app_leaves_nothing(backend, tmp_path, address, others=others, seconds=1.0)
 
 
-# ---------------------------------------------------------------- lanes
-def test_lanes_are_given_back_when_idle_and_asked_for_under_load(cluster, tmp_path):
+# ---------------------------------------------------------------- places
+def test_places_are_given_back_when_idle_and_asked_for_under_load(cluster, tmp_path):
     async def scene():
         async with manager_of(cluster.address, config=WorkerConfig(max_workers=3), idle_seconds=1.0) as manager:
             jobs = [await running(manager, "run_until", folder=str(tmp_path)) for _ in range(3)]
             actors = {actor_of(job) for job in jobs}
             assert len(actors) == 3
-            await asyncio.sleep(2)  # longer than the idle time: a lane whose worker has a job is not idle
+            await asyncio.sleep(2)  # longer than the idle time: a place whose worker has a job is not idle
             assert len(manager.workers()) == 3
             (tmp_path / "go on").touch()
             for job in jobs:
                 await manager.wait(job.id, 30)
             assert [job.status for job in jobs] == ["completed"] * 3
-            await until(lambda: not lanes_of(manager), what="the lanes are given back")
+            await until(lambda: not records_of(manager), what="the places are given back")
             await until(lambda: not any(map(is_alive, actors)), what="the end of the actors")
             assert (await ended(manager, "pid")).status == "completed"
 
     run(scene())
 
 
-def test_jobs_wait_for_lanes_and_say_why(cluster, caplog, tmp_path):
+def test_jobs_wait_for_places_and_say_why(cluster, caplog, tmp_path):
     async def scene():
-        lane = {"resources": {"rare": 1}}
-        async with manager_of(cluster.address, **lane) as manager:
+        place = {"resources": {"rare": 1}}
+        async with manager_of(cluster.address, **place) as manager:
             with caplog.at_level("INFO"):
                 job = await manager.start_job("pid")
-                words = "Ray has not placed 1 lane yet: each needs 0.1 CPU and 1 rare, and no node has as much"
+                words = "Ray has not given 1 place yet: each needs 0.1 CPU and 1 rare, and no node has as much"
                 await until(lambda: words in caplog.text, what="a reason")
             assert job.status == "pending"
             node = cluster.add_node(num_cpus=1, resources={"rare": 1}, object_store_memory=80 << 20)

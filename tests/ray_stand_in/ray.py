@@ -15,14 +15,14 @@ from concurrent.futures import Future
 from types import SimpleNamespace
 
 HOW = json.loads(os.environ.get("STAND_IN_RAY", "{}"))
-LANE = """
+PLACE = """
 import json
-from cjm_worker_ext.backends.ray_driver import RayLane
+from cjm_worker_ext.backends.ray_driver import RayPlace
 
-lane = RayLane()
-lane.AFTER_SECONDS = 0
-print(json.dumps(lane.open("127.0.0.1")), flush=True)
-lane.stay()
+place = RayPlace()
+place.AFTER_SECONDS = 0
+print(json.dumps(place.open("127.0.0.1")), flush=True)
+place.stay()
 """
 
 
@@ -52,12 +52,12 @@ class Actor:
         if "fails" in HOW:
             self.opened.set_exception(RuntimeError(HOW["fails"]))
             return
-        self.process = subprocess.Popen([sys.executable, "-P", "-c", LANE], stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen([sys.executable, "-P", "-c", PLACE], stdout=subprocess.PIPE, text=True)
         self.opened.set_result(tuple(json.loads(self.process.stdout.readline())))
         while self.process.poll() is None and not (self.number == 1 and os.path.exists(HOW.get("lies", ""))):
             time.sleep(0.01)
         placed.discard(self)
-        self.ended.set_exception(exceptions.ActorDiedError("The actor died:\n\tclass_name: RayLane\nit was killed"))
+        self.ended.set_exception(exceptions.ActorDiedError("The actor died:\n\tclass_name: RayPlace\nit was killed"))
         place()
 
 

@@ -1,4 +1,4 @@
-"""Lanes on Ray, as the manager sees them, with a stand-in for Ray: asked for, lost, given back. tests/on_ray has a real one."""
+"""Places on Ray, as the manager sees them, with a stand-in for Ray: asked for, lost, given back. tests/on_ray has a real one."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def one_end(events: Events, job) -> str:
     return kind
 
 
-# ---------------------------------------------------------------- the number of lanes
-def test_each_worker_has_a_lane_of_its_own(how, tmp_path):
+# ---------------------------------------------------------------- the number of places
+def test_each_worker_has_a_place_of_its_own(how, tmp_path):
     how(cpus=3)
 
     async def scene():
@@ -84,18 +84,18 @@ def test_each_worker_has_a_lane_of_its_own(how, tmp_path):
     run(scene())
 
 
-def test_jobs_wait_for_lanes_and_say_why(how, caplog, tmp_path):
+def test_jobs_wait_for_places_and_say_why(how, caplog, tmp_path):
     how(cpus=1)
 
     async def scene():
         async with manager_of(config=WorkerConfig(max_workers=2)) as manager:
             first = await running(manager, "run_until", folder=str(tmp_path))
             second = await manager.start_job("run_until", folder=str(tmp_path))
-            words = "Ray has not placed 1 lane yet: each needs 1 CPU; free in the whole cluster: 0 CPU"
+            words = "Ray has not given 1 place yet: each needs 1 CPU; free in the whole cluster: 0 CPU"
             await until(lambda: words in caplog.text, what="a reason")
             assert second.status == "pending"
             os.kill(processes_of(first)[1], signal.SIGKILL)
-            await until(lambda: second.status == "running", what="the other's lane")
+            await until(lambda: second.status == "running", what="the other's place")
             (tmp_path / "go on").touch()
             assert (await manager.wait(second.id, 30)).status == "completed"
 
@@ -111,7 +111,7 @@ def test_max_lanes(how, caplog, tmp_path):
             first = await running(manager, "run_until", folder=str(tmp_path))
             second = await manager.start_job("run_until", folder=str(tmp_path))
             await until(lambda: "max_lanes=1 are in use" in caplog.text, what="a reason")
-            assert len(places_of(manager).lanes) == 1
+            assert len(places_of(manager).records) == 1
             (tmp_path / "go on").touch()
             assert [(await manager.wait(job.id, 30)).status for job in (first, second)] == ["completed"] * 2
 
@@ -119,7 +119,7 @@ def test_max_lanes(how, caplog, tmp_path):
         run(scene())
 
 
-def test_idle_lanes_are_given_back_and_busy_ones_are_not(how, tmp_path):
+def test_idle_places_are_given_back_and_busy_ones_are_not(how, tmp_path):
     how(cpus=2)
 
     async def scene():
@@ -127,19 +127,19 @@ def test_idle_lanes_are_given_back_and_busy_ones_are_not(how, tmp_path):
         async with manager_of(config=WorkerConfig(max_workers=2), idle_seconds=0.2, events=events) as manager:
             busy = await running(manager, "run_until", folder=str(tmp_path))
             idle = await ended(manager, "pid")
-            await until(lambda: len(places_of(manager).lanes) == 1, what="a lane is given back")
+            await until(lambda: len(places_of(manager).records) == 1, what="a place is given back")
             assert (idle.status, busy.status) == ("completed", "running")
             await until(lambda: not is_alive(idle.result), what="the end of the idle worker")
             await asyncio.sleep(0.5)  # too short a time would only make the test find nothing
-            assert [lane.retires for lane in places_of(manager).lanes.values()] == [None], "it is to be given back"
+            assert [place.retires for place in places_of(manager).records.values()] == [None], "it is to be given back"
             assert busy.status == "running"
             (tmp_path / "go on").touch()
             actor = processes_of(busy)[1]
             assert (await manager.wait(busy.id, 30)).status == "completed"
-            await until(lambda: not places_of(manager).lanes and not is_alive(actor), what="the other is given back")
-            assert (await ended(manager, "pid")).status == "completed", "lanes are asked for again"
+            await until(lambda: not places_of(manager).records and not is_alive(actor), what="the other is given back")
+            assert (await ended(manager, "pid")).status == "completed", "places are asked for again"
         reasons = [data["reason"] for kind, data in events.seen if kind == "worker:recycled"]
-        assert reasons[0] == "its Ray lane was idle for 0.2 s"
+        assert reasons[0] == "its Ray place was idle for 0.2 s"
 
     run(scene())
 
@@ -155,15 +155,15 @@ def test_a_worker_that_starts_is_not_idle():
     run(scene())
 
 
-def test_spare_workers_keep_their_lanes(how):
+def test_spare_workers_keep_their_places(how):
     how(cpus=2)
 
     async def scene():
         config = WorkerConfig(max_workers=1, standby_workers=1)
         async with manager_of(config=config, idle_seconds=0.1) as manager:
             assert (await ended(manager, "pid")).status == "completed"
-            await until(lambda: len(places_of(manager).lanes) == 2, what="a lane for the spare")
-            await until(lambda: len(places_of(manager).lanes) == 1, what="one is given back")
+            await until(lambda: len(places_of(manager).records) == 2, what="a place for the spare")
+            await until(lambda: len(places_of(manager).records) == 1, what="one is given back")
             (worker,) = await until(manager.workers)
             await asyncio.sleep(0.5)  # too short a time would only make the test find nothing
             assert [w.pid for w in manager.workers()] == [worker.pid]
@@ -193,13 +193,13 @@ def test_what_is_killed_costs_the_jobs_there(victim, retry, tmp_path):
             assert runs(tmp_path) == job.attempts
             assert (await ended(manager, "pid")).status == "completed"
             for pid in (actor, agent, worker):
-                await until(lambda pid=pid: not is_alive(pid), what="the end of the lane")
+                await until(lambda pid=pid: not is_alive(pid), what="the end of the place")
         assert one_end(events, job) == f"job:{job.status}"
 
     run(scene())
 
 
-def test_a_lane_that_ray_calls_dead_is_left_only_when_its_worker_is(how, tmp_path):
+def test_a_place_that_ray_calls_dead_is_left_only_when_its_worker_is(how, tmp_path):
     "Ray says that of a node which it cannot reach, also if the manager can."
     lies = tmp_path / "lies"
     how(lies=str(lies))
@@ -214,9 +214,9 @@ def test_a_lane_that_ray_calls_dead_is_left_only_when_its_worker_is(how, tmp_pat
             (tmp_path / "go on").touch()
             await manager.wait(job.id, 30)
             assert (job.status, job.attempts) == ("completed", 2)
-            assert len(places_of(manager).lanes) == 1
+            assert len(places_of(manager).records) == 1
             assert (await ended(manager, "pid")).status == "completed"
-            await until(lambda: not is_alive(actor), what="the end of the lane")
+            await until(lambda: not is_alive(actor), what="the end of the place")
 
     run(scene())
 
