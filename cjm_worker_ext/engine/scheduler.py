@@ -324,7 +324,7 @@ class PluginGates:
         "The tasks that wait, in their order within each plugin."
         return [task for waiting in self.waiting.values() for task in waiting.all()]
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #40a17709
+# %% ../../nbs/07_engine/01_scheduler.ipynb #290ca6b0
 class WorkerPhase(StrEnum):
     "Where a worker stands."
 
@@ -454,7 +454,7 @@ class OpenWorkers:
     def update(self, worker: WorkerState) -> None:
         "Something has changed for a worker. One that is to do something else takes no more tasks, so that it gets there."
         has_room = 0 < len(worker.tasks) < worker.slots
-        if not has_room or worker.phase is not WorkerPhase.READY or worker.retires or worker.own:
+        if not has_room or worker.phase is not _READY or worker.retires or worker.own:
             self.remove(worker)
         elif worker.room_for is None:
             task = next(iter(worker.tasks.values()))
@@ -634,7 +634,7 @@ class LanedTasks(PendingTasks):
         "Return the tasks that wait."
         return sorted((task for queue in self._queues.values() for task in queue.all()), key=self.rank)
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #a68dc6ec
+# %% ../../nbs/07_engine/01_scheduler.ipynb #c1158b1f
 def random_fraction() -> float:  # From 0 to 1
     "Spread retries, so that jobs that failed together do not come back together."
     from random import random  # it takes half a millisecond to load, and only retries need it
@@ -910,7 +910,7 @@ class Scheduler:
         cause = Cause.CANCELLED if cancelled else _ANSWERED
         if task.ending is not None and (cancelled or failed):  # it was interrupted, and that is why
             cause = task.ending
-        ends_batch = worker.batch is not None and worker.batch == {task_number}
+        ends_batch = worker.batch is not None and len(worker.batch) == 1 and task_number in worker.batch
         worker.jobs += 1
         if worker.jobs == self.recycle.max_jobs:
             worker.retires = worker.retires or f"it has done {worker.jobs} jobs"
@@ -1207,9 +1207,13 @@ class Scheduler:
 
     def _kill_if_stuck(self, worker: WorkerState) -> list[Action]:
         "Kill a worker if it runs nothing but tasks that did not end in time."
-        begun = worker.begun
-        stuck = begun and worker.phase is WorkerPhase.READY and all(task.ended for task in begun)
-        return self._kill(worker) if stuck else []
+        stuck, batch = False, worker.batch
+        for task in worker.tasks.values():  # those of the batch came first, so the first step nearly always ends this
+            if batch is None or task.number in batch:
+                if not task.ended:
+                    return []
+                stuck = True
+        return self._kill(worker) if stuck and worker.phase is _READY else []
 
     def _kill(self, worker: WorkerState) -> list[Action]:
         self.workers.enter(worker, WorkerPhase.KILLED)
@@ -1562,7 +1566,7 @@ class Scheduler:
 
     def _give(self, worker: WorkerState, task: Task) -> list[Action]:
         load = task.is_job and worker.loaded.get(task.plugin) != task.version
-        self.workers.give(worker, task, 1 if load or not worker.slots_of else self._slots(worker, task))
+        self.workers.give(worker, task, 1 if load or not worker.slots_of or worker.tasks else self._slots(worker, task))
         if load:
             worker.loaded.pop(task.plugin, None)
         (self.lanes[worker.lane].restarts if worker.lane else self.restarts).in_a_row = 0
