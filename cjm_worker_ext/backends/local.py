@@ -617,7 +617,7 @@ def allowed_by(
 
 Copy = Callable[[memoryview], bytes]  # Makes `bytes` of shared memory
 
-# %% ../../nbs/05_backends/13_local.ipynb #5155f416
+# %% ../../nbs/05_backends/13_local.ipynb #6065a3d6
 class ResultReader:
     "Reads what workers send; lives on one event loop."
 
@@ -764,23 +764,15 @@ class ResultReader:
         done: Callable[[Answer], None],  # Called on this loop, now or later
     ) -> None:
         "Read a result."
-        payload, copy = frame.payload, bytes if shared is None else shared.copy
+        payload = frame.payload
+        copy: Copy = bytes
         buffers: list[Any] = []  # `list[Any]()` would cost an error that is made and dropped
         try:
-            if not frame.buffers and len(payload) <= (QUICK_MARKED if payload[0] else QUICK_PLAIN):  # the usual case
-                if self.trusted:
-                    done(Returned(order_pickles.loads(payload)))
-                else:  # as in `value`
-                    done(
-                        Returned(
-                            decode(
-                                payload, allowed=self.allowed, what="the result", root="result", most=self.most_items,
-                                at_once=True,
-                            )
-                        )
-                    )  # fmt: skip
+            if not frame.buffers and len(payload) <= (QUICK_MARKED if payload[0] else QUICK_PLAIN):
+                done(Returned(self.value(payload, "the result", at_once=True)))  # the usual case
                 return
             buffers = _mapped(frame, shared)
+            copy = bytes if shared is None else shared.copy
             if sum(size for place, size in frame.buffers if place) < self.LARGE and self.is_small(payload):
                 done(Returned(self.value(payload, "the result", buffers, copy, at_once=True)))
                 return
