@@ -275,7 +275,7 @@ def chunks_to_jsonable(
                 found.append("…")
     return found
 
-# %% ../nbs/01_jobs.ipynb #d3ba22b6
+# %% ../nbs/01_jobs.ipynb #fa362938
 def approximate_bytes(
     value: Any,  # Anything
     depth: int = 4,  # Containers in containers that are looked into
@@ -291,14 +291,18 @@ def approximate_bytes(
         if not count or not depth:
             return 56 + 8 * count
         items: list[Any] = list(islice(value.items() if kind is dict else value, 32))
+        size = 0
         if kind is dict:
-            size = sum(approximate_bytes(k, 0) + approximate_bytes(v, depth - 1) for k, v in items)
+            for key, item in items:
+                size += 40 + len(key) if type(key) is str else approximate_bytes(key, 0)
+                size += approximate_bytes(item, depth - 1)
         elif _PLAIN_NUMBERS.issuperset(map(type, items)):  # no call for each: parameters are often lists of numbers
-            size = 32 * len(items)
+            return 56 + 32 * count
         else:
-            size = sum(approximate_bytes(item, depth - 1) for item in items)
+            for item in items:
+                size += approximate_bytes(item, depth - 1)
         return 56 + size * count // len(items)
-    return 32 + _own_size(value)
+    return 32 if kind in _PLAIN_NUMBERS else 32 + _own_size(value)
 
 
 _PLAIN_NUMBERS = frozenset((int, float, bool, type(None)))
@@ -306,8 +310,6 @@ _PLAIN_NUMBERS = frozenset((int, float, bool, type(None)))
 
 def _own_size(value: Any) -> int:
     "What an array, a table or an image says of its size; 0 for everything else."
-    if type(value) in (bool, int, float):
-        return 0
     for name in ("nbytes", "memory_usage"):
         try:
             found = getattr(value, name, None)

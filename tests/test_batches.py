@@ -62,6 +62,20 @@ def test_jobs_go_together_and_each_has_its_own_result(tmp_path):
     run(scene())
 
 
+def test_what_a_batch_prints_is_told_before_its_answers(caplog):
+    async def scene():
+        async with make("company_plugins:Prints") as manager:
+            await loaded(manager)
+            for _ in range(50):
+                first, *others = await submit(manager, {}, {}, {})
+                await manager.wait(first.id, 30)
+                assert f"line {first.result} of a batch" in caplog.text
+                await ends(manager, others)
+
+    with caplog.at_level("INFO"):
+        run(scene())
+
+
 def test_more_than_a_batch_waits_for_the_next_one(tmp_path):
     async def scene():
         async with make(config={"log": str(tmp_path / "log")}) as manager:

@@ -8,6 +8,8 @@ import textwrap
 
 import pytest
 
+from cjm_worker_ext.backends.codec import decode
+from cjm_worker_ext.backends.codec import encode as encode_value
 from cjm_worker_ext.backends.framing import EXECUTE, RESULT, encode
 from cjm_worker_ext.backends.order_pickles import dumps
 
@@ -58,11 +60,50 @@ PROGRAM = textwrap.dedent("""
 """)
 
 
+BATCHES = textwrap.dedent("""
+    import asyncio, json, sys
+    from cjm_worker_ext import BaseJobManager, WorkerConfig
+
+    USERS, ROUNDS, TOKENS = 32, 5, list(range(128))
+
+    async def main():
+        found = []
+        config = WorkerConfig(max_workers=1, max_finished_jobs=10)
+        plugins = {"batch": "tests.company_plugins:Embeds"}
+        async with BaseJobManager("test", "test", worker_config=config, plugins=plugins) as manager:
+            calls = 0
+
+            def count(frame, event, what):
+                nonlocal calls
+                calls += event in ("call", "c_call")
+
+            async def user(rounds):
+                for _ in range(rounds):
+                    job = await manager.wait((await manager.start_job("batch", tokens=TOKENS)).id)
+                    assert job.status == "completed" and len(job.result) == 768, job.error
+
+            await asyncio.gather(*(user(3) for _ in range(USERS)))
+            for _ in range(10):
+                calls = 0
+                sys.setprofile(count)
+                await asyncio.gather(*(user(ROUNDS) for _ in range(USERS)))
+                sys.setprofile(None)
+                found.append(calls / USERS / ROUNDS)
+        return min(found)  # a batch that was cut in two costs some calls more
+
+    print(json.dumps(asyncio.run(main())))
+""")
+
+
 CALLS = 175  # Of Python and of C in the app, for a job and the wait for its end; those of the test included
 
 
-def run(jobs, idle=0.0, *before):
-    command = [*before, sys.executable, "-c", PROGRAM, str(jobs), str(idle)]
+ARRAY_CALLS = 31  # To write and read one
+BATCH_CALLS = 195  # The same for each of 32 jobs that go to a plugin together, with 128 numbers, and return an array
+
+
+def run(jobs, idle=0.0, *before, program=PROGRAM):
+    command = [*before, sys.executable, "-c", program, str(jobs), str(idle)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -81,6 +122,27 @@ def test_jobs_leave_nothing_behind_in_memory():
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="other Pythons count calls of C in other ways")
 def test_a_job_is_few_calls_in_the_app():
     assert run(10)["calls"] <= CALLS
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="other Pythons count calls of C in other ways")
+def test_a_job_of_a_batch_is_few_calls_in_the_app():
+    assert run(0, program=BATCHES) <= BATCH_CALLS
+
+
+def test_a_small_array_is_few_calls_on_both_sides():
+    np = pytest.importorskip("numpy")
+    array, calls = np.zeros(768, np.float32), 0
+
+    def count(frame, event, what):
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    decode(encode_value(array)[0])  # the first of its kind and shape is looked at
+    sys.setprofile(count)
+    arrived = decode(encode_value(array)[0])
+    sys.setprofile(None)
+    assert (arrived.dtype, arrived.shape) == (array.dtype, array.shape)
+    assert calls <= ARRAY_CALLS, calls
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts context switches in /proc")

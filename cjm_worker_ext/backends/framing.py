@@ -63,7 +63,7 @@ class Frame:
     def __init__(self, kind: int, task_number: int, payload: Bytes, buffers: Sequence[tuple[int, Any]] = ()) -> None:
         self.kind, self.task_number, self.payload, self.buffers = kind, task_number, payload, buffers
 
-# %% ../../nbs/05_backends/01_framing.ipynb #2c3b2f87
+# %% ../../nbs/05_backends/01_framing.ipynb #e41952cf
 def memory_for(
     size: int,  # Bytes
 ) -> memoryview:  # Writable
@@ -119,8 +119,17 @@ class FrameReader:
             data = memoryview(self._rest)
             self._rest = bytearray()
         start, end = 0, len(data)
-        while end - start >= HEADER_SIZE and (size := self._size(data, start)) and start + size <= end:
-            frame, start = self._cut(data, start)
+        while end - start >= HEADER_SIZE:
+            length, task_number, count, kind = HEADER.unpack_from(data, start)
+            size = HEADER_SIZE + length
+            if count or size > self.limit:
+                size = self._size(data, start)
+            if not size or start + size > end:
+                break
+            if count:
+                frame, start = self._cut(data, start)
+            else:  # the usual case: of the answers of a batch many come at once
+                frame, start = Frame(kind, task_number, data[start + HEADER_SIZE : start + size]), start + size
             yield frame
         self.part = end - start
         if start == end:

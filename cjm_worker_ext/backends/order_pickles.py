@@ -22,7 +22,7 @@ else:
 # %% auto #0
 __all__ = ['dumps', 'loads']
 
-# %% ../../nbs/05_backends/10_order_pickles.ipynb #33fb6919
+# %% ../../nbs/05_backends/10_order_pickles.ipynb #6ee1c754
 def _persistent_id(pickler: object, obj: Any) -> Any:
     "Pickle's question about one object: large `bytes` are handed out as buffers."
     if type(obj) in (bytes, bytearray) and len(obj) >= LARGE:
@@ -49,6 +49,8 @@ def _keep_small(buffer: pickle.PickleBuffer, buffers: list[pickle.PickleBuffer])
 
 _SMALL = frozenset((type(None), bool, int, float, str))
 _CONTAINERS = frozenset((list, tuple, dict))
+_NUMBERS = frozenset((type(None), bool, int, float))
+MOST_NUMBERS = 1 << 12  # Of a list or tuple that is pickled like a small one: the tokens of a text, for example
 
 
 LARGE_BYTES, UNKNOWN = 1, 2  # What `_survey` finds; both may be there
@@ -67,7 +69,8 @@ def _survey(value: Any, depth: int = 3) -> int:  # 0: small and simple
     if not value:
         return 0
     if not depth or len(value) > 64 or (kind is dict and not _SMALL.issuperset(map(type, value))):
-        return UNKNOWN
+        many = kind is not dict and len(value) <= MOST_NUMBERS and _NUMBERS.issuperset(map(type, value))
+        return 0 if many else UNKNOWN
     found = 0
     items: Iterable[Any] = value.values() if kind is dict else value
     for item in items:  # a loop, and not `any`: this is done for every message

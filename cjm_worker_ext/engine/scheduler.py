@@ -325,7 +325,7 @@ class PluginGates:
         "The tasks that wait, in their order within each plugin."
         return [task for waiting in self.waiting.values() for task in waiting.all()]
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #40a17709
+# %% ../../nbs/07_engine/01_scheduler.ipynb #847d8e2c
 class WorkerPhase(StrEnum):
     "Where a worker stands."
 
@@ -344,7 +344,7 @@ class WorkerState:
 
     __slots__ = (
         "number", "phase", "was_ready", "tasks", "slots", "batch", "loaded", "slots_of", "own", "jobs", "retires",
-        "first_plugin", "room_for", "asked_back", "passed", "lane",
+        "first_plugin", "room_for", "asked_back", "passed", "lane", "overdue",
     )  # fmt: skip
 
     def __init__(self, number: int, lane: str = "") -> None:
@@ -362,6 +362,7 @@ class WorkerState:
         self.room_for: tuple[str, int] | None = None  # Plugin and version of which it takes one more task
         self.asked_back = False  # The tasks that wait there are being taken back
         self.passed = 0  # Answers of other workers since something was heard of this one, while tasks wait there
+        self.overdue = 0  # Tasks whose end was told before the worker has answered
 
     @property
     def waiting(self) -> list[Task]:
@@ -455,12 +456,19 @@ class OpenWorkers:
     def update(self, worker: WorkerState) -> None:
         "Something has changed for a worker. One that is to do something else takes no more tasks, so that it gets there."
         has_room = 0 < len(worker.tasks) < worker.slots
-        if not has_room or worker.phase is not WorkerPhase.READY or worker.retires or worker.own:
+        if not has_room or worker.phase is not _READY or worker.retires or worker.own:
             self.remove(worker)
         elif worker.room_for is None:
             task = next(iter(worker.tasks.values()))
             worker.room_for = (task.plugin, task.version)
             self.by_plugin.setdefault(worker.room_for, {})[worker.number] = worker
+        elif len(group := self.by_plugin[worker.room_for]) > 1:  # the others are next
+            group[worker.number] = group.pop(worker.number)
+
+    def count_changed(self, worker: WorkerState) -> None:
+        "A worker has a task more or less, and nothing else has changed for it: each job of a batch comes here twice."
+        if worker.room_for is None or not 0 < len(worker.tasks) < worker.slots:
+            self.update(worker)
         elif len(group := self.by_plugin[worker.room_for]) > 1:  # the others are next
             group[worker.number] = group.pop(worker.number)
 
@@ -539,7 +547,7 @@ class WorkerTable:
         worker.tasks[task.number] = task
         task.worker = worker.number
         if worker.slots > 1:
-            self.open.update(worker)
+            self.open.count_changed(worker)
 
     def give_ahead(self, worker: WorkerState, task: Task) -> None:
         "A worker that runs a task gets one more, which waits there."
@@ -567,7 +575,7 @@ class WorkerTable:
         if not worker.tasks:
             self.busy -= 1
         if worker.slots > 1:
-            self.open.update(worker)
+            self.open.count_changed(worker)
 
     def with_plugin(
         self,
@@ -635,7 +643,7 @@ class LanedTasks(PendingTasks):
         "Return the tasks that wait."
         return sorted((task for queue in self._queues.values() for task in queue.all()), key=self.rank)
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #a68dc6ec
+# %% ../../nbs/07_engine/01_scheduler.ipynb #8bf163b7
 def random_fraction() -> float:  # From 0 to 1
     "Spread retries, so that jobs that failed together do not come back together."
     from random import random  # it takes half a millisecond to load, and only retries need it
@@ -911,16 +919,17 @@ class Scheduler:
         cause = Cause.CANCELLED if cancelled else _ANSWERED
         if task.ending is not None and (cancelled or failed):  # it was interrupted, and that is why
             cause = task.ending
-        ends_batch = worker.batch is not None and worker.batch == {task_number}
+        ends_batch = worker.batch is not None and len(worker.batch) == 1 and task_number in worker.batch
         worker.jobs += 1
         if worker.jobs == self.recycle.max_jobs:
             worker.retires = worker.retires or f"it has done {worker.jobs} jobs"
+            self.workers.open.remove(worker)
         self.workers.take_back(worker, task)
         if self.crashes.counts:
             self.crashes.succeeded(task.plugin)
         actions = self._clear_timers(task)
         if task.ended:  # its end was told when it did not end in time
-            pass
+            worker.overdue -= 1
         elif task.retry is None:  # the usual case
             actions += self._end(task, cause)
         else:
@@ -1202,12 +1211,15 @@ class Scheduler:
         if not deaf and any(other.ending is None for other in worker.begun):
             # Others run there, and must not pay for it. It keeps its place until the worker answers, and is not tried
             # again, since it may still run.
+            worker.overdue += 1
             ends = [*self._clear_timers(task), *self._end(task, task.ending)]
             return ends + self._go_on()  # it counts no longer for the limit of its plugin
         return self._kill(worker)
 
     def _kill_if_stuck(self, worker: WorkerState) -> list[Action]:
         "Kill a worker if it runs nothing but tasks that did not end in time."
+        if not worker.overdue:  # the usual case: each answer of a batch asks for this
+            return []
         begun = worker.begun
         stuck = begun and worker.phase is WorkerPhase.READY and all(task.ended for task in begun)
         return self._kill(worker) if stuck else []
@@ -1563,7 +1575,7 @@ class Scheduler:
 
     def _give(self, worker: WorkerState, task: Task) -> list[Action]:
         load = task.is_job and worker.loaded.get(task.plugin) != task.version
-        self.workers.give(worker, task, 1 if load or not worker.slots_of else self._slots(worker, task))
+        self.workers.give(worker, task, 1 if load or not worker.slots_of or worker.tasks else self._slots(worker, task))
         if load:
             worker.loaded.pop(task.plugin, None)
         (self.lanes[worker.lane].restarts if worker.lane else self.restarts).in_a_row = 0
