@@ -26,7 +26,7 @@ from cjm_worker_ext.stores.sqlite_files import OwnerLocks, PayloadFiles, check_f
 # %% auto #0
 __all__ = ['Item', 'SQLiteJobStore']
 
-# %% ../../nbs/05b_stores/03_sqlite.ipynb #38dbabf6
+# %% ../../nbs/05b_stores/03_sqlite.ipynb #28795e62
 # Fields of `StoredJob` that never change, that a change writes, and that only `ask` writes
 _FIXED = ("id", "worker_type", "plugin_id", "created_at", "key", "timeout", "retry", "params", "metadata")
 _CHANGING = (
@@ -40,6 +40,7 @@ _SUMS = (
 )  # Of `_FIXED`, and of `_CHANGING` without the owner, which has a statement of its own
 _PAYLOADS = ("params", "metadata", "result")
 _LIVE = "status IN ('pending', 'running')"
+_LIVE_ONES = ("pending", "running")
 # One job, as its index has it. With `id = ?` SQLite would put the value in place of `id` inside `substr` too, and then
 # the index does not fit any more: each look would read the whole table.
 _THIS = "substr(id, -12) = substr(?, -12) AND id IS ?"  # takes the id twice: Python 3.14 takes no numbered places
@@ -224,7 +225,7 @@ def _holds_text(wanted: str, *parts: object) -> bool:
     "For SQL: whether a text occurs in one of several, in any case; SQLite's LIKE knows the cases of ASCII only."
     return any(wanted in part.casefold() for part in parts if isinstance(part, str))
 
-# %% ../../nbs/05b_stores/03_sqlite.ipynb #00cda787
+# %% ../../nbs/05b_stores/03_sqlite.ipynb #7cf950c7
 class SQLiteJobStore:
     """Keeps jobs in an SQLite file; implements `JobStoreProtocol`.
 
@@ -365,21 +366,29 @@ class SQLiteJobStore:
         files: list[tuple[str, str, str, int]] = []  # As the rows of `files`
         done = False
         try:
-            for job, was in changes:
-                if self._has_large(job):
+            new, changed, ended, large = list[StoredJob](), list[JobChange](), list[str](), self.files.LARGE
+            for change in changes:
+                job, was = change
+                if was:
+                    changed.append(change)
+                else:
+                    new.append(job)
+                if job.status not in _LIVE_ONES:
+                    ended.append(job.id)
+                if len(job.params) + len(job.metadata) + len(job.result or "") > large:  # perhaps one of them is
                     self._put_aside(job, ("result",) if was else _PAYLOADS, files)
             self._is_careful = bool(files)
             with self._writing() as db:
-                for some in _in_blocks([change for change in changes if change.was]):
+                for some in _in_blocks(changed):
                     self._change(db, owner, some, refused)  # first, since a job that ends frees its key
-                for jobs in _in_blocks([job for job, was in changes if not was]):
+                for jobs in _in_blocks(new):
                     self._insert(db, jobs, refused)
                 if files:
                     named = [file for file in files if file[1] not in refused]
                     db.executemany("INSERT INTO files VALUES (?, ?, ?, ?)", named)
-                ended = sum(job.is_final and job.id not in refused for job, _ in changes)
                 if ended:
-                    db.execute("UPDATE counts SET ended = ended + ?", (ended,))
+                    count = len(ended) if not refused else sum(job_id not in refused for job_id in ended)
+                    db.execute("UPDATE counts SET ended = ended + ?", (count,))
                 if told:
                     sql = f"UPDATE jobs SET owner = NULL WHERE {_THIS} AND owner = ? AND NOT {_LIVE}"
                     db.executemany(sql, [(job_id, job_id, owner) for job_id in told])
@@ -393,10 +402,6 @@ class SQLiteJobStore:
                 if not done or job_id in refused:
                     self.files.remove(name)
         return refused
-
-    def _has_large(self, job: StoredJob) -> bool:
-        most = self.files.LARGE
-        return len(job.params) > most or len(job.metadata) > most or (job.result is not None and len(job.result) > most)
 
     def _put_aside(self, job: StoredJob, fields: Sequence[str], files: list[tuple[str, str, str, int]]) -> None:
         "Write the large payloads of a job to files."
@@ -415,7 +420,7 @@ class SQLiteJobStore:
 
     def _insert(self, db: sqlite3.Connection, jobs: Sequence[StoredJob], refused: dict[str, str]) -> None:
         "Insert jobs with one statement, or one by one if something is in the way of any."
-        rows = [self._values(job, is_new=True) for job in jobs]
+        rows = map(_all_of, jobs) if not self._is_careful else [self._values(job, is_new=True) for job in jobs]
         try:
             db.execute(_INSERTS[len(jobs)], [*chain.from_iterable([row + _sums(row) for row in rows])])
         except sqlite3.IntegrityError:  # nothing of the statement was done
@@ -682,7 +687,7 @@ class SQLiteJobStore:
 
 _ALL = (*_FIELDS, *_SUMS)
 # Rows in one statement. Each statement lets the thread of the event loop in, and to change threads takes longer than a row.
-_BLOCKS = (32, 16, 8, 4, 2, 1)
+_BLOCKS = (128, 32, 16, 8, 4, 2, 1)
 _ROW = f"({', '.join('?' * len(_ALL))})"
 _INSERTS = {n: f"INSERT INTO jobs ({', '.join(_ALL)}) VALUES {', '.join([_ROW] * n)}" for n in _BLOCKS}
 _CHANGED = (*_CHANGING, "changing_sum")
@@ -699,6 +704,8 @@ _BRIEF = ", ".join(_EMPTY.get(field, field) for field in _FIELDS)
 
 
 _TIMEOUT = _FIXED.index("timeout")
+_FIXES = len(_FIXED)
+_CHANGES = _FIXES + len(_CHANGING)
 _all_of: Callable[[StoredJob], tuple[Any, ...]] = attrgetter(*_FIELDS)
 _changing_of: Callable[[StoredJob], tuple[Any, ...]] = attrgetter(*_CHANGING)
 
@@ -717,8 +724,9 @@ def _in_blocks(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
 
 def _sums(row: tuple[Any, ...]) -> tuple[int, int]:
     "What shows later that a byte of a row has changed; the values are in the order of `_FIELDS`."
-    count = len(_FIXED)
-    return _sum_of_fixed(row[:count]), _sum_of_changing(row[count : count + len(_CHANGING)])
+    timeout = row[_TIMEOUT]
+    fixed = row[:_TIMEOUT], row[_TIMEOUT + 1 : _FIXES], timeout if timeout is None else timeout + 0.0
+    return _sum(fixed), _sum_of_changing(row[_FIXES:_CHANGES])
 
 
 def _sum_of_changing(values: tuple[Any, ...]) -> int:
@@ -726,11 +734,6 @@ def _sum_of_changing(values: tuple[Any, ...]) -> int:
     seconds, pid = seconds if seconds is None else seconds + 0.0, pid if pid is None else pid + 0.0
     numbers = shared + 0.0, priority + 0.0, rank + 0.0, due + 0.0, attempts + 0.0, seconds, pid
     return _sum((status, began, ended, result, error, kind, where, numbers))
-
-
-def _sum_of_fixed(values: tuple[Any, ...]) -> int:
-    timeout = values[_TIMEOUT]
-    return _sum((values[:_TIMEOUT], values[_TIMEOUT + 1 :], timeout if timeout is None else timeout + 0.0))
 
 
 def _sum(values: tuple[Any, ...]) -> int:
