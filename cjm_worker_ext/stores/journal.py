@@ -191,7 +191,7 @@ class Waiting:
         "Sleep until something is signalled; called by the thread alone."
         self._signal.acquire(timeout=seconds)
 
-# %% ../../nbs/05b_stores/04_journal.ipynb #e569aa89
+# %% ../../nbs/05b_stores/04_journal.ipynb #946f7577
 class JobJournal:
     """Writes to a store for one manager, in a thread of its own; its methods are called on one event loop.
 
@@ -200,6 +200,7 @@ class JobJournal:
     """
 
     COLLECT = 0.015  # Seconds
+    SHARE = 0.001  # Seconds that a change waits for others at most, if it is in no hurry
     POLL = 0.05  # Seconds between two looks for wishes, claims and what others do
     RECOVER = 1.0  # Seconds between two looks for dead owners
     PRUNE = 5.0  # Seconds between two looks at the retention, if there was nothing to forget
@@ -234,7 +235,8 @@ class JobJournal:
         self._writing: dict[str, Entry] = {}  # What the present transaction holds
         self._next: dict[str, float] = {}  # When the thread looks again, by what it looks for
         self._pause = self.RETRY[0]
-        self._signals = False  # The thread is told at the end of this turn of the loop
+        self._handle: asyncio.Handle | None = None  # Tells the thread that there is something to write
+        self._signals = False  # At the end of this turn of the loop
         self._adds: dict[Done, tuple[StoredJob, float]] = {}  # New jobs, and when they are given up; the oldest first
         self._timer: asyncio.TimerHandle | None = None  # Looks at them
         self._calls: deque[tuple[Callable[..., object], tuple[object, ...]]] = deque()
@@ -270,16 +272,21 @@ class JobJournal:
         job: StoredJob,  # As it is to be
         was: str,  # Status before; empty: it is new
         *done: Done,  # Called when it is settled
+        soon: bool = True,  # False: others may follow for `SHARE` seconds, and nothing stands still meanwhile
     ) -> None:
-        "Write a change soon; returns at once."
-        if self._waiting.put(job, was, done) and not self._signals:
-            self._signals = True
+        "Write a change; returns at once."
+        if self._waiting.put(job, was, done) and (self._handle is None or (soon and not self._signals)):
+            if self._handle is not None:
+                self._handle.cancel()
             # Not at once: what this turn of the loop still brings goes into the same transaction, and the thread does not
             # run against the loop for the interpreter.
-            self._loop.call_soon(self._signal)
+            self._handle = (
+                self._loop.call_soon(self._signal) if soon else self._loop.call_later(self.SHARE, self._signal)
+            )
+            self._signals = soon
 
     def _signal(self) -> None:
-        self._signals = False
+        self._handle, self._signals = None, False
         self._waiting.signal()
 
     def follow(self, job: LateJob) -> None:
