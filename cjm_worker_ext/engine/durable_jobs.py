@@ -106,7 +106,7 @@ class DurableRecord(JobRecord):
         if self.chunks is not None:
             self.chunks.finish()
 
-# %% ../../nbs/07_engine/05c_durable_jobs.ipynb #e56584c4
+# %% ../../nbs/07_engine/05c_durable_jobs.ipynb #c21e9d74
 class Begun(NamedTuple):
     "A late job that went to a worker."
 
@@ -256,7 +256,7 @@ class Held:
     is_written: bool = False
     done: Done | None = None  # A worker is there, and waits until it is written
 
-# %% ../../nbs/07_engine/05c_durable_jobs.ipynb #7e750ef3
+# %% ../../nbs/07_engine/05c_durable_jobs.ipynb #95510400
 class DurableJobs:
     """Keeps the jobs of one engine in a store; lives on its event loop. Implements `stores.journal.JournalHost`.
 
