@@ -256,7 +256,7 @@ class Held:
     is_written: bool = False
     done: Done | None = None  # A worker is there, and waits until it is written
 
-# %% ../../nbs/07_engine/05c_durable_jobs.ipynb #95510400
+# %% ../../nbs/07_engine/05c_durable_jobs.ipynb #a27d1a7c
 class DurableJobs:
     """Keeps the jobs of one engine in a store; lives on its event loop. Implements `stores.journal.JournalHost`.
 
@@ -423,9 +423,11 @@ class DurableJobs:
         "Whether a worker waits for a new job, so that one commit is enough for both: that it is there and that it runs."
         if not self.runs_jobs or self.is_behind or record.task.delay or len(self._at_once) >= self._ready():
             return False
-        # Without such a store, the job is lost if this process dies before it goes to its worker; but then nobody was told
+        # If it is not noted, the job is lost if this process dies before it goes to its worker; but then nobody was told
         # that there is a job.
-        return self._holder is None or self._holder.hold(record.job.id)
+        if self._holder is not None:
+            self._holder.hold(record.job.id)
+        return True
 
     def _let_go(self, record: JobRecord, *_: object) -> None:
         "The row of a job does not say any more that it runs, or it does run now."

@@ -225,7 +225,7 @@ def _holds_text(wanted: str, *parts: object) -> bool:
     "For SQL: whether a text occurs in one of several, in any case; SQLite's LIKE knows the cases of ASCII only."
     return any(wanted in part.casefold() for part in parts if isinstance(part, str))
 
-# %% ../../nbs/05b_stores/03_sqlite.ipynb #64fbae8d
+# %% ../../nbs/05b_stores/03_sqlite.ipynb #a73bd8ab
 class SQLiteJobStore:
     """Keeps jobs in an SQLite file; implements `JobStoreProtocol`.
 
@@ -268,6 +268,7 @@ class SQLiteJobStore:
         self._db: sqlite3.Connection | None = None  # Of the thread that writes
         self._owner: str | None = None
         self._worker_type = ""
+        self._holds = synchronous != "FULL"
         self._held: HeldJobs | None = None  # Of the owner
         self._is_careful = False  # Some payloads of the present transaction are in files
         self._asked: tuple[int, list[tuple[str, str]]] = (-1, [])  # What was found, at which version of the data
@@ -296,7 +297,8 @@ class SQLiteJobStore:
                 raise self._connections.explained(e) from e
             raise
         self._owner, self._worker_type, self._asked = owner, worker_type, (-1, [])
-        self._held = HeldJobs(self._held_by(owner))
+        # What the mapped file says does not outlive a loss of power, and with `FULL` that costs no job.
+        self._held = HeldJobs(self._held_by(owner)) if self._holds else None
         return owner
 
     def _check(self, db: sqlite3.Connection) -> None:
