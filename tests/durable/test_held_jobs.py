@@ -82,7 +82,9 @@ def test_cancel_and_shutdown_of_jobs_that_are_held(tmp_path, monkeypatch):
     async def go_on():
         async with an_app(tmp_path) as manager:
             for job in held[:-1]:
-                assert (await manager.wait(job.id)).status is JobStatus.COMPLETED
+                job = await manager.wait(job.id)
+                # the shutdown has cancelled those that ran
+                assert job.status is JobStatus.COMPLETED or (job.status is JobStatus.CANCELLED and job.attempts), job
 
     run(go_on())
 
