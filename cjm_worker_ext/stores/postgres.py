@@ -31,7 +31,7 @@ except ImportError as e:
 # %% auto #0
 __all__ = ['PostgresJobStore']
 
-# %% ../../nbs/05b_stores/06_postgres.ipynb #7b0bd973
+# %% ../../nbs/05b_stores/06_postgres.ipynb #8d9bd5c9
 _LIVE = "status IN ('pending', 'running')"
 _NOT_LIVE = "status NOT IN ('pending', 'running')"
 _ENDED = f"owner = '' AND {_NOT_LIVE}"
@@ -69,7 +69,7 @@ UPGRADES = [
     """,
 ]
 
-# %% ../../nbs/05b_stores/06_postgres.ipynb #a72c86d0
+# %% ../../nbs/05b_stores/06_postgres.ipynb #79a6b9b6
 class PostgresJobStore:
     """Keeps jobs in a PostgreSQL database (12 or later); implements `JobStoreProtocol`.
 
