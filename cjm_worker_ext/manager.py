@@ -408,7 +408,7 @@ def _end_soon(loop: asyncio.AbstractEventLoop, guard: AsyncGenerator[None]) -> N
     else:
         loop.call_soon_threadsafe(lambda: _step(guard.aclose()))
 
-# %% ../nbs/08_manager.ipynb #833aaa05
+# %% ../nbs/08_manager.ipynb #b6c58ee0
 class BaseJobManager:
     """Runs jobs of plugins in worker processes.
 
@@ -1293,13 +1293,26 @@ class BaseJobManager:
             scheduler = engine.scheduler
             return scheduler.pending.count + len(admissions.tasks), config.max_workers - scheduler.workers.busy
 
+        def ready() -> int:
+            scheduler = engine.scheduler
+            if scheduler.lanes or scheduler.gates is not None or scheduler.pending.count or admissions.needed:
+                return 0
+            return min(len(scheduler.workers.idle.all), config.max_workers - scheduler.workers.busy)
+
+        def upcoming(most: int) -> list[JobRecord]:
+            scheduler = engine.scheduler
+            if scheduler.lanes or scheduler.gates is not None or not scheduler.short:
+                return []
+            found = [engine.tasks[t.number] for t in scheduler.pending.upcoming(most) if t.plugin in scheduler.short]
+            return [record for record in found if isinstance(record, JobRecord)]
+
         maker = RecordMaker(
             Rows(self.worker_type, config), self._resolver, engine.prepare, make_job, engine.next_number,
             config.output_tail_lines,
         )  # fmt: skip
         return DurableJobs(
             self.job_store, maker, engine.jobs, engine.endings, engine.job_events, accept,
-            lambda job: manager._cancel(job), withdraw, load, engine.changed.set, engine.log_of, self._channel,
+            lambda job: manager._cancel(job), withdraw, load, ready, upcoming, engine.changed.set, engine.log_of, self._channel,
         )  # fmt: skip
 
     async def _change_plugin(self, kind: TaskKind, entry: PluginEntry, everywhere: bool) -> None:

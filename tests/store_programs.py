@@ -58,8 +58,10 @@ def own(path):
     store = SQLiteJobStore(path)
     owner = store.open("text")
     jobs = [row(owner, status=status) for status in ("pending", "running", "completed")]
-    store.write(owner, [JobChange(job) for job in jobs])
-    say(owner, *(job.id for job in jobs))
+    held = row(owner, status="running")
+    assert store.hold(held.id)
+    store.write(owner, [JobChange(job) for job in [*jobs, held]])
+    say(owner, *(job.id for job in jobs), held.id)
     sys.stdin.read()
 
 

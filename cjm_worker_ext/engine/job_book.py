@@ -201,12 +201,13 @@ class JobRecord:
         error_type: str | None = None,
         traceback: str | None = None,
         exception: BaseException | None = None,
+        completed_at: str | None = None,  # None: now
     ) -> None:
         "Write the end of the job: everything else first, the status last."
         job, self.ended = self.job, True
         job.result, job.error, job.error_type = result, error, error_type
         job.traceback, job.exception = traceback, exception
-        job.completed_at = utc_now()
+        job.completed_at = completed_at or utc_now()
         if self._began:
             job.duration_seconds = monotonic() - self._began
         job.status = status

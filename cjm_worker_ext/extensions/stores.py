@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 from cjm_worker_ext.errors import ConfigError
 
 # %% auto #0
-__all__ = ['Payload', 'StoredJob', 'JobChange', 'JobFilter', 'JobPage', 'Retention', 'JobStoreProtocol']
+__all__ = ['Payload', 'StoredJob', 'JobChange', 'JobFilter', 'JobPage', 'Retention', 'JobStoreProtocol', 'HoldsJobs']
 
 # %% ../../nbs/extensions/stores.ipynb #78179d13
 Payload = str | bytes  # JSON text, or a message of `backends.codec`
@@ -114,7 +114,7 @@ class Retention:
             if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0):
                 raise ConfigError(f"Retention: {name} must be a number >= 0 or None, got {value!r}")
 
-# %% ../../nbs/extensions/stores.ipynb #e9f17b56
+# %% ../../nbs/extensions/stores.ipynb #751bf7e4
 @runtime_checkable
 class JobStoreProtocol(Protocol):
     """Keeps jobs, for one or several processes.
@@ -236,4 +236,27 @@ class JobStoreProtocol(Protocol):
 
         What the owner still has is then treated as that of a dead one. Raises nothing.
         """
+        ...
+
+
+@runtime_checkable
+class HoldsJobs(Protocol):
+    """What a store also has if it knows which jobs have not gone to a worker, although their rows say that they run.
+
+    It is optional. With it, the starts of many short jobs are committed at once, before there is a worker for them. Both are
+    called on the event loop, so they must not wait for anything; and what they note outlives the process.
+    """
+
+    def hold(
+        self,
+        job_id: str,
+    ) -> bool:  # False: it cannot be noted, and its row must not say that it runs before it goes to a worker
+        "Note a job before its row says that it runs. If its owner dies then, `recover` makes it pending, and nobody's."
+        ...
+
+    def let_go(
+        self,
+        job_id: str,
+    ) -> None:
+        "Note that a job is about to go to a worker, or that its row says something else; nothing happens if it is not noted."
         ...

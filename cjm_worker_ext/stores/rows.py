@@ -68,7 +68,7 @@ def clean(
         return text
     return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
 
-# %% ../../nbs/05b_stores/00_rows.ipynb #160bef4d
+# %% ../../nbs/05b_stores/00_rows.ipynb #29ece3d5
 # `json.dumps` makes such an encoder for each call
 _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
 
@@ -139,12 +139,24 @@ class Rows:
         "Make the row of a new job; raises `NotSerializable`."
         now = time.time()
         return StoredJob(
-            job.id, self.worker_type, job.plugin_id, job.created_at, key, timeout,
-            "" if retry is None else json.dumps(asdict(retry)),
-            self.payload(job.params, f"job {job.id}: its parameters", "params"),
-            self.payload(job.metadata, f"job {job.id}: its metadata", "metadata") if job.metadata else "{}",
+            job.id, self.worker_type, job.plugin_id, job.created_at, key, timeout, self.policy(retry), *self.notes(job),
             "pending", owner, is_shared, priority, self.rank(now, priority), now + delay_seconds if delay_seconds else 0.0,
         )  # fmt: skip
+
+    def notes(self, job: BaseJob) -> tuple[Payload, Payload]:
+        "Encode parameters and metadata of a job; raises `NotSerializable`."
+        params = self.payload(job.params, f"job {job.id}: its parameters", "params") if job.params else "{}"
+        metadata = self.payload(job.metadata, f"job {job.id}: its metadata", "metadata") if job.metadata else "{}"
+        return params, metadata
+
+    def result(self, job_id: str, value: Any) -> Payload:
+        "Encode the result of a completed job; raises `NotSerializable`."
+        return "null" if value is None else self.payload(value, f"job {job_id}: its result", "result")
+
+    @staticmethod
+    def policy(retry: Retry | None) -> str:
+        "Encode when a job runs again."
+        return "" if retry is None else json.dumps(asdict(retry))
 
     def rank(
         self,
@@ -209,7 +221,7 @@ class Rows:
             "duration_seconds": duration_seconds,
         }  # fmt: skip
         if status == "completed":
-            changes["result"] = self.payload(result, f"job {job_id}: its result", "result")
+            changes["result"] = self.result(job_id, result)
         if error is not None or error_type is not None or traceback is not None:
             changes |= {"error": clean(error), "error_type": clean(error_type), "traceback": clean(traceback)}
         return changes
