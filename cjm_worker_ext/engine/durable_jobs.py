@@ -264,7 +264,8 @@ class DurableJobs:
     """
 
     LOOK = 1.0  # Seconds between two looks at whether other processes have taken jobs that wait here
-    MOST_HELD = 24  # Short jobs whose start is committed before there is a worker for them, with a store that allows it
+    FEW = 40  # Jobs that wait; of so few, none is held, and other processes may as well take them
+    MOST_HELD = 60  # Short jobs whose start is committed before there is a worker for them, with a store that allows it
     AHEAD = 50  # Jobs of the store that wait in this process, so that its workers need not wait for the store
 
     def __init__(
@@ -522,7 +523,7 @@ class DurableJobs:
         most = self.MOST_HELD - len(self.held)
         if self._holder is None or self.is_closing or 2 * most < self.MOST_HELD:
             return
-        if 2 * self._load()[0] < self.MOST_HELD:  # so few that other processes may as well take them
+        if self._load()[0] < self.FEW:
             return
         for record in self._upcoming(self.MOST_HELD):
             number = record.task.number

@@ -68,7 +68,7 @@ def clean(
         return text
     return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
 
-# %% ../../nbs/05b_stores/00_rows.ipynb #29ece3d5
+# %% ../../nbs/05b_stores/00_rows.ipynb #87c5d3dc
 # `json.dumps` makes such an encoder for each call
 _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
 
@@ -96,9 +96,6 @@ class Rows:
         root: str,  # How an error calls it where it names a part, for example `result`
     ) -> Payload:
         "Encode a value; raises `NotSerializable` that names the part that cannot be stored."
-        # most jobs have one of these, and the way below takes twenty times as long; an array must not be compared
-        if value is None or (type(value) is dict and not value):
-            return "null" if value is None else "{}"
         if is_json(value):
             return _to_json(value)
         try:
