@@ -60,7 +60,7 @@ BYTES_APART, BYTEARRAY_APART, BUFFER_APART = range(32, 35)  # the number of a bu
 COMPLEX_PARTS = struct.Struct("<dd")
 BUFFER_NUMBER = struct.Struct("<H")
 
-# %% ../../nbs/05_backends/03_codec.ipynb #4552cebe
+# %% ../../nbs/05_backends/03_codec.ipynb #19a66085
 def _first_use(name: str) -> Any:
     "Make what stands for a name of `msgpack` until it is loaded."
 
@@ -78,16 +78,7 @@ _MARKS: dict[int, Any] = {}  # By number, once `msgpack` is loaded
 def load_msgpack() -> None:
     "Load `msgpack`, unless that is done."
     global ExtType, Packer, Unpacker, unpackb
-    # It loads `datetime`, and up to Python 3.11 that runs 2,500 lines whose classes those of `_datetime` replace in the
-    # end: a tenth of what a worker imports. Whoever imports `datetime` later gets the whole module.
-    for_a_moment = library("_datetime") if sys.version_info < (3, 12) and not _MARKS else None
-    if for_a_moment is not None:
-        sys.modules.setdefault("datetime", for_a_moment)
-    try:
-        found = library("msgpack")
-    finally:
-        if for_a_moment is not None and sys.modules.get("datetime") is for_a_moment:
-            del sys.modules["datetime"]
+    found = library("msgpack")
     ExtType, Packer, Unpacker, unpackb = found.ExtType, found.Packer, found.Unpacker, found.unpackb
     _MARKS.update({code: ExtType(code, b"") for code in (TUPLE, SET, FROZENSET, DICT, ADAPTED, TUPLES)})
 
