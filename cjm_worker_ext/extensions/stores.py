@@ -114,7 +114,7 @@ class Retention:
             if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0):
                 raise ConfigError(f"Retention: {name} must be a number >= 0 or None, got {value!r}")
 
-# %% ../../nbs/extensions/stores.ipynb #751bf7e4
+# %% ../../nbs/extensions/stores.ipynb #e9f17b56
 @runtime_checkable
 class JobStoreProtocol(Protocol):
     """Keeps jobs, for one or several processes.
@@ -238,7 +238,7 @@ class JobStoreProtocol(Protocol):
         """
         ...
 
-
+# %% ../../nbs/extensions/stores.ipynb #4f2ec75a
 @runtime_checkable
 class HoldsJobs(Protocol):
     """What a store also has if it knows which jobs have not gone to a worker, although their rows say that they run.

@@ -207,7 +207,7 @@ class _OpenStreams:
             self._timer.cancel()
             self._timer, self._servers = None, []
 
-    def serveris_stopping(self) -> bool:
+    def server_is_stopping(self) -> bool:
         "True if a server on this loop shuts down."
         if self._timer is None:  # this is the first client, and its server runs already
             self._servers = running_servers()
@@ -227,7 +227,7 @@ class _OpenStreams:
 
     def _tick(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(self.tick_seconds, self._tick)
-        if self.serveris_stopping():
+        if self.server_is_stopping():
             self.close_all()
             return
         for stream in list(self.open):
@@ -570,7 +570,7 @@ class StreamEndpoint:
             return
         # clients that a restart disconnects together come back at different times
         retry = b"retry: %d\n" % (self._retry_seconds * random.uniform(500, 1500))
-        if self._hub.closed or self._hub.streams_here().serveris_stopping():
+        if self._hub.closed or self._hub.streams_here().server_is_stopping():
             await send(_start(scope))
             await send({"type": "http.response.body", "body": retry, "more_body": False})
             return
@@ -591,7 +591,7 @@ class StreamEndpoint:
             await send(_start(scope))
             await stream.run(retry + _stale_frame(True) if hub.stale else retry, control)
         except asyncio.CancelledError:
-            if not streams.serveris_stopping():
+            if not streams.server_is_stopping():
                 raise
             # a server that was told to stop twice cancels its requests; without an end the client sees a broken answer
             with contextlib.suppress(OSError, TimeoutError):
