@@ -8,11 +8,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping
 from enum import StrEnum
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from cjm_worker_ext.config import WorkerConfig
 from cjm_worker_ext.errors import NodeLost, WorkerCrashed, describe_exit
-from cjm_worker_ext.records import NamedTuple
 
 # %% auto #0
 __all__ = ['Answer', 'NEVER_STARTED', 'PluginEntry', 'WorkerSetup', 'JobOrder', 'Returned', 'RemoteError', 'Raised',

@@ -9,12 +9,11 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import StrEnum
 from heapq import heapify, heappop, heappush
-from typing import Any
+from typing import Any, NamedTuple
 
 from cjm_worker_ext.backends.base import ExitReason
 from cjm_worker_ext.config import Recycle, Retry, WorkerConfig
 from cjm_worker_ext.engine.policies import CrashCounter, Restarts
-from cjm_worker_ext.records import NamedTuple
 
 # %% auto #0
 __all__ = ['Action', 'Start', 'Send', 'SendAhead', 'Begin', 'TakeBack', 'Interrupt', 'Kill', 'Stop', 'SetTimer', 'ClearTimer',
