@@ -61,13 +61,10 @@ def test_an_app_imports_no_part_that_it_may_never_use():
 
 
 def test_the_import_of_an_app_compiles_few_texts():
-    hook = "lambda event, _: event == 'compile' and compiled.append(event)"
+    hook = "lambda event, facts: event == 'compile' and str(facts[1])[:1] == '<' and compiled.append(facts)"
     code = f"import asyncio, sys; compiled = []; sys.addaudithook({hook}); import cjm_worker_ext.manager; print(len(compiled))"
-    subprocess.run(
-        [sys.executable, "-c", "import cjm_worker_ext.manager"], check=True
-    )  # afterwards no module is compiled
     compiled = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert 0 < int(compiled) < 120, compiled  # for dataclasses and named tuples
+    assert 0 < int(compiled) < 105, compiled  # for dataclasses and named tuples; a module is no such text
 
 
 def test_the_package_offers_its_names_without_loading_them():
