@@ -10,11 +10,10 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import islice
 from typing import Any, cast
-
-from cjm_worker_ext.records import dataclass, field
 
 # %% auto #0
 __all__ = ['JobStatus', 'utc_now', 'BaseJob', 'to_jsonable', 'chunks_to_jsonable', 'approximate_bytes']

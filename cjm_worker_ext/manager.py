@@ -17,7 +17,7 @@ from contextlib import ExitStack, aclosing, contextmanager, suppress
 from itertools import islice
 from time import monotonic
 from types import EllipsisType, FrameType, MethodType, TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, cast
 from weakref import WeakMethod, WeakSet, finalize, proxy
 
 from cjm_worker_ext.backends.base import BackendFactory, Lost, NodeState, PluginEntry, WorkerSetup
@@ -45,7 +45,6 @@ from cjm_worker_ext.events.job_events import JobEvents
 from cjm_worker_ext.events.plugin_logging import logging_levels
 from cjm_worker_ext.jobs import BaseJob, JobStatus
 from cjm_worker_ext.plugins import target_problem
-from cjm_worker_ext.records import NamedTuple
 
 if TYPE_CHECKING:  # an app that does not use them does not load them
     from cjm_worker_ext.blocking import BlockingManager

@@ -277,6 +277,7 @@ def socket_of_worker() -> int:
 
     from cjm_worker_ext.backends.worker_main import Channel
 
+    gc.unfreeze()  # what a worker made while it booted is among the objects then
     return next(o.fd for o in gc.get_objects() if isinstance(o, Channel))
 
 
@@ -285,6 +286,7 @@ def request_of_worker() -> int:
 
     from cjm_worker_ext.backends.worker_main import Outbox
 
+    gc.unfreeze()  # what a worker made while it booted is among the objects then
     return next(o._task_number for o in gc.get_objects() if isinstance(o, Outbox))
 
 

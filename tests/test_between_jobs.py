@@ -63,6 +63,7 @@ def log_in_two_parts(folder):
     from cjm_worker_ext.backends.worker_main import Channel
 
     (frame,) = encode(LOG, 0, b"x" * 100)
+    gc.unfreeze()  # what a worker made while it booted is among the objects then
     fd = next(o for o in gc.get_objects() if isinstance(o, Channel)).fd
 
     def write():

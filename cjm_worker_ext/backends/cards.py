@@ -14,10 +14,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from cjm_worker_ext.errors import ConfigError
-from cjm_worker_ext.records import NamedTuple
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import cjm_worker_ext
 from cjm_worker_ext.backends import framing, order_pickles
@@ -61,7 +61,6 @@ from cjm_worker_ext.backends.shared_memory import SharedMemoryReader, create_sha
 from cjm_worker_ext.config import WorkerConfig
 from cjm_worker_ext.errors import ConfigError, PlatformError, RefusedType
 from cjm_worker_ext.jobs import utc_now
-from cjm_worker_ext.records import NamedTuple
 
 if TYPE_CHECKING:
     from cjm_worker_ext.backends.cards import CardDesk

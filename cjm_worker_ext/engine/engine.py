@@ -13,7 +13,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from cjm_worker_ext.backends.base import (
     Answer,
@@ -60,7 +60,6 @@ from cjm_worker_ext.events.failure_log import FailureLog
 from cjm_worker_ext.events.job_events import JobEvents
 from cjm_worker_ext.events.plugin_logging import hand_on
 from cjm_worker_ext.jobs import BaseJob, JobStatus
-from cjm_worker_ext.records import NamedTuple
 
 if TYPE_CHECKING:
     from cjm_worker_ext.engine.chunk_log import ChunkLog

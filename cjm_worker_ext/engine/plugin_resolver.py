@@ -10,12 +10,11 @@ import contextlib
 import threading
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from cjm_worker_ext.backends.base import PluginEntry
 from cjm_worker_ext.errors import NotSerializable, UnknownPlugin, WorkerExtError
 from cjm_worker_ext.events.failure_log import FailureLog
-from cjm_worker_ext.records import NamedTuple
 
 if TYPE_CHECKING:
     import queue

@@ -37,12 +37,14 @@ def square(n: int) -> int:
 def _channel():
     from cjm_worker_ext.backends.worker_main import Channel
 
+    gc.unfreeze()  # what a worker made while it booted is among the objects then
     return next(o for o in gc.get_objects() if isinstance(o, Channel))
 
 
 def _number() -> int:
     from cjm_worker_ext.backends.worker_main import Outbox
 
+    gc.unfreeze()  # what a worker made while it booted is among the objects then
     return next(o._task_number for o in gc.get_objects() if isinstance(o, Outbox))
 
 
@@ -296,6 +298,7 @@ def places_beyond_the_file():
 def sparse_terabytes():
     from cjm_worker_ext.backends.worker_main import Worker
 
+    gc.unfreeze()  # what a worker made while it booted is among the objects then
     fd = next(o.shared.fd for o in gc.get_objects() if isinstance(o, Worker))
     os.ftruncate(fd, 1 << 42)
     write(frame(RESULT, value(1), places=[(1 << 20, 1 + (1 << 41) + (i << 21)) for i in range(50)]))
@@ -317,6 +320,7 @@ def sparse_terabytes_with_a_result():
 
     from cjm_worker_ext.backends.worker_main import Worker
 
+    gc.unfreeze()  # what a worker made while it booted is among the objects then
     shared = next(o.shared for o in gc.get_objects() if isinstance(o, Worker))
     os.ftruncate(shared.fd, 1 << 42)
     return np.ones(1 << 20)
