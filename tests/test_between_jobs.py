@@ -100,11 +100,11 @@ class Heard(logging.Handler):
 def test_a_worker_that_is_in_the_middle_of_a_message_keeps_its_jobs(plugin, name, monkeypatch):
     logger = logging.getLogger(name)
     monkeypatch.setattr(logger, "propagate", False)  # it is a lot to show
-    monkeypatch.setattr(logger, "level", logging.INFO)
 
     async def scene():
-        heard = Heard()
+        heard, level = Heard(), logger.level
         logger.addHandler(heard)
+        logger.setLevel(logging.INFO)
         try:
             async with make() as manager:
                 jobs = []
@@ -115,6 +115,7 @@ def test_a_worker_that_is_in_the_middle_of_a_message_keeps_its_jobs(plugin, name
                 assert len({job.worker_pid for job in jobs}) == 1
         finally:
             logger.removeHandler(heard)
+            logger.setLevel(level)
 
     run(scene())
 
