@@ -106,7 +106,7 @@ def test_a_card_is_given_again_when_its_memory_is_free(cards):
                 following = await manager.start_job("see")
                 os.kill(pid, signal.SIGKILL)
                 await until(lambda: not Path(f"/proc/{pid}").exists(), what="the end of the process")
-                for _ in range(20):  # answers to pings
+                for _ in range(5):  # answers to pings
                     before = manager.nodes()[0].usage
                     await until(lambda before=before: manager.nodes()[0].usage != before, what="an answer")
                     assert manager.nodes()[0].busy == 1 and not following.status.is_final
