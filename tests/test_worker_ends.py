@@ -250,6 +250,14 @@ def test_a_kill_on_purpose_is_no_want_of_memory(by_us, monkeypatch):
     assert (end.exitcode, end.out_of_memory) == (-signal.SIGKILL, not by_us)
 
 
+def test_a_worker_collects_garbage_once_it_has_booted():
+    async def scene():
+        async with make({"collects": "gc:isenabled"}) as manager:
+            assert (await manager.wait((await manager.start_job("collects")).id, 30)).result is True
+
+    run(scene())
+
+
 def test_a_thread_that_an_earlier_job_left_behind_reports_nothing_for_a_later_one(tmp_path):
     go, done = str(tmp_path / "go"), str(tmp_path / "done")
 
