@@ -443,12 +443,15 @@ def why_unfit(
             return f"{what}: it does not find its standard library; unset PYTHONHOME, or install this Python again"
     return None
 
-# %% ../../nbs/05_backends/13_local.ipynb #f8a5c136
+# %% ../../nbs/05_backends/13_local.ipynb #9b4bcb4f
 class FairShare:
     "How many bytes of one worker are read in one turn of the loop."
 
     LEAST, FIRST = 1 << 10, 1 << 14  # Bytes
-    SHORT, LONG = 0.001, 0.005  # Seconds that one turn may take: below, more is read; above, less
+    LONG = 0.005  # Seconds that one turn may take; a longer one reads less the next time
+    # A turn that takes less reads twice as much the next time. The answers of a batch should come in one turn: the jobs
+    # that follow them go to the worker at its end, and two pieces wake the worker twice.
+    SHORT = LONG / 2
 
     def __init__(self, most: int) -> None:  # Bytes
         self.most = most
