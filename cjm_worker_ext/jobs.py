@@ -275,7 +275,7 @@ def chunks_to_jsonable(
                 found.append("…")
     return found
 
-# %% ../nbs/01_jobs.ipynb #898a899b
+# %% ../nbs/01_jobs.ipynb #dd1d2f99
 def approximate_bytes(
     value: Any,  # Anything
     depth: int = 4,  # Containers in containers that are looked into
@@ -299,7 +299,7 @@ def approximate_bytes(
                 size += approximate_bytes(item, depth - 1)
         else:
             items = value[:32] if kind is list else list(islice(value, 32))
-            first: Any = type(items[0])
+            first: Any = type(items[0])  # pyright: ignore[reportUnknownVariableType]
             # parameters are often lists of numbers: no call for each, and no look into a set either
             if first in _PLAIN_NUMBERS and countOf(map(type, items), first) == len(items):
                 return 56 + 32 * count

@@ -24,7 +24,7 @@ else:
 # %% auto #0
 __all__ = ['dumps', 'loads']
 
-# %% ../../nbs/05_backends/10_order_pickles.ipynb #e7a629f3
+# %% ../../nbs/05_backends/10_order_pickles.ipynb #82224bde
 def _persistent_id(pickler: object, obj: Any) -> Any:
     "Pickle's question about one object: large `bytes` are handed out as buffers."
     if type(obj) in (bytes, bytearray) and len(obj) >= LARGE:
@@ -55,8 +55,8 @@ _NUMBERS = frozenset((type(None), bool, int, float))
 MOST_NUMBERS = 1 << 12  # Of a list or tuple that is pickled like a small one: the tokens of a text, for example
 
 
-def _are_numbers(values: Any) -> bool:  # A list or tuple, not empty
-    kind: object = type(values[0])
+def _are_numbers(values: Sequence[object]) -> bool:  # Not empty
+    kind = type(values[0])
     if kind not in _NUMBERS:
         return False
     # of one kind, the usual case, is found by comparing; a set is asked for the hash of each
