@@ -62,6 +62,20 @@ def test_jobs_go_together_and_each_has_its_own_result(tmp_path):
     run(scene())
 
 
+@pytest.mark.parametrize(("plugin", "together"), [(MODEL, True), ("builtins:dict", False)])
+def test_only_the_answers_of_batches_may_take_a_longer_turn_of_the_loop(plugin, together):
+    "So that the next jobs go to the worker in one piece; what other plugins yield or print holds the loop up no longer."
+
+    async def scene():
+        async with make(plugin) as manager:
+            await loaded(manager)
+            (worker,) = manager._engine.backend.workers.values()
+            share = worker.frames.share
+            assert share.short == (share.LONG / 2 if together else share.SHORT)
+
+    run(scene())
+
+
 def test_what_a_batch_prints_is_told_before_its_answers(caplog):
     async def scene():
         async with make("company_plugins:Prints") as manager:

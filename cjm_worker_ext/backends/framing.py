@@ -63,7 +63,7 @@ class Frame:
     def __init__(self, kind: int, task_number: int, payload: Bytes, buffers: Sequence[tuple[int, Any]] = ()) -> None:
         self.kind, self.task_number, self.payload, self.buffers = kind, task_number, payload, buffers
 
-# %% ../../nbs/05_backends/01_framing.ipynb #e41952cf
+# %% ../../nbs/05_backends/01_framing.ipynb #608ae1a0
 def memory_for(
     size: int,  # Bytes
 ) -> memoryview:  # Writable
@@ -118,18 +118,19 @@ class FrameReader:
             self._rest += data
             data = memoryview(self._rest)
             self._rest = bytearray()
-        start, end = 0, len(data)
+        start, end, read, limit = 0, len(data), HEADER.unpack_from, self.limit
         while end - start >= HEADER_SIZE:
-            length, task_number, count, kind = HEADER.unpack_from(data, start)
-            size = HEADER_SIZE + length
-            if count or size > self.limit:
+            length, task_number, count, kind = read(data, start)
+            payload = start + HEADER_SIZE
+            following = payload + length
+            if not count and following <= end and following - start <= limit:
+                # the usual case: of the answers of a batch many come at once
+                frame, start = Frame(kind, task_number, data[payload:following]), following
+            else:
                 size = self._size(data, start)
-            if not size or start + size > end:
-                break
-            if count:
+                if not size or start + size > end:
+                    break
                 frame, start = self._cut(data, start)
-            else:  # the usual case: of the answers of a batch many come at once
-                frame, start = Frame(kind, task_number, data[start + HEADER_SIZE : start + size]), start + size
             yield frame
         self.part = end - start
         if start == end:

@@ -443,7 +443,7 @@ def why_unfit(
             return f"{what}: it does not find its standard library; unset PYTHONHOME, or install this Python again"
     return None
 
-# %% ../../nbs/05_backends/13_local.ipynb #f8a5c136
+# %% ../../nbs/05_backends/13_local.ipynb #b3bbe88f
 class FairShare:
     "How many bytes of one worker are read in one turn of the loop."
 
@@ -451,15 +451,23 @@ class FairShare:
     SHORT, LONG = 0.001, 0.005  # Seconds that one turn may take: below, more is read; above, less
 
     def __init__(self, most: int) -> None:  # Bytes
-        self.most = most
+        self.most, self.short = most, self.SHORT
         self.size = min(self.FIRST, most)
 
     def took(self, seconds: float) -> None:
         "Learn how long a turn took in which all of the room was used."
         if seconds > self.LONG:
             self.size = max(self.LEAST, self.size // (2 if seconds < 4 * self.LONG else 8))
-        elif seconds < self.SHORT:
+        elif seconds < self.short:
             self.size = min(self.most, 2 * self.size)
+
+    def expect_batches(self) -> None:
+        """Read as much as `LONG` allows.
+
+        All answers of a batch should come in one turn: the jobs that follow them go to the worker at its end, and two pieces
+        would wake it twice.
+        """
+        self.short = self.LONG / 2
 
 
 def waiting_bytes(fd: int, sent: bool = False) -> int:  # 0 also where the system cannot say it
@@ -474,7 +482,7 @@ def waiting_bytes(fd: int, sent: bool = False) -> int:  # 0 also where the syste
 
 NOTHING_WAITS: Bytes = bytes(4)
 
-# %% ../../nbs/05_backends/13_local.ipynb #4a52506d
+# %% ../../nbs/05_backends/13_local.ipynb #5a6332a0
 MOST_PIECES = 1000  # That one system call takes (IOV_MAX is 1,024)
 
 
@@ -493,7 +501,7 @@ class FrameSocket:
     ) -> None:
         self._sock, self._loop, self._broken = sock, loop, broken
         self.reader, self.received = FrameReader(limit), 0  # Bytes so far
-        self._scratch, self._share = memoryview(scratch), FairShare(len(scratch))
+        self._scratch, self.share = memoryview(scratch), FairShare(len(scratch))
         self._unsent: deque[memoryview] = deque()
         self._soon: list[Bytes] = []  # What is sent at the end of this turn of the loop
         self._taken: list[Callable[[], object]] = []  # Called once that is on its way
@@ -596,7 +604,7 @@ class FrameSocket:
 
         Raises `EOFError` at the end of the stream, and `ValueError` for an invalid frame.
         """
-        room, size = None if self.reader.whole is None else self.reader.room(), self._share.size
+        room, size = None if self.reader.whole is None else self.reader.room(), self.share.size
         try:
             count = self._sock.recv_into(self._scratch if room is None else room, size if room is None else 0)
         except BlockingIOError:
@@ -611,7 +619,7 @@ class FrameSocket:
         for frame in self.reader.feed(self._scratch[:count]) if room is None else self.reader.filled(count):
             take(frame)
         if began:
-            self._share.took(self._loop.time() - began)
+            self.share.took(self._loop.time() - began)
         return count
 
 # %% ../../nbs/05_backends/13_local.ipynb #2eb71e81
@@ -981,7 +989,7 @@ def order_numbers() -> Iterator[int]:  # Endless
     more = (memoryview(os.urandom(4096)).cast("I") for _ in itertools.repeat(None))
     return filter(None, itertools.chain.from_iterable(more))  # one call of C for each job
 
-# %% ../../nbs/05_backends/13_local.ipynb #58debd14
+# %% ../../nbs/05_backends/13_local.ipynb #ebd43409
 class LocalOrder:
     "An order that a worker has, or is to get."
 
@@ -1365,6 +1373,8 @@ class LocalWorker:
         self._batches.pop(order.plugin, None)
         if slots > 1:
             self._batches[order.plugin] = batches
+            if batches:
+                self.frames.share.expect_batches()
         self.host.on_loaded(self.number, order.task_number, streams, max(1, min(slots, MOST_SLOTS)))
 
     def _on_begun(self, order: LocalOrder, frame: Frame) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['EndOfJob', 'JobRecord', 'JobBook']
 
-# %% ../../nbs/07_engine/04_job_book.ipynb #4d02d927
+# %% ../../nbs/07_engine/04_job_book.ipynb #08fa28c4
 class EndOfJob(asyncio.Future[bool]):
     "What one waits for: the result says whether the job has ended."
 
@@ -34,7 +34,7 @@ class EndOfJob(asyncio.Future[bool]):
     def add_done_callback(self, fn: Callable[[Any], object], /, *, context: Context | None = None) -> None:
         "Called by a task that awaits this."
         if self._waiter is None and not self.done():
-            self._waiter = fn, context or copy_context()
+            self._waiter = fn, copy_context() if context is None else context  # one without variables is false
         else:
             super().add_done_callback(fn, context=context)
 
@@ -77,7 +77,7 @@ class EndOfJob(asyncio.Future[bool]):
 def _raise(error: BaseException) -> None:
     raise error
 
-# %% ../../nbs/07_engine/04_job_book.ipynb #649fadda
+# %% ../../nbs/07_engine/04_job_book.ipynb #1c427ca3
 class JobRecord:
     "One job inside a manager."
 
@@ -226,7 +226,7 @@ class JobRecord:
             for future in waiting:
                 future.resolve(True, at_once)
 
-# %% ../../nbs/07_engine/04_job_book.ipynb #ee8289c9
+# %% ../../nbs/07_engine/04_job_book.ipynb #cd16e2e1
 def _call_if_alive(method: WeakMethod[Callable[[], None]]) -> None:
     if (call := method()) is not None:
         call()
@@ -287,8 +287,8 @@ class JobBook:
         if record.key is not None:
             self.by_key.pop(record.key, None)
         self.finished[job_id] = record
-        record.ended_at = monotonic()
         if self.max_seconds is not None:
+            record.ended_at = monotonic()
             self._forget_later(self.max_seconds)
         params = approximate_bytes(job.params)
         size = params + approximate_bytes(job.result)
