@@ -5,20 +5,29 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/init.ipynb #d014bb96
+# %% ../nbs/init.ipynb #9cb22487
 __version__ = "0.1.0"  # As in settings.ini; app and workers compare it, so to read it must cost nothing
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a worker starts faster without `typing`
-    from cjm_worker_ext.config import Lane, Recycle, RestartPolicy, Retry, WorkerConfig
+    from cjm_worker_ext.config import RestartPolicy, WorkerConfig
     from cjm_worker_ext.jobs import BaseJob, JobStatus
     from cjm_worker_ext.manager import BaseJobManager
+    from cjm_worker_ext.policies import Lane, Recycle, Retry
+    from cjm_worker_ext.reports import ManagerHealth, NodeState, WorkerInfo
 
-# %% ../nbs/init.ipynb #939d51ea
-_module_of = {
-    "BaseJob": "jobs", "BaseJobManager": "manager", "JobStatus": "jobs", "Lane": "config", "Recycle": "config",
-    "RestartPolicy": "config", "Retry": "config", "WorkerConfig": "config",
-}  # fmt: skip
-__all__ = ["BaseJob", "BaseJobManager", "JobStatus", "Lane", "Recycle", "RestartPolicy", "Retry", "WorkerConfig"]
+# %% ../nbs/init.ipynb #f1edf2e4
+_names_of = {
+    "config": ("RestartPolicy", "WorkerConfig"),
+    "jobs": ("BaseJob", "JobStatus"),
+    "manager": ("BaseJobManager",),
+    "policies": ("Lane", "Recycle", "Retry"),
+    "reports": ("ManagerHealth", "NodeState", "WorkerInfo"),
+}
+_module_of = {name: module for module, names in _names_of.items() for name in names}
+__all__ = [
+    "BaseJob", "BaseJobManager", "JobStatus", "Lane", "ManagerHealth", "NodeState", "Recycle", "RestartPolicy", "Retry",
+    "WorkerConfig", "WorkerInfo",
+]  # fmt: skip
 
 
 def __getattr__(
@@ -28,7 +37,8 @@ def __getattr__(
     if name in _module_of:
         from importlib import import_module
 
-        return getattr(import_module(f".{_module_of[name]}", __name__), name)
+        found = globals()[name] = getattr(import_module(f".{_module_of[name]}", __name__), name)
+        return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from cjm_worker_ext.errors import ConfigError, WorkerExtError
 
 if TYPE_CHECKING:
-    from cjm_worker_ext.engine.engine import ManagerHealth
     from cjm_worker_ext.manager import BaseJobManager
+    from cjm_worker_ext.reports import ManagerHealth
 
 logger = logging.getLogger(__name__)
 
