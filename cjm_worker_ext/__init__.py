@@ -5,28 +5,54 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/init.ipynb #9cb22487
+# %% ../nbs/init.ipynb #d014bb96
 __version__ = "0.1.0"  # As in settings.ini; app and workers compare it, so to read it must cost nothing
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a worker starts faster without `typing`
+    from cjm_worker_ext.backends.cards import CardDesk as CardDesk
+    from cjm_worker_ext.blocking import BlockingManager
     from cjm_worker_ext.config import RestartPolicy, WorkerConfig
+    from cjm_worker_ext.engine.chunk_log import ChunkLog as ChunkLog
+    from cjm_worker_ext.engine.durable_jobs import DurableJobs as DurableJobs
+    from cjm_worker_ext.engine.job_groups import Progress
+    from cjm_worker_ext.extensions.channels import EventChannelProtocol
+    from cjm_worker_ext.extensions.protocols import (
+        EventBroadcasterProtocol,
+        PluginRegistryProtocol,
+        ResourceManagerProtocol,
+    )
+    from cjm_worker_ext.extensions.stores import JobFilter, JobPage, JobStoreProtocol
+    from cjm_worker_ext.hooks import Hooks as Hooks
+    from cjm_worker_ext.integrations.resources import Snapshot as Snapshot
     from cjm_worker_ext.jobs import BaseJob, JobStatus
     from cjm_worker_ext.manager import BaseJobManager
     from cjm_worker_ext.policies import Lane, Recycle, Retry
     from cjm_worker_ext.reports import ManagerHealth, NodeState, WorkerInfo
 
-# %% ../nbs/init.ipynb #f1edf2e4
+# %% ../nbs/init.ipynb #939d51ea
 _names_of = {
+    "blocking": ("BlockingManager",),
     "config": ("RestartPolicy", "WorkerConfig"),
+    "engine.job_groups": ("Progress",),
+    "extensions.channels": ("EventChannelProtocol",),
+    "extensions.protocols": ("EventBroadcasterProtocol", "PluginRegistryProtocol", "ResourceManagerProtocol"),
+    "extensions.stores": ("JobFilter", "JobPage", "JobStoreProtocol"),
     "jobs": ("BaseJob", "JobStatus"),
     "manager": ("BaseJobManager",),
     "policies": ("Lane", "Recycle", "Retry"),
     "reports": ("ManagerHealth", "NodeState", "WorkerInfo"),
+    # For annotations of modules that do not load them
+    "backends.cards": ("CardDesk",),
+    "engine.chunk_log": ("ChunkLog",),
+    "engine.durable_jobs": ("DurableJobs",),
+    "hooks": ("Hooks",),
+    "integrations.resources": ("Snapshot",),
 }
 _module_of = {name: module for module, names in _names_of.items() for name in names}
 __all__ = [
-    "BaseJob", "BaseJobManager", "JobStatus", "Lane", "ManagerHealth", "NodeState", "Recycle", "RestartPolicy", "Retry",
-    "WorkerConfig", "WorkerInfo",
+    "BaseJob", "BaseJobManager", "BlockingManager", "EventBroadcasterProtocol", "EventChannelProtocol", "JobFilter",
+    "JobPage", "JobStatus", "JobStoreProtocol", "Lane", "ManagerHealth", "NodeState", "PluginRegistryProtocol",
+    "Progress", "Recycle", "ResourceManagerProtocol", "RestartPolicy", "Retry", "WorkerConfig", "WorkerInfo",
 ]  # fmt: skip
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WHOLE', 'SECONDS', 'SECONDS_OR_NONE', 'RestartPolicy', 'NumberRule', 'number_rules', 'lanes_problem', 'WorkerConfig']
 
-# %% ../nbs/02_config.ipynb #fcefd7df
+# %% ../nbs/02_config.ipynb #ff0d3088
 # Annotations are values here and not texts, as in `backends.base`: a dataclass would search each of its texts.
 import sys
 from collections.abc import Mapping
@@ -155,7 +155,7 @@ def environment_problem(
     right = all(isinstance(text, str) for pair in pairs for text in pair)
     return "" if right else f"environment must map names to texts, got {environment!r}"
 
-# %% ../nbs/02_config.ipynb #7ff0b092
+# %% ../nbs/02_config.ipynb #5f0fae71
 def lanes_problem(
     lanes: Any,  # What was given
 ) -> str:  # Empty if it is right
@@ -164,7 +164,7 @@ def lanes_problem(
     right = all(isinstance(name, str) and name and isinstance(lane, cjm_worker_ext.Lane) for name, lane in pairs)
     return "" if right else f"lanes must map names to `Lane`s, got {lanes!r}"
 
-# %% ../nbs/02_config.ipynb #46212f35
+# %% ../nbs/02_config.ipynb #3daab5da
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class WorkerConfig(Settings):
     "How many workers a manager has, and how it treats them; raises `ConfigError` that names every wrong field."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['JobStatus', 'utc_now', 'BaseJob', 'to_jsonable', 'chunks_to_jsonable', 'approximate_bytes']
 
-# %% ../nbs/01_jobs.ipynb #49df6a86
+# %% ../nbs/01_jobs.ipynb #45a0bdce
 # Annotations are values here and not texts, as in `config`.
 import os
 import struct

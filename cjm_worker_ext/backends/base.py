@@ -7,7 +7,7 @@ __all__ = ['Answer', 'NEVER_STARTED', 'PluginEntry', 'WorkerSetup', 'JobOrder', 
            'Interrupted', 'Lost', 'LoggedRecord', 'Place', 'ExitReason', 'WorkerExit', 'BackendHost', 'Backend',
            'SendsAhead', 'HasNodes', 'BackendFactory']
 
-# %% ../../nbs/05_backends/00_base.ipynb #f7611b08
+# %% ../../nbs/05_backends/00_base.ipynb #fcd10e6a
 # Annotations are values here and not texts: a named tuple would compile each of its texts while an app starts.
 import logging
 from collections.abc import Collection, Mapping
@@ -114,7 +114,7 @@ class LoggedRecord(NamedTuple):
         whole = "\n".join(part for part in (text, self.traceback, self.stack) if part)
         return [line[-2000:] for line in whole.splitlines()]  # as long as lines of output are
 
-# %% ../../nbs/05_backends/00_base.ipynb #7febc9f2
+# %% ../../nbs/05_backends/00_base.ipynb #6d8c85b2
 class Place(NamedTuple):
     "Where a worker runs."
 
@@ -224,7 +224,7 @@ class BackendHost(Protocol):
     def on_exit(self, worker: int, end: WorkerExit) -> None:
         "The worker is gone, and nothing of it is left."
 
-# %% ../../nbs/05_backends/00_base.ipynb #18649570
+# %% ../../nbs/05_backends/00_base.ipynb #f6575737
 class Backend(Protocol):
     "Where workers run. All methods are called on one event loop, and none of them waits, except for `close`."
 

@@ -1632,7 +1632,7 @@ class Launch(NamedTuple):
 
     config: WorkerConfig  # The lane's
     hello: Sequence[Bytes]  # The frame that each of them gets first
-    desk: CardDesk | None  # Hands out its cards
+    desk: cjm_worker_ext.CardDesk | None  # Hands out its cards
 
 
 class LocalBackend:

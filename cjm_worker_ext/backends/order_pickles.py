@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
 
 from cjm_worker_ext.backends.framing import LARGE, MOST_BUFFERS, Bytes
@@ -14,10 +15,11 @@ from cjm_worker_ext.errors import NotSerializable
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a worker starts faster without `typing`
     import pickle
-    from collections.abc import Callable, Iterable, Sequence
     from typing import Any
 else:
     import _pickle as pickle  # what `pickle` is made of; the rest of it, and `re`, is a quarter of a worker's start
+
+    Any = object
 
 # %% auto #0
 __all__ = ['dumps', 'loads']

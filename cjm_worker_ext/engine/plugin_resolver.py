@@ -12,14 +12,13 @@ from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+import cjm_worker_ext
 from cjm_worker_ext.backends.base import PluginEntry
 from cjm_worker_ext.errors import NotSerializable, UnknownPlugin, WorkerExtError
 from cjm_worker_ext.events.failure_log import FailureLog
 
 if TYPE_CHECKING:
     import queue
-
-    from cjm_worker_ext.extensions.protocols import PluginRegistryProtocol
 
 # %% auto #0
 __all__ = ['read_metadata', 'RegistryReply', 'RegistryThread', 'RegistryCall', 'RegistryClient', 'lane_problem', 'split_targets',
@@ -130,7 +129,7 @@ class RegistryClient:
 
     def __init__(
         self,
-        registry: PluginRegistryProtocol,  # The app's registry
+        registry: cjm_worker_ext.PluginRegistryProtocol,  # The app's registry
         known: Callable[[str], RegistryReply | None],  # What holds if it raises or hangs; None if nothing is known
         failures: FailureLog,  # Where its failures go
     ) -> None:
@@ -231,7 +230,7 @@ class PluginResolver:
     def __init__(
         self,
         targets: Mapping[str, Any],  # Plugin id or name to target, as given to the manager
-        registry: PluginRegistryProtocol | None,  # The app's registry
+        registry: cjm_worker_ext.PluginRegistryProtocol | None,  # The app's registry
         own_manager: bool,  # Whether the app's own plugin manager finds plugins without a target
         failures: FailureLog,  # Where failures of the registry go
         lanes: Collection[str] = (),  # Names of the manager's lanes

@@ -92,7 +92,7 @@ class Task:
         self.passed = 0  # How many later ones have found a place before it
         self.gate = _OUTSIDE  # Where it stands if its plugin has a limit of its own
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #9683f6ff
+# %% ../../nbs/07_engine/01_scheduler.ipynb #b9a04589
 class WorkerAction(NamedTuple):
     "Something is done with a worker."
 
@@ -659,7 +659,7 @@ class LanedTasks(PendingTasks):
         "Return the tasks that wait."
         return sorted((task for queue in self._queues.values() for task in queue.all()), key=self.rank)
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #82398bbe
+# %% ../../nbs/07_engine/01_scheduler.ipynb #8bf163b7
 def random_fraction() -> float:  # From 0 to 1
     "Spread retries, so that jobs that failed together do not come back together."
     from random import random  # it takes half a millisecond to load, and only retries need it
