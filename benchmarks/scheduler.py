@@ -21,7 +21,8 @@ from functools import cache, partial
 from typing import Any, NamedTuple
 
 from cjm_worker_ext.backends.base import ExitReason
-from cjm_worker_ext.config import Retry, WorkerConfig
+from cjm_worker_ext.config import WorkerConfig
+from cjm_worker_ext.policies import Retry
 from cjm_worker_ext.engine.scheduler import Action, End, Scheduler, Send, SendAhead, SetTimer, Start, Task
 
 PLUGINS = [f"plugin {n}" for n in range(20)]  # The first ones are asked for more often than the last ones

@@ -9,16 +9,51 @@ __all__ = []
 __version__ = "0.1.0"  # As in settings.ini; app and workers compare it, so to read it must cost nothing
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a worker starts faster without `typing`
-    from cjm_worker_ext.config import Lane, Recycle, RestartPolicy, Retry, WorkerConfig
+    from cjm_worker_ext.backends.cards import CardDesk as CardDesk
+    from cjm_worker_ext.blocking import BlockingManager
+    from cjm_worker_ext.config import RestartPolicy, WorkerConfig
+    from cjm_worker_ext.engine.chunk_log import ChunkLog as ChunkLog
+    from cjm_worker_ext.engine.durable_jobs import DurableJobs as DurableJobs
+    from cjm_worker_ext.engine.job_groups import Progress
+    from cjm_worker_ext.extensions.channels import EventChannelProtocol
+    from cjm_worker_ext.extensions.protocols import (
+        EventBroadcasterProtocol,
+        PluginRegistryProtocol,
+        ResourceManagerProtocol,
+    )
+    from cjm_worker_ext.extensions.stores import JobFilter, JobPage, JobStoreProtocol
+    from cjm_worker_ext.hooks import Hooks as Hooks
+    from cjm_worker_ext.integrations.resources import Snapshot as Snapshot
     from cjm_worker_ext.jobs import BaseJob, JobStatus
     from cjm_worker_ext.manager import BaseJobManager
+    from cjm_worker_ext.policies import Lane, Recycle, Retry
+    from cjm_worker_ext.reports import ManagerHealth, NodeState, WorkerInfo
 
 # %% ../nbs/init.ipynb #939d51ea
-_module_of = {
-    "BaseJob": "jobs", "BaseJobManager": "manager", "JobStatus": "jobs", "Lane": "config", "Recycle": "config",
-    "RestartPolicy": "config", "Retry": "config", "WorkerConfig": "config",
-}  # fmt: skip
-__all__ = ["BaseJob", "BaseJobManager", "JobStatus", "Lane", "Recycle", "RestartPolicy", "Retry", "WorkerConfig"]
+_names_of = {
+    "blocking": ("BlockingManager",),
+    "config": ("RestartPolicy", "WorkerConfig"),
+    "engine.job_groups": ("Progress",),
+    "extensions.channels": ("EventChannelProtocol",),
+    "extensions.protocols": ("EventBroadcasterProtocol", "PluginRegistryProtocol", "ResourceManagerProtocol"),
+    "extensions.stores": ("JobFilter", "JobPage", "JobStoreProtocol"),
+    "jobs": ("BaseJob", "JobStatus"),
+    "manager": ("BaseJobManager",),
+    "policies": ("Lane", "Recycle", "Retry"),
+    "reports": ("ManagerHealth", "NodeState", "WorkerInfo"),
+    # For annotations of modules that do not load them
+    "backends.cards": ("CardDesk",),
+    "engine.chunk_log": ("ChunkLog",),
+    "engine.durable_jobs": ("DurableJobs",),
+    "hooks": ("Hooks",),
+    "integrations.resources": ("Snapshot",),
+}
+_module_of = {name: module for module, names in _names_of.items() for name in names}
+__all__ = [
+    "BaseJob", "BaseJobManager", "BlockingManager", "EventBroadcasterProtocol", "EventChannelProtocol", "JobFilter",
+    "JobPage", "JobStatus", "JobStoreProtocol", "Lane", "ManagerHealth", "NodeState", "PluginRegistryProtocol",
+    "Progress", "Recycle", "ResourceManagerProtocol", "RestartPolicy", "Retry", "WorkerConfig", "WorkerInfo",
+]  # fmt: skip
 
 
 def __getattr__(
@@ -28,7 +63,8 @@ def __getattr__(
     if name in _module_of:
         from importlib import import_module
 
-        return getattr(import_module(f".{_module_of[name]}", __name__), name)
+        found = globals()[name] = getattr(import_module(f".{_module_of[name]}", __name__), name)
+        return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -11,19 +11,16 @@ import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
 from types import EllipsisType, TracebackType
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar
+from typing import Any, Literal, ParamSpec, Self, TypeVar
 
-from cjm_worker_ext.backends.base import NodeState
-from cjm_worker_ext.config import Retry
 from cjm_worker_ext.engine.chunk_log import calling_thread
-from cjm_worker_ext.engine.engine import ManagerHealth, WorkerInfo
 from cjm_worker_ext.engine.job_groups import Progress, ProgressSteps, size_of
 from cjm_worker_ext.errors import ForkedManager, ManagerClosed
 from cjm_worker_ext.extensions.stores import JobFilter, JobPage
 from cjm_worker_ext.jobs import BaseJob
-
-if TYPE_CHECKING:
-    from cjm_worker_ext.manager import BaseJobManager
+from cjm_worker_ext.manager import BaseJobManager
+from cjm_worker_ext.policies import Retry
+from cjm_worker_ext.reports import ManagerHealth, NodeState, WorkerInfo
 
 P = ParamSpec("P")
 T = TypeVar("T")

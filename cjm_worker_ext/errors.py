@@ -5,9 +5,7 @@
 # %% ../nbs/00_errors.ipynb #c8061234
 from __future__ import annotations
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:  # a worker starts faster without `typing`
-    from collections.abc import Sequence
+from collections.abc import Sequence
 
 # %% auto #0
 __all__ = ['WorkerExtError', 'ProtocolError', 'ConfigError', 'PlatformError', 'UnknownPlugin', 'UnknownJob', 'ManagerClosed',

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import sys
 from _thread import get_ident
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import CodeType
 
 from cjm_worker_ext.errors import PluginError, PluginLoadError, UnknownPlugin
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a worker starts faster without `typing`
     from asyncio import AbstractEventLoop
-    from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextvars import ContextVar
-    from types import CodeType
     from typing import Any
+else:
+    Any = object
 
 # %% auto #0
 __all__ = ['context_of_thread', 'JobContext', 'current_context', 'set_current_context', 'set_context_of_task', 'resolve_target',
@@ -234,7 +236,7 @@ def has_event_loop() -> bool:
     return get_ident() in _loops
 
 
-def event_loop() -> AbstractEventLoop:
+def event_loop() -> Any:  # An `asyncio.AbstractEventLoop`; a worker without async plugins does not load asyncio
     "Return the event loop of this thread's async plugins; made when it is first needed."
     if get_ident() not in _loops:
         import asyncio  # as slow to import as all else that a worker needs

@@ -6,12 +6,10 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING
 
 import pytest
 
-if TYPE_CHECKING:
-    from cjm_worker_ext.testing import InProcess
+from cjm_worker_ext.testing import InProcess
 
 # %% auto #0
 __all__ = ['in_process_backend']

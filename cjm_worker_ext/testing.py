@@ -186,7 +186,7 @@ class ThreadJob:
 
     def finish(self, made: Coroutine[Any, Any, Any]) -> Any:  # What it returns
         "Run a coroutine of the plugin to its end; called in the job's thread. Raises `JobCancelled`."
-        loop = event_loop()
+        loop: asyncio.AbstractEventLoop = event_loop()
         self._task = loop.create_task(made)
         if self._is_due:  # it came before there was a task
             self._task.cancel()

@@ -7,10 +7,11 @@ from pathlib import Path
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from cjm_worker_ext.config import Retry, WorkerConfig
+from cjm_worker_ext.config import WorkerConfig
 from cjm_worker_ext.integrations.monitor import job_monitor
 from cjm_worker_ext.integrations.sse import SSEBroadcaster
 from cjm_worker_ext.manager import BaseJobManager
+from cjm_worker_ext.policies import Retry
 
 FOLDER = Path(os.environ["MONITOR_FOLDER"])
 PLUGINS = {"soon": "plugins_for_tests:fail_on_file", "late": "plugins_for_tests:fail_on_file"}

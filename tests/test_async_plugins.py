@@ -9,7 +9,7 @@ from company_plugins import Configs
 from harness import run, until
 
 from cjm_worker_ext import BaseJobManager, WorkerConfig
-from cjm_worker_ext.config import Retry
+from cjm_worker_ext.policies import Retry
 
 
 def make(name: str, config=None, more=None, **settings) -> BaseJobManager:

@@ -14,7 +14,7 @@ from company_plugins import Configs, SlowToRead
 from harness import run, until
 
 from cjm_worker_ext import BaseJobManager, WorkerConfig
-from cjm_worker_ext.config import Recycle, Retry
+from cjm_worker_ext.policies import Recycle, Retry
 
 MODEL = "company_plugins:Model"
 

@@ -19,8 +19,8 @@ import pytest
 from harness import is_alive, run, targets, until, until_now
 
 from cjm_worker_ext import BaseJobManager, WorkerConfig
+from cjm_worker_ext.drain import DrainSignal
 from cjm_worker_ext.errors import ConfigError, ManagerClosed
-from cjm_worker_ext.manager import DrainSignal
 
 PLUGINS = targets("echo", "touch_and_wait", "sleep", "hold_lock")
 TESTS = Path(__file__).parent

@@ -48,6 +48,10 @@ UNUSED |= {
     "integrations",
     "engine.stall_watch",
     "backends.worker_async",
+    "policies",
+    "reports",
+    "drain",
+    "hooks",
 }
 
 
@@ -63,7 +67,7 @@ def test_the_import_of_an_app_compiles_few_texts():
     hook = "lambda event, facts: event == 'compile' and str(facts[1])[:1] == '<' and compiled.append(facts)"
     code = f"import asyncio, sys; compiled = []; sys.addaudithook({hook}); import cjm_worker_ext.manager; print(len(compiled))"
     compiled = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert 0 < int(compiled) < 105, compiled  # for dataclasses and named tuples; a module is no such text
+    assert 0 < int(compiled) < 45, compiled  # for dataclasses and named tuples; a module is no such text
 
 
 def test_the_package_offers_its_names_without_loading_them():

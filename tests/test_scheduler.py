@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from cjm_worker_ext.backends.base import ExitReason
-from cjm_worker_ext.config import Lane, Recycle, RestartPolicy, Retry, WorkerConfig
+from cjm_worker_ext.config import RestartPolicy, WorkerConfig
 from cjm_worker_ext.engine.scheduler import (
     Again,
     Begin,
@@ -35,6 +35,7 @@ from cjm_worker_ext.engine.scheduler import (
     TaskKind,
     WorkerPhase,
 )
+from cjm_worker_ext.policies import Lane, Recycle, Retry
 
 PLUGINS = st.sampled_from(["p", "q", "r"])
 # The lane of each plugin by version: a plugin may move to another lane with a new configuration

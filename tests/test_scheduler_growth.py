@@ -10,8 +10,9 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1]))  # where the benchmarks are
 from benchmarks import scheduler  # noqa: E402
 from benchmarks.scheduler import Simulation  # noqa: E402
-from cjm_worker_ext.config import Lane, Retry, WorkerConfig  # noqa: E402
+from cjm_worker_ext.config import WorkerConfig  # noqa: E402
 from cjm_worker_ext.engine.scheduler import Scheduler, Task  # noqa: E402
+from cjm_worker_ext.policies import Lane, Retry  # noqa: E402
 
 
 class Counted(Simulation):

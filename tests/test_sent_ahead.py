@@ -15,7 +15,7 @@ import pytest
 from harness import run, until
 
 from cjm_worker_ext import BaseJobManager, JobStatus, WorkerConfig
-from cjm_worker_ext.config import Retry
+from cjm_worker_ext.policies import Retry
 from cjm_worker_ext.stores.sqlite import SQLiteJobStore
 
 DURABILITY = None  # Of the store of the test that runs; None: it has none

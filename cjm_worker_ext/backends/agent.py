@@ -307,7 +307,7 @@ class AgentWorker:
 def process_usage(
     pid: int,
     root: str | Path = "/",  # The folder that contains `proc`
-) -> tuple[float, float | None, int | None]:  # The fields of `backends.base.RemoteUsage`
+) -> tuple[float, float | None, int | None]:  # The fields of `reports.RemoteUsage`
     "Measure a process, without its children."
     now = time.monotonic()
     try:
@@ -523,7 +523,7 @@ class Agent:
             desk.drop(number)
             raise
 
-    def _cards(self) -> list[tuple[object, ...]]:  # The fields of `backends.base.CardState`
+    def _cards(self) -> list[tuple[object, ...]]:  # The fields of `reports.CardState`
         desk, found = self.desk, list[tuple[object, ...]]()
         for card in desk.cards if desk is not None else ():
             name, total, free = self._card_facts.get(card.key, CardFacts(None, None, None))

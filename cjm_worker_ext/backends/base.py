@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Answer', 'NEVER_STARTED', 'PluginEntry', 'WorkerSetup', 'JobOrder', 'Returned', 'RemoteError', 'Raised',
-           'Interrupted', 'Lost', 'LoggedRecord', 'Place', 'CardState', 'RemoteUsage', 'NodeState', 'ExitReason',
-           'WorkerExit', 'BackendHost', 'Backend', 'SendsAhead', 'HasNodes', 'BackendFactory']
+           'Interrupted', 'Lost', 'LoggedRecord', 'Place', 'ExitReason', 'WorkerExit', 'BackendHost', 'Backend',
+           'SendsAhead', 'HasNodes', 'BackendFactory']
 
 # %% ../../nbs/05_backends/00_base.ipynb #fcd10e6a
 # Annotations are values here and not texts: a named tuple would compile each of its texts while an app starts.
@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import cjm_worker_ext
 from cjm_worker_ext.config import WorkerConfig
 from cjm_worker_ext.errors import NodeLost, WorkerCrashed, describe_exit
 
@@ -121,52 +122,6 @@ class Place(NamedTuple):
     started_at: str = ""  # ISO 8601, UTC
     node: str | None = None  # None: this machine
     device: str | None = None  # For example `GPU 0`; None: it has none of its own
-
-
-class CardState(NamedTuple):
-    "A graphics card of another machine, as its agent sees it."
-
-    label: str  # For example `GPU 0`
-    name: str  # For example `NVIDIA A10G`; empty if it is unknown
-    total_bytes: int | None  # None: unknown
-    free_bytes: int | None
-    in_use: bool  # Whether a worker has it
-
-
-class RemoteUsage(NamedTuple):
-    "What a worker on another machine uses, without the processes that it has started."
-
-    at: float  # When it was measured, in seconds of its machine's clock
-    cpu_seconds: float | None  # Since its start; None: unknown
-    rss_bytes: int | None  # Resident memory
-
-
-class NodeState(NamedTuple):
-    "What is known of another machine that runs workers."
-
-    host: str  # As the app has named it, for example `gpu1:7000`
-    name: str  # Its own name; empty before the first contact
-    is_up: bool  # Whether workers can be started there now
-    why: str  # Why not; empty if they can
-    workers: int  # That this manager has there
-    lanes: int  # How many may run there, of all managers
-    busy: int  # How many run there, of all managers
-    figures: Mapping[str, float]  # `load`, `cpus`, `memory_total`, `memory_free` in bytes, as far as it tells them
-    is_draining: bool = False  # Whether it gets no more workers because the app has said so
-    cards: tuple[CardState, ...] = ()  # That its workers get, one each; empty: it gives them none
-    usage: Mapping[int, RemoteUsage] = {}  # Of this manager's workers there, by process id as the app knows it
-
-    @property
-    def status(self) -> str:  # `up`, `draining` or `down`
-        "What it does, in a word for people."
-        return "draining" if self.is_draining else "up" if self.is_up else "down"
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        "Say the same as plain data, JSON-serialisable."
-        found = self._asdict() | {"status": self.status, "figures": dict(self.figures)}
-        del found["usage"]
-        return found | {"cards": [card._asdict() for card in self.cards]}
 
 
 class ExitReason(StrEnum):
@@ -346,7 +301,7 @@ class SendsAhead(Protocol):
 class HasNodes(Protocol):
     "What a backend also has if its workers run on other machines. It is optional."
 
-    def node_states(self) -> list[NodeState]:
+    def node_states(self) -> "list[cjm_worker_ext.NodeState]":
         "Say how the machines are, from what they have told last. Any thread may call it."
         ...
 

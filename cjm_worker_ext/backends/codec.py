@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 
 from cjm_worker_ext.backends.codec_adapters import (
@@ -29,12 +30,12 @@ from cjm_worker_ext.backends.codec_adapters import (
 )
 from cjm_worker_ext.errors import NotSerializable, RefusedType
 
+Bytes = bytes | bytearray | memoryview
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a worker starts faster without `typing`
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from typing import Any
-
-    Bytes = bytes | bytearray | memoryview
+else:
+    Any = object
 
 # %% auto #0
 __all__ = ['MAX_DEPTH', 'LARGE_BYTES', 'LARGE_BUFFER', 'MOST_BUFFERS', 'PLAIN', 'OUTER_TUPLE', 'MARKED', 'TUPLE', 'SET',

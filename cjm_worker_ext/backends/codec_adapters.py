@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterable, Sequence
 
+Bytes = bytes | bytearray | memoryview
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a worker starts faster without `typing`
-    from collections.abc import Callable, Iterable, Sequence
     from typing import Any
-
-    Bytes = bytes | bytearray | memoryview
+else:
+    Any = object
 
 # %% auto #0
 __all__ = ['FAMILIES', 'type_of', 'MOST_KNOWN', 'quick_writers', 'quick_readers', 'NOTHING', 'ANYTHING', 'Unfit', 'step_of',

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
-from cjm_worker_ext.backends.codec import ADAPTED, BUFFER, LARGE_BUFFER, MARKED, ExtType, pack
+from cjm_worker_ext.backends.codec import ADAPTED, BUFFER, LARGE_BUFFER, MARKED, Bytes, Decoder, ExtType, pack
 from cjm_worker_ext.backends.codec_adapters import (
     Adapter,
     Buffer,
@@ -21,12 +22,11 @@ from cjm_worker_ext.backends.codec_standard import text, whole
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the libraries are imported when one of their objects crosses
-    from collections.abc import Sequence
     from typing import Any
 
-    from cjm_worker_ext.backends.codec import Bytes, Decoder
-
     np: Any
+else:
+    Any = object
 
 # %% auto #0
 __all__ = ['MOST_FIELDS', 'MOST_LEVELS', 'MOST_ITEM', 'MOST_EMPTY', 'MOST_HEADS', 'TORCH_TYPES', 'PIXEL_BITS', 'ADAPTERS',

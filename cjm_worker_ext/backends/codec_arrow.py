@@ -5,16 +5,18 @@
 # %% ../../nbs/05_backends/08_codec_arrow.ipynb #55b62aae
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from cjm_worker_ext.backends.codec import Decoder
 from cjm_worker_ext.backends.codec_adapters import Adapter, Buffer, Unfit, is_exactly, library
 from cjm_worker_ext.backends.codec_arrays import MOST_EMPTY
 from cjm_worker_ext.backends.codec_standard import text, whole
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # pyarrow is imported when one of its objects crosses
-    from collections.abc import Sequence
     from typing import Any
-
-    from cjm_worker_ext.backends.codec import Decoder
+else:
+    Any = object
 
 # %% auto #0
 __all__ = ['SIMPLE', 'MOST_TYPES', 'MOST_LEVELS', 'ADAPTERS', 'encode_type', 'encode_field', 'decode_type', 'decode_field',

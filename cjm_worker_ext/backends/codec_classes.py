@@ -6,15 +6,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 
+from cjm_worker_ext.backends.codec import Decoder
 from cjm_worker_ext.backends.codec_adapters import Adapter, Attributes, Unfit, is_exactly, type_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a worker starts faster without `typing`
-    from collections.abc import Iterator
     from typing import Any
-
-    from cjm_worker_ext.backends.codec import Decoder
+else:
+    Any = object
 
 # %% auto #0
 __all__ = ['ENUM', 'NAMEDTUPLE', 'OBJECT', 'MODEL', 'REMEDIES', 'ADAPTERS', 'class_name', 'find_class', 'refusal', 'adapter_of']

@@ -5,6 +5,8 @@
 # %% ../../nbs/05_backends/06_codec_errors.ipynb #9b14a882
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from cjm_worker_ext.backends.codec import NotAtOnce, decode, encode
 from cjm_worker_ext.backends.codec_adapters import NOTHING, Allowed, Codec, Unfit, codecs_by_type, is_exactly
 from cjm_worker_ext.errors import NotSerializable
@@ -12,8 +14,9 @@ from cjm_worker_ext.plugins import describe_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a worker starts faster without `typing`
-    from collections.abc import Iterable, Sequence
     from typing import Any
+else:
+    Any = object
 
 # %% auto #0
 __all__ = ['MOST_MESSAGE', 'MOST_TRACEBACK', 'MOST_EXCEPTION', 'MOST_ARGUMENT', 'MOST_CAUSES', 'CATEGORIES', 'source_texts',

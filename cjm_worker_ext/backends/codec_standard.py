@@ -5,7 +5,9 @@
 # %% ../../nbs/05_backends/04_codec_standard.ipynb #f9e56e28
 from __future__ import annotations
 
-from cjm_worker_ext.backends.codec import LARGE_BUFFER
+from collections.abc import Sequence
+
+from cjm_worker_ext.backends.codec import LARGE_BUFFER, Decoder
 from cjm_worker_ext.backends.codec_adapters import Adapter, Attributes, Buffer, Unfit, is_exactly
 
 TYPE_CHECKING = False
@@ -21,10 +23,9 @@ if TYPE_CHECKING:  # a worker starts faster without `typing`; the modules below 
     import types
     import uuid
     import zoneinfo
-    from collections.abc import Sequence
     from typing import Any
-
-    from cjm_worker_ext.backends.codec import Decoder
+else:
+    Any = object
 
 # %% auto #0
 __all__ = ['MOST_DIGITS', 'MOST_BITS', 'MOST_PATTERN', 'MOST_RANGES', 'FACTORIES', 'ADAPTERS', 'whole', 'text', 'zone_key',

@@ -6,17 +6,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
+from cjm_worker_ext.backends.codec import Decoder
 from cjm_worker_ext.backends.codec_adapters import Adapter, Unfit, is_exactly, library
 from cjm_worker_ext.backends.codec_arrays import MOST_EMPTY
 from cjm_worker_ext.backends.codec_standard import text, whole, zone_key
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the libraries are imported when one of their objects crosses
-    from collections.abc import Sequence
     from typing import Any
-
-    from cjm_worker_ext.backends.codec import Decoder
+else:
+    Any = object
 
 # %% auto #0
 __all__ = ['ADAPTERS', 'encode_column', 'decode_column', 'adapter_of']

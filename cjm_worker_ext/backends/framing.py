@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator, Sequence
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a worker starts faster without `typing`
-    from collections.abc import Iterator, Sequence
     from typing import Any
+else:
+    Any = object
 
 Bytes = bytes | bytearray | memoryview
 

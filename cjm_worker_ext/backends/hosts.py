@@ -42,13 +42,10 @@ from cjm_worker_ext.backends.agent_protocol import (
 )
 from cjm_worker_ext.backends.base import (
     BackendHost,
-    CardState,
     ExitReason,
     JobOrder,
-    NodeState,
     Place,
     PluginEntry,
-    RemoteUsage,
     WorkerExit,
     WorkerSetup,
 )
@@ -57,6 +54,7 @@ from cjm_worker_ext.backends.local import FrameSocket, LocalBackend
 from cjm_worker_ext.backends.shared_memory import SharedMemoryReader
 from cjm_worker_ext.config import WorkerConfig
 from cjm_worker_ext.errors import AgentRefused, ConfigError
+from cjm_worker_ext.reports import CardState, NodeState, RemoteUsage
 
 logger = logging.getLogger(__name__)
 

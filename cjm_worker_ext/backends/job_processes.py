@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Iterator
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a worker starts faster without `typing`
     import signal
-    from collections.abc import Iterator
 else:
     import _signal as signal
 

@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import cjm_worker_ext
 from cjm_worker_ext.backends import framing, order_pickles
@@ -1637,12 +1637,16 @@ class PluginTargets:
         return known[1]
 
 # %% ../../nbs/05_backends/13_local.ipynb #2fc4ae5c
-class Launch(NamedTuple):
+class Launch:
     "How the workers of one lane are started."
 
-    config: WorkerConfig  # The lane's
-    hello: Sequence[Bytes]  # The frame that each of them gets first
-    desk: CardDesk | None  # Hands out its cards
+    def __init__(
+        self,
+        config: WorkerConfig,  # The lane's
+        hello: Sequence[Bytes],  # The frame that each of them gets first
+        desk: cjm_worker_ext.CardDesk | None,  # Hands out its cards
+    ) -> None:
+        self.config, self.hello, self.desk = config, hello, desk
 
 
 class LocalBackend:
@@ -1745,10 +1749,12 @@ class LocalBackend:
         lane: str = "",  # Its lane; empty: the default one
     ) -> LocalWorker:
         "Take over a process, and tell it what every worker of its lane is told first."
-        config, hello, _ = self._launches[lane]
-        started = LocalWorker(worker, process, config, self.host, self._reader, self._scratch, self._ticker, lane)
+        launch = self._launches[lane]
+        started = LocalWorker(
+            worker, process, launch.config, self.host, self._reader, self._scratch, self._ticker, lane
+        )
         self.workers[worker], started.tell_exit = started, self._on_exit
-        started.frames.send(hello)
+        started.frames.send(launch.hello)
         self.host.on_started(worker, place)
         return started
 

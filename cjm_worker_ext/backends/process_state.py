@@ -8,14 +8,16 @@ from __future__ import annotations
 import fcntl
 import os
 import sys
+from collections.abc import Callable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a worker starts faster without `typing`
     import signal
-    from collections.abc import Callable
     from typing import Any
 else:  # what `signal` is made of: handlers come as plain numbers and functions, without a detour through `enum`
     import _signal as signal
+
+    Any = object
 
 # %% auto #0
 __all__ = ['WATCHED', 'PROFILING', 'Tripwires', 'ProcessState']

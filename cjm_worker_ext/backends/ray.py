@@ -19,11 +19,12 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from cjm_worker_ext.backends.base import BackendHost, NodeState, WorkerSetup
+from cjm_worker_ext.backends.base import BackendHost, WorkerSetup
 from cjm_worker_ext.backends.hosts import HostSettings, NodeLink, RemoteBackend
 from cjm_worker_ext.backends.ray_driver import BOOT
 from cjm_worker_ext.config import WorkerConfig
 from cjm_worker_ext.errors import ConfigError
+from cjm_worker_ext.reports import NodeState
 
 logger = logging.getLogger(__name__)
 

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a worker starts faster without `typing`
     import mmap
-    from collections.abc import Callable
     from typing import Any
+else:
+    Any = object
 
 # %% auto #0
 __all__ = ['create_shared_memory', 'SharedMemoryWriter', 'SharedMemoryReader']

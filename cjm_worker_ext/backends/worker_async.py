@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 import traceback
+from collections.abc import Callable, Sequence
 from time import monotonic
 
 from cjm_worker_ext.backends.framing import CANCEL, CANCELLED, EXECUTE, PAUSE, RELEASE, Bytes, Frame, encode
@@ -25,7 +26,6 @@ from cjm_worker_ext.plugins import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a worker starts faster without `typing`
-    from collections.abc import Callable, Sequence
     from typing import Any, Protocol
 
     class JobOutbox(Protocol):
@@ -69,6 +69,8 @@ if TYPE_CHECKING:  # a worker starts faster without `typing`
         def end_processes(self) -> None: ...
         def retire_if_large(self, task_number: int) -> None: ...
         def rest(self, job_ids: Sequence[str]) -> None: ...
+else:
+    Any = JobOutbox = Wire = AsyncHost = object
 
 # %% auto #0
 __all__ = ['StandstillWatch', 'AsyncJob', 'AsyncJobs']
@@ -163,7 +165,8 @@ class AsyncJobs:
         self,
         host: AsyncHost,  # The worker
     ) -> None:
-        self.host, self.loop, self.jobs = host, event_loop(), dict[int, AsyncJob]()
+        self.host, self.jobs = host, dict[int, AsyncJob]()
+        self.loop: asyncio.AbstractEventLoop = event_loop()
         self._thread_id, self._lock = threading.get_ident(), threading.Lock()
         os.register_at_fork(after_in_child=self._leave_child)
         self._found: Frame | None = None  # A frame that is not for a running job

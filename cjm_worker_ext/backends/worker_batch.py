@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import select
+from collections.abc import Callable, Sequence
 from time import monotonic
 
 from cjm_worker_ext.backends.framing import BEGUN, CANCEL, CANCELLED, EXECUTE, PAUSE, RELEASE, Bytes, Frame, encode
@@ -14,7 +15,6 @@ from cjm_worker_ext.plugins import JobContext, LoadedPlugin, set_current_context
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a worker starts faster without `typing`
-    from collections.abc import Callable, Sequence
     from typing import Any, Protocol
 
     class Wire(Protocol):
@@ -55,6 +55,8 @@ if TYPE_CHECKING:  # a worker starts faster without `typing`
         def release(self, offsets: bytes) -> None: ...
         def drop(self, task_number: int) -> bool: ...
         def end_processes(self) -> None: ...
+else:
+    Any = Wire = Arms = BatchHost = object
 
 # %% auto #0
 __all__ = ['Batch', 'Batches']

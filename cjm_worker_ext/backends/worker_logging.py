@@ -10,15 +10,16 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable, Mapping
 
 from cjm_worker_ext.backends.codec import encode
+from cjm_worker_ext.backends.framing import Bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a worker starts faster without `typing`
-    from collections.abc import Callable, Mapping
     from typing import Any
-
-    from cjm_worker_ext.backends.framing import Bytes
+else:
+    Any = object
 
 # %% auto #0
 __all__ = ['MOST_MESSAGE', 'MOST_TRACEBACK', 'MOST_NAME', 'MOST_PATH', 'pack_record', 'RateLimit', 'writes_to_output',

@@ -12,11 +12,13 @@ import select
 import sys
 import time
 from _thread import RLock, get_ident, start_new_thread
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import FrameType
 
 from cjm_worker_ext.backends import order_pickles
 from cjm_worker_ext.backends.codec import encode as encode_value
 from cjm_worker_ext.backends.codec import load_msgpack
-from cjm_worker_ext.backends.codec_adapters import codecs_by_type, resolve_codecs
+from cjm_worker_ext.backends.codec_adapters import Codec, codecs_by_type, resolve_codecs
 from cjm_worker_ext.backends.codec_errors import encode_exception
 from cjm_worker_ext.backends.framing import (
     AHEAD,
@@ -68,16 +70,15 @@ if TYPE_CHECKING:  # a worker starts faster without `typing`
     import pickle
     import signal
     import threading
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-    from types import FrameType
     from typing import Any
 
-    from cjm_worker_ext.backends.codec_adapters import Codec
     from cjm_worker_ext.backends.worker_async import AsyncJobs
     from cjm_worker_ext.backends.worker_batch import Batches
 else:  # what the two are made of: the rest of them, and `re` and `enum`, is a quarter of a worker's start
     import _pickle as pickle
     import _signal as signal
+
+    Any = object
 
 # %% auto #0
 __all__ = ['F_SETSIG', 'arm_lifeline', 'is_readable', 'in_main_thread', 'Channel', 'ValueWriter', 'too_large', 'Outbox',

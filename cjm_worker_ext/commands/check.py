@@ -13,10 +13,11 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -36,9 +37,6 @@ from cjm_worker_ext.extensions.contracts import (
     check_contracts,
 )
 from cjm_worker_ext.extensions.store_contracts import JobStoreSuite
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
 
 # %% auto #0
 __all__ = ['SUITES', 'CannotCheck', 'Target', 'find_target', 'Check', 'check_target', 'show_check', 'main']

@@ -12,14 +12,16 @@ import re
 import signal
 import time
 from collections import Counter
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from itertools import islice
 
 from cjm_worker_ext.plugins import JobContext
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a worker starts faster without `typing`
-    from collections.abc import Generator, Iterator, Mapping, Sequence
     from typing import Any
+else:
+    Any = object
 
 # %% auto #0
 __all__ = ['SNIFFED', 'SKIPPED_FOLDERS', 'BLOCK', 'encoding_of', 'find_files', 'FileReader', 'WordCount', 'lines_with', 'Search',

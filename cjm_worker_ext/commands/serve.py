@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 from urllib.parse import urlencode
 
 import python_multipart as _multipart  # noqa: F401  # pyright: ignore[reportUnusedImport]  # Starlette's forms need it
@@ -30,6 +30,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
+from starlette.types import Message, Receive, Scope, Send
 
 from cjm_worker_ext.commands.terminal import command_parser, require_long_secret
 from cjm_worker_ext.config import WorkerConfig
@@ -40,9 +41,6 @@ from cjm_worker_ext.integrations.monitor_page import Html, element
 from cjm_worker_ext.integrations.resources import ProcessResourceManager
 from cjm_worker_ext.integrations.sse import SSEBroadcaster
 from cjm_worker_ext.manager import BaseJobManager
-
-if TYPE_CHECKING:
-    from starlette.types import Message, Receive, Scope, Send
 
 # %% auto #0
 __all__ = ['PLUGINS', 'UPLOAD_LIMIT', 'FORM_LIMIT', 'PARAMETERS', 'UPLOADS', 'start_form', 'SecretRequired', 'TooLarge',

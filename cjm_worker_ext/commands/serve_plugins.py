@@ -5,13 +5,16 @@
 # %% ../../nbs/12_commands/07_serve_plugins.ipynb #cabc504e
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 from cjm_worker_ext.commands.demo_plugins import Search, WordCount, find_files
 from cjm_worker_ext.plugins import JobContext
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a worker starts faster without `typing`
-    from collections.abc import Iterator, Mapping
     from typing import Any
+else:
+    Any = object
 
 # %% auto #0
 __all__ = ['texts_at', 'CountWords', 'SearchText']

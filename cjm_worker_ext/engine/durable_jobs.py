@@ -17,7 +17,6 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 from cjm_worker_ext.backends.base import PluginEntry
-from cjm_worker_ext.config import Retry
 from cjm_worker_ext.engine.chunk_log import ChunkLog
 from cjm_worker_ext.engine.job_book import JobBook, JobRecord
 from cjm_worker_ext.engine.job_endings import JobEndings
@@ -30,6 +29,7 @@ from cjm_worker_ext.extensions.channels import EventChannelProtocol
 from cjm_worker_ext.extensions.stores import HoldsJobs, JobStoreProtocol, Payload, StoredJob
 from cjm_worker_ext.jobs import BaseJob, JobStatus, utc_now
 from cjm_worker_ext.plugins import describe_error
+from cjm_worker_ext.policies import Retry
 from cjm_worker_ext.stores.journal import Done, JobJournal
 from cjm_worker_ext.stores.rows import Rows, clean
 

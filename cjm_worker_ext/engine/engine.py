@@ -13,8 +13,9 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any
 
+import cjm_worker_ext
 from cjm_worker_ext.backends.base import (
     Answer,
     Backend,
@@ -25,7 +26,6 @@ from cjm_worker_ext.backends.base import (
     JobOrder,
     LoggedRecord,
     Lost,
-    NodeState,
     Place,
     PluginEntry,
     Raised,
@@ -33,7 +33,7 @@ from cjm_worker_ext.backends.base import (
     SendsAhead,
     WorkerExit,
 )
-from cjm_worker_ext.config import Recycle, WorkerConfig
+from cjm_worker_ext.config import WorkerConfig
 from cjm_worker_ext.engine.job_book import JobBook, JobRecord
 from cjm_worker_ext.engine.job_endings import JobEndings, why_exhausted
 from cjm_worker_ext.engine.scheduler import (
@@ -62,13 +62,11 @@ from cjm_worker_ext.events.plugin_logging import hand_on
 from cjm_worker_ext.jobs import BaseJob, JobStatus
 
 if TYPE_CHECKING:
-    from cjm_worker_ext.engine.chunk_log import ChunkLog
     from cjm_worker_ext.engine.durable_jobs import DurableJobs
     from cjm_worker_ext.engine.stall_watch import StallWatch
-    from cjm_worker_ext.hooks import Hooks
 
 # %% auto #0
-__all__ = ['Timers', 'Inbox', 'PluginChange', 'WorkerInfo', 'ManagerHealth', 'no_health', 'Engine']
+__all__ = ['Timers', 'Inbox', 'PluginChange', 'Engine']
 
 # %% ../../nbs/07_engine/06_engine.ipynb #3662cd51
 logger = logging.getLogger(__name__)
@@ -162,57 +160,6 @@ class PluginChange:
         elif isinstance(answer, Lost):
             self.end(answer.error)
 
-
-class WorkerInfo(NamedTuple):
-    "What is known of one worker process."
-
-    pid: int
-    status: str  # `starting`, `idle`, `running` or `stopping`
-    job_id: str | None  # The job that it runs; of several, the one that came first
-    plugin_ids: tuple[str, ...]  # Loaded plugins
-    started_at: str  # ISO 8601, UTC
-    job_ids: tuple[str, ...] = ()  # All jobs that it runs
-    device: str | None = None  # The card that it was given, for example `GPU 0`; None: none
-    node: str | None = None  # The machine, for example `gpu1:7000`; None: this one
-    lane: str | None = None  # The lane; None: the default one
-
-
-class ManagerHealth(TypedDict):
-    "How a manager is; JSON-serialisable."
-
-    worker_type: str
-    state: str  # `open`, `draining` or `closed`
-    workers: dict[str, int]  # How many are `starting`, `idle`, `running` and `stopping`
-    running: int  # Jobs on a worker
-    queue_length: int  # Jobs that are pending
-    queue_full: bool  # Whether a new job would raise `QueueFull`
-    can_start_workers: bool  # False once too many starts in a row have failed
-    held_plugins: dict[str, str]  # Plugins that get no worker now: by id, why
-    last_crash: dict[str, Any] | None  # Of a worker: `at`, `pid`, `exitcode`, and `reason` in words
-    store_trouble: str | None  # Why the job store does not work now, so that new jobs are refused; None: it does
-    waits_for: (
-        str | None
-    )  # Why a worker cannot start now, for example because no machine has a free card; None: none waits
-    nodes: list[dict[str, Any]]  # Other machines that run workers, each as `NodeState.facts`
-
-
-def no_health(worker_type: str, state: str) -> ManagerHealth:
-    "The health of a manager of which nobody has asked anything."
-    return {
-        "worker_type": worker_type,
-        "state": state,
-        "workers": dict.fromkeys(("starting", "idle", "running", "stopping"), 0),
-        "running": 0,
-        "queue_length": 0,
-        "queue_full": False,
-        "can_start_workers": True,
-        "held_plugins": {},
-        "last_crash": None,
-        "store_trouble": None,
-        "waits_for": None,
-        "nodes": [],
-    }
-
 # %% ../../nbs/07_engine/06_engine.ipynb #710fc4b0
 class Engine:
     "Runs jobs; lives on the event loop that made it. Implements `backends.base.BackendHost`."
@@ -225,18 +172,19 @@ class Engine:
 
     def __init__(
         self,
-        hooks: Hooks,  # The app's
+        hooks: cjm_worker_ext.Hooks,  # The app's
         config: WorkerConfig,  # How many workers, and how they are treated
         job_events: JobEvents,  # Is told what happens
         failures: FailureLog,  # Logs what goes wrong in hooks
         make_backend: Callable[[BackendHost], Backend],  # Makes the backend, with this engine as its host
         jobs: JobBook | None = None,  # The book of an earlier engine of the same manager; None: a new one
-        recycle: Recycle | None = None,  # When a worker is replaced; None: the default
+        recycle: cjm_worker_ext.Recycle | None = None,  # When a worker is replaced; None: the default
         hears_ends: bool = True,  # Whether the app has an `on_job_ended`
-        make_durable: Callable[[Engine], DurableJobs] | None = None,  # Keeps jobs in a store; None: there is none
+        make_durable: Callable[[Engine], cjm_worker_ext.DurableJobs]
+        | None = None,  # Keeps jobs in a store; None: there is none
     ) -> None:
         self.hooks, self.config, self.job_events = hooks, config, job_events
-        self.recycle = recycle or Recycle()
+        self.recycle = recycle
         self.scheduler = Scheduler(config, self.recycle)
         self.jobs = jobs or JobBook(config.max_finished_jobs, config.max_finished_bytes)
         self.endings = JobEndings(hooks, config, self.jobs, job_events, failures, hears_ends)
@@ -333,23 +281,25 @@ class Engine:
         "Say whether a plugin is loaded."
         return bool(self.scheduler.workers.with_plugin(plugin_id))
 
-    def worker_infos(self) -> list[WorkerInfo]:
+    def worker_infos(self) -> list[cjm_worker_ext.WorkerInfo]:
         "What each worker does now."
-        infos: list[WorkerInfo] = []
+        infos: list[cjm_worker_ext.WorkerInfo] = []
         for number, place in self.places.items():
             if (worker := self.scheduler.workers.all.get(number)) is not None:
                 ids = tuple(record.job.id for record in self._begun_on(number))
                 infos.append(
-                    WorkerInfo(
+                    cjm_worker_ext.WorkerInfo(
                         place.pid, worker.status, ids[0] if ids else None, tuple(worker.loaded), place.started_at,
                         ids, place.device, place.node, worker.lane or None,
                     )
                 )  # fmt: skip
         return infos
 
-    def health(self, state: str, admissions: int) -> ManagerHealth:
+    def health(self, state: str, admissions: int) -> cjm_worker_ext.ManagerHealth:
         "How many workers and jobs there are, and what is wrong. Reads copies only, so any thread may call it."
         scheduler, jobs = self.scheduler, list(self.jobs.live.values())
+        from cjm_worker_ext.reports import no_health  # an app may never ask
+
         health = no_health(self.job_events.worker_type, state)
         for worker in list(scheduler.workers.all.values()):
             health["workers"][worker.status] += 1
@@ -372,15 +322,13 @@ class Engine:
         "Why a worker cannot start now; of several, the one that has waited for the longest time."
         return next(iter(list(self._why_waiting.values())), None)
 
-    def node_states(self) -> list[NodeState]:
+    def node_states(self) -> list[cjm_worker_ext.NodeState]:
         "The other machines that run workers."
         return self.backend.node_states() if isinstance(self.backend, HasNodes) else []
 
-    def log_of(self, record: JobRecord) -> ChunkLog:
+    def log_of(self, record: JobRecord) -> cjm_worker_ext.ChunkLog:
         "The chunks of a job; a reader that is too far behind pauses the job."
         if record.chunks is None:
-            from cjm_worker_ext.engine.chunk_log import ChunkLog  # only a stream needs it
-
             task = record.task
 
             def pause(paused: bool) -> None:
@@ -390,7 +338,7 @@ class Engine:
                     self.stalls.hold(task.number, paused)
 
             config = self.config
-            record.chunks = ChunkLog(
+            record.chunks = cjm_worker_ext.ChunkLog(
                 config.max_buffered_chunks, pause, config.max_buffered_bytes, config.reader_timeout_seconds
             )
             if record.ended:
@@ -840,7 +788,7 @@ class Engine:
                 self.job_events.plugin_unloaded(task.entry, self.places[worker])
         if isinstance(answer, Raised):
             category = answer.error.category
-            if found := self.recycle.error_that_counts(answer.error.words):
+            if found := (self.recycle or cjm_worker_ext.Recycle()).error_that_counts(answer.error.words):
                 self.inbox.put(self.scheduler.retire(worker, f"after an error with {found!r} it cannot go on"))
         self.inbox.put(self.scheduler.answered(worker, task_number, kind is Interrupted, kind is Raised, category))
 

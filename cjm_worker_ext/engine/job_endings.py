@@ -9,8 +9,9 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import cjm_worker_ext
 from cjm_worker_ext.backends.base import NEVER_STARTED, Answer, Lost, Raised, RemoteError, Returned
 from cjm_worker_ext.config import WorkerConfig
 from cjm_worker_ext.engine.job_book import JobBook, JobRecord
@@ -27,9 +28,6 @@ from cjm_worker_ext.events.failure_log import FailureLog
 from cjm_worker_ext.events.job_events import JobEvents
 from cjm_worker_ext.jobs import BaseJob, JobStatus
 from cjm_worker_ext.plugins import describe_error
-
-if TYPE_CHECKING:
-    from cjm_worker_ext.hooks import Hooks
 
 # %% auto #0
 __all__ = ['explain', 'why_exhausted', 'JobEndings']
@@ -73,7 +71,7 @@ class JobEndings:
 
     def __init__(
         self,
-        hooks: Hooks,  # The app's
+        hooks: cjm_worker_ext.Hooks,  # The app's
         config: WorkerConfig,  # The manager's
         jobs: JobBook,  # Where ended jobs go
         job_events: JobEvents,  # Who tells of it

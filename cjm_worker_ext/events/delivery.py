@@ -15,13 +15,11 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import cjm_worker_ext
 from cjm_worker_ext.events.failure_log import FailureLog
 from cjm_worker_ext.jobs import utc_now
-
-if TYPE_CHECKING:
-    from cjm_worker_ext.extensions.protocols import EventBroadcasterProtocol, ResourceManagerProtocol
 
 # %% auto #0
 __all__ = ['CallThread', 'EventQueue', 'ResourceQueue']
@@ -112,7 +110,8 @@ class EventQueue:
     def __init__(
         self,
         worker_type: str,  # Of the manager; part of each event
-        broadcaster: EventBroadcasterProtocol | None,  # None: events are made for nobody, so they are not made
+        broadcaster: cjm_worker_ext.EventBroadcasterProtocol
+        | None,  # None: events are made for nobody, so they are not made
         failures: FailureLog,  # Where failures go
     ) -> None:
         self.worker_type, self.broadcaster, self._failures = worker_type, broadcaster, failures
@@ -237,7 +236,7 @@ class ResourceQueue:
 
     def __init__(
         self,
-        resource_manager: ResourceManagerProtocol | None,  # None: nothing is called
+        resource_manager: cjm_worker_ext.ResourceManagerProtocol | None,  # None: nothing is called
         failures: FailureLog,  # Where failures go
     ) -> None:
         self._manager, self._failures = resource_manager, failures

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import unittest
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from cjm_worker_ext.extensions.contracts import (
     BroadcasterSuite,
@@ -22,9 +23,6 @@ from cjm_worker_ext.extensions.contracts import (
     not_judged,
 )
 from cjm_worker_ext.extensions.store_contracts import JobStoreSuite
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 # %% auto #0
 __all__ = ['with_tests', 'RegistryTests', 'ResourceManagerTests', 'BroadcasterTests', 'JobStoreTests', 'ChannelTests']

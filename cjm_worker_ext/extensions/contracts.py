@@ -12,10 +12,10 @@ import functools
 import inspect
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from cjm_worker_ext.errors import WorkerExtError
 from cjm_worker_ext.extensions.channels import EventChannelProtocol
@@ -25,9 +25,6 @@ from cjm_worker_ext.extensions.protocols import (
     PluginRegistryProtocol,
     ResourceManagerProtocol,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Generator, Iterator
 
 # %% auto #0
 __all__ = ['FIRST_PID', 'Verdict', 'Report', 'BrokenContract', 'NotApplicable', 'Contract', 'ContractSuite', 'judge_contract',

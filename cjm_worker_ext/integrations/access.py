@@ -10,7 +10,7 @@ import logging
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import cast
 from urllib.parse import urlsplit
 
 from cjm_worker_ext.errors import ConfigError
@@ -18,11 +18,10 @@ from cjm_worker_ext.errors import ConfigError
 try:
     from starlette.requests import Request
     from starlette.responses import PlainTextResponse
+    from starlette.types import Receive, Scope, Send
 except ImportError as e:
     raise ImportError(f"{__name__} needs {e.name}: pip install 'cjm-worker-ext[sse]'") from e
 
-if TYPE_CHECKING:
-    from starlette.types import Receive, Scope, Send
 
 logger = logging.getLogger(__name__)
 

@@ -8,13 +8,11 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cjm_worker_ext.errors import ConfigError, WorkerExtError
-
-if TYPE_CHECKING:
-    from cjm_worker_ext.engine.engine import ManagerHealth
-    from cjm_worker_ext.manager import BaseJobManager
+from cjm_worker_ext.manager import BaseJobManager
+from cjm_worker_ext.reports import ManagerHealth
 
 logger = logging.getLogger(__name__)
 

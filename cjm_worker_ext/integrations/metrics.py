@@ -34,6 +34,8 @@ except ImportError as e:
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import CallbackOptions, Meter, Observation
+else:  # an app that has Prometheus alone does not load it
+    CallbackOptions = Meter = Observation = object
 
 logger = logging.getLogger(__name__)
 

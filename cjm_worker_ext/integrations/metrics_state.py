@@ -12,10 +12,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-if TYPE_CHECKING:
-    from cjm_worker_ext.integrations.resources import Snapshot
+import cjm_worker_ext
 
 # %% auto #0
 __all__ = ['METRICS', 'Labels', 'Metric', 'Sink', 'exit_reason', 'BoundedNames', 'JobFigures', 'HasSnapshot', 'HasClients',
@@ -271,7 +270,7 @@ class JobFigures:
 class HasSnapshot(Protocol):
     "What is read of a resource manager, for example a `ProcessResourceManager`."
 
-    def snapshot(self) -> Snapshot: ...
+    def snapshot(self) -> cjm_worker_ext.Snapshot: ...
 
 
 class HasClients(Protocol):
@@ -282,7 +281,7 @@ class HasClients(Protocol):
 
 
 def memory_gauges(
-    snapshot: Snapshot,  # As `ProcessResourceManager.snapshot` returns it
+    snapshot: cjm_worker_ext.Snapshot,  # As `ProcessResourceManager.snapshot` returns it
 ) -> list[tuple[str, Labels, float]]:  # As of `JobFigures.gauges`; what is unknown is left out
     "Add up the memory of workers by worker type, and tell the memory of each card."
     totals: Counter[tuple[str, Labels]] = Counter()

@@ -12,18 +12,21 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 from urllib.parse import parse_qsl, urlencode
 
 from cjm_worker_ext.errors import ConfigError, ManagerClosed, StoreFailed, UnknownJob, WorkerExtError
-from cjm_worker_ext.extensions.stores import JobFilter
+from cjm_worker_ext.extensions.stores import JobFilter, StoredJob
+from cjm_worker_ext.integrations.resources import ProcessResourceManager
 from cjm_worker_ext.jobs import BaseJob, JobStatus, utc_now
+from cjm_worker_ext.manager import BaseJobManager
 
 try:
     from starlette.exceptions import HTTPException
     from starlette.requests import Request
     from starlette.responses import PlainTextResponse, RedirectResponse, Response
     from starlette.routing import Route, Router
+    from starlette.types import Message, Receive, Scope, Send
 except ImportError as e:
     raise ImportError(f"{__name__} needs {e.name}: pip install 'cjm-worker-ext[monitor]'") from e
 
@@ -49,13 +52,6 @@ from cjm_worker_ext.integrations.monitor_state import (
 )
 from cjm_worker_ext.integrations.sse import SSEBroadcaster, identify
 from cjm_worker_ext.integrations.sse_encoder import to_json
-
-if TYPE_CHECKING:
-    from starlette.types import Message, Receive, Scope, Send
-
-    from cjm_worker_ext.extensions.stores import StoredJob
-    from cjm_worker_ext.integrations.resources import ProcessResourceManager
-    from cjm_worker_ext.manager import BaseJobManager
 
 logger = logging.getLogger(__name__)
 

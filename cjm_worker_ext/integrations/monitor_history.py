@@ -7,15 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime, timedelta
-from typing import TYPE_CHECKING, NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict
 from urllib.parse import urlencode
 
 from cjm_worker_ext.extensions.stores import JobFilter, StoredJob
 from cjm_worker_ext.integrations.monitor_page import Html, action_form, duration_text, element, head
-from cjm_worker_ext.jobs import JobStatus
-
-if TYPE_CHECKING:
-    from cjm_worker_ext.jobs import BaseJob
+from cjm_worker_ext.jobs import BaseJob, JobStatus
 
 # %% auto #0
 __all__ = ['FIELDS', 'HistoryQuery', 'read_query', 'HistoryRow', 'history_row', 'history_card', 'history_details', 'History',

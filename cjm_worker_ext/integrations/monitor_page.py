@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import html
 from datetime import datetime
-from typing import TYPE_CHECKING, TypedDict
+from typing import TypedDict
 
-if TYPE_CHECKING:
-    from cjm_worker_ext.integrations.monitor_state import CardRow, JobKey, JobRow, NodeRow, WorkerRow
+from cjm_worker_ext.integrations.monitor_state import CardRow, JobKey, JobRow, NodeRow, WorkerRow
 
 # %% auto #0
 __all__ = ['VOID', 'LATE', 'Html', 'element', 'duration_text', 'when_text', 'action_form', 'job_card', 'worker_card', 'gpu_line',

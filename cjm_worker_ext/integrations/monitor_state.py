@@ -9,16 +9,13 @@ import itertools
 import json
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, cast
+from typing import Any, NamedTuple, TypedDict, cast
 
+from cjm_worker_ext.integrations.resources import ProcessResourceManager
+from cjm_worker_ext.integrations.resources_gpu import GpuUsage
 from cjm_worker_ext.jobs import BaseJob, JobStatus, to_jsonable
-
-if TYPE_CHECKING:
-    from cjm_worker_ext.backends.base import CardState, NodeState
-    from cjm_worker_ext.engine.engine import WorkerInfo
-    from cjm_worker_ext.integrations.resources import ProcessResourceManager
-    from cjm_worker_ext.integrations.resources_gpu import GpuUsage
-    from cjm_worker_ext.manager import BaseJobManager
+from cjm_worker_ext.manager import BaseJobManager
+from cjm_worker_ext.reports import CardState, NodeState, WorkerInfo
 
 # %% auto #0
 __all__ = ['TEXT_LIMIT', 'Rule', 'CHART_SECONDS', 'text_of', 'shortened', 'JobKey', 'JobRow', 'job_row', 'JobDetails',

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from cjm_worker_ext.backends.base import NodeState, RemoteUsage
 from cjm_worker_ext.errors import ConfigError
 from cjm_worker_ext.integrations.resources_gpu import GpuReader, GpuReading, GpuUsage
 from cjm_worker_ext.integrations.resources_limits import CpuRoom, MemoryRoom, cpu_room, memory_room
 from cjm_worker_ext.integrations.resources_processes import UNREADABLE, ProcessTrees, TreeUsage, is_alive, measure
+from cjm_worker_ext.reports import NodeState, RemoteUsage
 
 try:
     import psutil

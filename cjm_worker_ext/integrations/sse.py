@@ -17,9 +17,11 @@ import secrets
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cjm_worker_ext.errors import ConfigError, WrongLoop
+from cjm_worker_ext.events.channel_feed import ChannelFeed
+from cjm_worker_ext.extensions.channels import ChannelPage, EventChannelProtocol
 from cjm_worker_ext.integrations.access import Access
 from cjm_worker_ext.integrations.sse_encoder import (
     check_event_type,
@@ -53,14 +55,10 @@ try:
     from starlette.exceptions import HTTPException
     from starlette.requests import Request
     from starlette.responses import PlainTextResponse, Response
+    from starlette.types import Receive, Scope, Send
 except ImportError as e:
     raise ImportError(f"{__name__} needs {e.name}: pip install 'cjm-worker-ext[sse]'") from e
 
-if TYPE_CHECKING:
-    from starlette.types import Receive, Scope, Send
-
-    from cjm_worker_ext.events.channel_feed import ChannelFeed
-    from cjm_worker_ext.extensions.channels import ChannelPage, EventChannelProtocol
 
 logger = logging.getLogger(__name__)
 

@@ -7,22 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 from weakref import finalize, ref
 
+from cjm_worker_ext.backends.base import Backend, BackendFactory, BackendHost, JobOrder, WorkerSetup
+from cjm_worker_ext.config import WorkerConfig
 from cjm_worker_ext.errors import ConfigError
 from cjm_worker_ext.integrations.tracing_worker import TRACE, TracedPluginManager
+from cjm_worker_ext.jobs import BaseJob
+from cjm_worker_ext.manager import BaseJobManager
 
 try:
     from opentelemetry import propagate, trace
 except ImportError as e:
     raise ImportError(f"{__name__} needs {e.name}: pip install 'cjm-worker-ext[metrics]'") from e
-
-if TYPE_CHECKING:
-    from cjm_worker_ext.backends.base import Backend, BackendFactory, BackendHost, JobOrder, WorkerSetup
-    from cjm_worker_ext.config import WorkerConfig
-    from cjm_worker_ext.jobs import BaseJob
-    from cjm_worker_ext.manager import BaseJobManager
 
 # %% auto #0
 __all__ = ['trace_jobs']

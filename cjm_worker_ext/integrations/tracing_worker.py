@@ -6,15 +6,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import AsyncIterator, Generator, Mapping, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
 
 from cjm_worker_ext.plugins import PluginManager, describe_error, resolve_target
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a worker starts faster without `typing`
-    from collections.abc import AsyncIterator, Generator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from typing import Any
+else:
+    Any = object
 
 # %% auto #0
 __all__ = ['TRACE', 'Spans', 'TracedPluginManager']

@@ -14,10 +14,11 @@ from typing import Any
 
 from cjm_worker_ext.backends.codec import decode, encode
 from cjm_worker_ext.backends.codec_adapters import Allowed, codecs_by_type, resolve_codecs, type_of
-from cjm_worker_ext.config import Retry, WorkerConfig
+from cjm_worker_ext.config import WorkerConfig
 from cjm_worker_ext.errors import NotSerializable, RefusedType
 from cjm_worker_ext.extensions.stores import Payload, StoredJob
 from cjm_worker_ext.jobs import BaseJob, JobStatus, utc_now
+from cjm_worker_ext.policies import Retry
 
 # %% auto #0
 __all__ = ['MOST_DEPTH', 'LONG', 'is_json', 'clean', 'Rows']

@@ -25,8 +25,8 @@ from chaos_plan import JobPlan, RoundPlan, StrikePlan
 from harness import Ticker, is_alive, targets, until
 
 from cjm_worker_ext import BaseJob, BaseJobManager, WorkerConfig
-from cjm_worker_ext.config import Recycle
 from cjm_worker_ext.errors import ManagerClosed, PluginError, PluginLoadError
+from cjm_worker_ext.policies import Recycle
 
 OURS = (
     "mix", "block", "array", "verses", "Configured", "SlowUnload", "leave_children", "hang_with_child", "Together", "Batched",

@@ -14,7 +14,7 @@ from durable_lives import config
 
 from cjm_worker_ext import BaseJobManager
 from cjm_worker_ext.commands.jobs import store_at
-from cjm_worker_ext.config import Retry
+from cjm_worker_ext.policies import Retry
 
 PLUGINS = {name: f"durable_plugins:{name}" for name in ("add", "tell")}
 

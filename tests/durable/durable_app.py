@@ -15,8 +15,8 @@ from durable_plugins import note
 
 from cjm_worker_ext import BaseJobManager, WorkerConfig
 from cjm_worker_ext.commands.jobs import store_at
-from cjm_worker_ext.config import Retry
 from cjm_worker_ext.extensions.stores import JobFilter
+from cjm_worker_ext.policies import Retry
 
 LOST = Retry(attempts=5, on=("lost", "crashed", "transient"), delay_seconds=0.01)
 

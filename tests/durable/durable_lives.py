@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 from cjm_worker_ext import BaseJobManager, WorkerConfig
 from cjm_worker_ext.commands.jobs import store_at
-from cjm_worker_ext.config import Retry
+from cjm_worker_ext.policies import Retry
 
 PLUGINS = {name: f"durable_plugins:{name}" for name in ("add", "wait", "fail_at_first")}
 LOST = Retry(3, on=("lost",), delay_seconds=0)

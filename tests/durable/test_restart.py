@@ -15,8 +15,8 @@ from harness import on_loop, until
 
 from cjm_worker_ext import BaseJobManager
 from cjm_worker_ext.commands.jobs import store_at
-from cjm_worker_ext.config import Retry
 from cjm_worker_ext.errors import DuplicateJob, ManagerClosed, NotSerializable
+from cjm_worker_ext.policies import Retry
 from cjm_worker_ext.stores.journal import JobJournal
 from cjm_worker_ext.stores.sqlite import SQLiteJobStore
 

@@ -9,7 +9,7 @@ import time
 import psutil
 
 from cjm_worker_ext import BaseJobManager, WorkerConfig
-from cjm_worker_ext.config import Recycle
+from cjm_worker_ext.policies import Recycle
 
 MIB = 1 << 20
 LEAK_KIB = 1024  # What a job leaks
