@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/init.ipynb #d014bb96
+# %% ../nbs/init.ipynb #2593b357
 __version__ = "0.1.0"  # As in settings.ini; app and workers compare it, so to read it must cost nothing
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a worker starts faster without `typing`
@@ -28,8 +28,9 @@ if TYPE_CHECKING:  # a worker starts faster without `typing`
     from cjm_worker_ext.manager import BaseJobManager
     from cjm_worker_ext.policies import Lane, Recycle, Retry
     from cjm_worker_ext.reports import ManagerHealth, NodeState, WorkerInfo
+    from cjm_worker_ext.testing import InProcess as InProcess
 
-# %% ../nbs/init.ipynb #939d51ea
+# %% ../nbs/init.ipynb #cc0edd1f
 _names_of = {
     "blocking": ("BlockingManager",),
     "config": ("RestartPolicy", "WorkerConfig"),
@@ -47,6 +48,7 @@ _names_of = {
     "engine.durable_jobs": ("DurableJobs",),
     "hooks": ("Hooks",),
     "integrations.resources": ("Snapshot",),
+    "testing": ("InProcess",),
 }
 _module_of = {name: module for module, names in _names_of.items() for name in names}
 __all__ = [
