@@ -17,7 +17,7 @@ from harness import holdings, is_alive, targets, until_now
 
 from cjm_worker_ext import BaseJobManager, WorkerConfig
 from cjm_worker_ext.blocking import BlockingManager
-from cjm_worker_ext.engine.plugin_resolver import RegistryClient
+from cjm_worker_ext.engine.registry_client import RegistryClient
 from cjm_worker_ext.errors import ManagerClosed, StreamGap, UnknownJob, UnknownPlugin
 
 pytestmark = pytest.mark.filterwarnings("error")
