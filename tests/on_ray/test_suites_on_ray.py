@@ -11,6 +11,7 @@ from test_streams import *  # noqa: F403
 pytestmark = pytest.mark.usefixtures("on_ray")
 
 
-# These two are about workers without a way between: tests/agents/test_suites_over_agent.py says why.
+# These are about workers without a way between: tests/agents/test_suites_over_agent.py says why.
+del test_only_the_answers_of_batches_may_take_a_longer_turn_of_the_loop  # noqa: F821
 del test_shared_memory_is_used_again_and_given_back  # noqa: F821
 del test_a_worker_killed_from_outside  # noqa: F821
