@@ -407,7 +407,7 @@ def _end_soon(loop: asyncio.AbstractEventLoop, guard: AsyncGenerator[None]) -> N
     else:
         loop.call_soon_threadsafe(lambda: _step(guard.aclose()))
 
-# %% ../nbs/08_manager.ipynb #3ffe8620
+# %% ../nbs/08_manager.ipynb #a0260c1f
 class BaseJobManager:
     """Runs jobs of plugins in worker processes.
 
@@ -620,7 +620,8 @@ class BaseJobManager:
     ) -> BaseJob:  # Pending
         """Start a job with options, and return at once.
 
-        With a job store it returns when the job is committed there. Raises `UnknownPlugin`, `NotSerializable` for a
+        With a job store it returns when the job is committed there; if the caller is cancelled before, the job does not
+        run, and ends as cancelled if the store has it. Raises `UnknownPlugin`, `NotSerializable` for a
         plugin that cannot be sent or parameters that cannot be stored, `QueueFull`, `DuplicateJob`, `StoreFailed`,
         `ConfigError` for a bad option, `ManagerClosed` after `shutdown`, and what a registry refuses with; then no job
         was made. Whatever goes wrong later is the job's.

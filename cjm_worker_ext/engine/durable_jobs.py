@@ -256,7 +256,7 @@ class Held:
     is_written: bool = False
     done: Done | None = None  # A worker is there, and waits until it is written
 
-# %% ../../nbs/07_engine/05c_durable_jobs.ipynb #a27d1a7c
+# %% ../../nbs/07_engine/05c_durable_jobs.ipynb #700a4122
 class DurableJobs:
     """Keeps the jobs of one engine in a store; lives on its event loop. Implements `stores.journal.JournalHost`.
 
@@ -406,19 +406,41 @@ class DurableJobs:
             row = row.changed(**self.rows.running(self.journal.owner, 1, None))
         record.row = row
         try:
-            found = await self.journal.add(row)
-            if found is None and row is not before:
-                self.held[record.task.number] = Held(record, before, monotonic(), is_written=True)
+            found = await self.journal.add(row, partial(self._on_left, record, before))
+            if found is None:
+                self._has_stored(record, before)
         finally:
-            del self.adding[job_id]
-            if row is not before:
-                self._at_once.discard(job_id)
-                self._let_go(record)
-        if self.is_behind and self.runs_jobs and found is None:
+            if job_id not in self.journal.left:  # else `_on_left` follows
+                self._is_settled(record)
+        return found
+
+    def _has_stored(self, record: DurableRecord, before: StoredJob) -> None:
+        "A new job is in the store."
+        if record.row is not before:
+            self.held[record.task.number] = Held(record, before, monotonic(), is_written=True)
+        if self.is_behind and self.runs_jobs:
             record.late = late = LateRow(record, self.rows, self.journal.owner, record.row.params, record.row.metadata)
             late.state = late.given = record.row
             late.was, record.row = "pending", NO_ROW
-        return found
+
+    def _is_settled(self, record: DurableRecord) -> None:
+        if self.adding.pop(record.job.id, None) is not None and record.job.id in self._at_once:
+            self._at_once.discard(record.job.id)
+            self._let_go(record)
+
+    def _on_left(self, record: DurableRecord, before: StoredJob, refused: str | None, error: Exception | None) -> None:
+        "A new job was settled after its caller had gone: if it is in the store, it ends there as cancelled."
+        if refused is None and error is None:
+            self._has_stored(record, before)
+            self.jobs.add(record)
+            if self.job_events.is_heard:
+                self.job_events.job_queued(record.job, self._load()[0])
+            self._end_as(record, JobStatus.CANCELLED)
+        self._is_settled(record)
+
+    def on_unwanted(self, job_id: str) -> None:
+        "Nobody wants a job that another process has."
+        self.ask(job_id, "cancel")
 
     def _may_begin_at_once(self, record: DurableRecord) -> bool:
         "Whether a worker waits for a new job, so that one commit is enough for both: that it is there and that it runs."
