@@ -407,7 +407,7 @@ def _end_soon(loop: asyncio.AbstractEventLoop, guard: AsyncGenerator[None]) -> N
     else:
         loop.call_soon_threadsafe(lambda: _step(guard.aclose()))
 
-# %% ../nbs/08_manager.ipynb #a0260c1f
+# %% ../nbs/08_manager.ipynb #a0604c28
 class BaseJobManager:
     """Runs jobs of plugins in worker processes.
 
@@ -763,7 +763,10 @@ class BaseJobManager:
         *,
         progress: Progress | None = None,  # Shows how many jobs were read, for example `tqdm.tqdm`
     ) -> AsyncIterator[BaseJob]:  # Each in its final state
-        "Iterate over jobs as they end, those first that have ended already; raises `UnknownJob`."
+        """Iterate over jobs as they end, those first that have ended already; raises `UnknownJob`.
+
+        If a shutdown leaves some of them in a store, `ManagerClosed` is raised after the others.
+        """
         from cjm_worker_ext.engine.job_groups import JobGroup, with_progress
 
         engine = self._enter()
@@ -807,8 +810,8 @@ class BaseJobManager:
     ) -> BaseJob:  # In its final state
         """Wait until a job has ended; a failed job raises nothing here.
 
-        Raises `UnknownJob`, and `TimeoutError` if the job has not ended after `timeout`; the job continues then. A
-        stream of the job that this task reads does not hold the job up meanwhile.
+        Raises `UnknownJob`, and `TimeoutError` if the job has not ended after `timeout`; the job continues then. With a
+        store it raises `ManagerClosed` for a job that a shutdown leaves there. A stream of the job that this task reads does not hold the job up meanwhile.
         """
         engine = self._enter()
         if isinstance(job, BaseJob) and job.status.is_final:  # the book may have forgotten it
