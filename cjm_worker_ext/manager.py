@@ -407,7 +407,7 @@ def _end_soon(loop: asyncio.AbstractEventLoop, guard: AsyncGenerator[None]) -> N
     else:
         loop.call_soon_threadsafe(lambda: _step(guard.aclose()))
 
-# %% ../nbs/08_manager.ipynb #a0604c28
+# %% ../nbs/08_manager.ipynb #2c26ea2c
 class BaseJobManager:
     """Runs jobs of plugins in worker processes.
 
@@ -1284,8 +1284,11 @@ class BaseJobManager:
 
         def make_job(plugin_id: str, params: dict[str, Any]) -> BaseJob:
             job: BaseJob = manager.create_job(plugin_id, params)
-            job._manager = manager  # pyright: ignore[reportPrivateUsage]
+            own(job)
             return job
+
+        def own(job: BaseJob) -> None:
+            job._manager = manager  # pyright: ignore[reportPrivateUsage]
 
         def accept(record: JobRecord) -> None:
             if admissions.needed:
@@ -1318,7 +1321,7 @@ class BaseJobManager:
 
         maker = RecordMaker(
             Rows(self.worker_type, config), self._resolver, engine.prepare, make_job, engine.next_number,
-            config.output_tail_lines,
+            config.output_tail_lines, own,
         )  # fmt: skip
         return DurableJobs(
             self.job_store, maker, engine.jobs, engine.endings, engine.job_events, accept,

@@ -214,7 +214,7 @@ class Add:
         else:
             self.future.set_result(refused)
 
-# %% ../../nbs/05b_stores/04_journal.ipynb #27af122e
+# %% ../../nbs/05b_stores/04_journal.ipynb #001b733d
 class JobJournal:
     """Writes to a store for one manager, in a thread of its own; its methods are called on one event loop.
 
@@ -670,12 +670,19 @@ class JobJournal:
 
     def _deliver(self) -> None:
         self._delivers, self._in_calls = False, True
-        while self._calls:
-            function, arguments = self._calls.popleft()
-            try:
-                function(*arguments)
-            except Exception:
-                logger.exception("job store: a call after a commit failed")
-        self._in_calls = False
-        if self._closing:
-            self._waiting.signal()  # the thread waits for this before it ends
+        try:
+            while self._calls:
+                function, arguments = self._calls.popleft()
+                try:
+                    function(*arguments)
+                except (KeyboardInterrupt, SystemExit):
+                    raise
+                except (
+                    BaseException
+                ):  # boundary: hooks of the app are called there, and other jobs wait behind this one
+                    logger.exception("job store: a call after a commit failed")
+        finally:
+            self._in_calls = False
+            self._deliver_soon()  # what is left, if the loop goes on
+            if self._closing:
+                self._waiting.signal()  # the thread waits for this before it ends
