@@ -289,7 +289,7 @@ class Held:
     is_written: bool = False
     done: Done | None = None  # A worker is there, and waits until it is written
 
-# %% ../../nbs/07_engine/05c_durable_jobs.ipynb #a3c1f2c8
+# %% ../../nbs/07_engine/05c_durable_jobs.ipynb #518dee06
 class DurableJobs:
     """Keeps the jobs of one engine in a store; lives on its event loop. Implements `stores.journal.JournalHost`.
 
@@ -350,18 +350,29 @@ class DurableJobs:
     # opening and closing
 
     async def open(self) -> None:
-        "Open the store, and settle what dead owners have left; raises `StoreFailed`."
+        "Open the store, and settle what dead owners have left; raises `StoreFailed`. The next call tries it again then."
         if self._opening is None:
             self._opening = self._loop.create_task(self._open())
+            self._opening.add_done_callback(
+                lambda task: task.cancelled() or task.exception()
+            )  # seen, if all callers left
         await asyncio.shield(self._opening)
 
     async def _open(self) -> None:
+        if self.journal.was_opened:  # in vain
+            if self.journal.is_at_work:
+                self._opening = None
+                raise StoreFailed(self._trouble or "the job store has not opened yet")
+            self.journal = JobJournal(self.store, self.rows.worker_type, self)
         try:
             await self.journal.open()
         except StoreFailed as e:
-            self._trouble = str(e)
+            self._trouble, self._opening = str(e), None
             raise
-        self.is_open = True
+        if self.is_closing:  # in the meantime
+            await self.journal.close(5.0)
+            return
+        self.is_open, self._trouble = True, None
         if self.remote is not None:
             self.remote.open()
         self.want()

@@ -22,7 +22,7 @@ from cjm_worker_ext.jobs import utc_now
 logger = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['Done', 'JournalHost', 'JobJournal']
+__all__ = ['Done', 'JournalHost', 'as_store_failed', 'JobJournal']
 
 # %% ../../nbs/05b_stores/04_journal.ipynb #3c48c70e
 Done = Callable[[str | None, Exception | None], object]
@@ -194,6 +194,21 @@ class Waiting:
         "Sleep until something is signalled; called by the thread alone."
         self._signal.acquire(timeout=seconds)
 
+# %% ../../nbs/05b_stores/04_journal.ipynb #e1288581
+def as_store_failed(
+    error: BaseException,  # What a store has raised, or a library below it; also what is no `Exception`
+) -> StoreFailed:
+    "Say in the library's own words that a store does not work."
+    if isinstance(error, StoreFailed):
+        return error
+    try:
+        text = f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001  - it cannot even say what it is
+        text = type(error).__name__
+    failed = StoreFailed(f"job store: {text}; see the reason")
+    failed.__cause__ = error
+    return failed
+
 # %% ../../nbs/05b_stores/04_journal.ipynb #60b6e936
 class Add:
     "A new job and whoever waits until it is written; lives on the event loop."
@@ -214,7 +229,7 @@ class Add:
         else:
             self.future.set_result(refused)
 
-# %% ../../nbs/05b_stores/04_journal.ipynb #001b733d
+# %% ../../nbs/05b_stores/04_journal.ipynb #3684888f
 class JobJournal:
     """Writes to a store for one manager, in a thread of its own; its methods are called on one event loop.
 
@@ -252,6 +267,7 @@ class JobJournal:
         self._wishes: set[tuple[str, str]] = set()  # Told already
         self._loop = asyncio.get_running_loop()
         self._thread: threading.Thread | None = None
+        self.is_at_work = False  # Its thread may have the store
         self._opened: asyncio.Future[None] = self._loop.create_future()
         self._closed = asyncio.Event()
         self._closing = False
@@ -276,7 +292,8 @@ class JobJournal:
         self,
         timeout: float = 30.0,  # Seconds
     ) -> None:
-        "Open the store and look for what dead owners have left; raises `StoreFailed`."
+        "Open the store and look for what dead owners have left; raises `StoreFailed`. It can be called once."
+        self.is_at_work = True
         self._thread = threading.Thread(target=self._run, name="job-store", daemon=True)
         self._thread.start()
         try:
@@ -287,6 +304,11 @@ class JobJournal:
             raise StoreFailed(
                 f"the job store has not opened within {timeout:g} s; look at its disk or server"
             ) from None
+
+    @property
+    def was_opened(self) -> bool:
+        "Whether `open` was called."
+        return self._thread is not None
 
     def problem(self) -> str | None:  # None: it works
         "Why the store does not work now: its error, or that it has not answered for `SLOW` seconds. For any thread."
@@ -455,21 +477,29 @@ class JobJournal:
     def _run(self) -> None:
         try:
             self.owner = self.store.open(self._worker_type)
-        except Exception as e:  # noqa: BLE001  - the integration boundary: the store may be the app's own
-            self._call(self._fail_to_open, e)
+        except BaseException as e:  # noqa: BLE001  - the integration boundary: the store may be the app's own
+            self.is_at_work = False
+            self._call(self._fail_to_open, as_store_failed(e))
             self._deliver_soon()
             return
         if self._closing:  # nobody waits for it any more
-            self.store.close(self.owner)
+            self._close_store()
             return
         self._look("recover", self.RECOVER, self._recover)
         self._call(self._set_opened)
         self._deliver_soon()
         while not (self._closing and self._flush()):
             self._turn()
-        self.store.close(self.owner)
+        self._close_store()
         self._call(self._closed.set)
         self._deliver_soon()
+
+    def _close_store(self) -> None:
+        try:
+            self.store.close(self.owner)
+        except BaseException:  # the integration boundary: the store may be the app's own
+            logger.exception("the job store cannot be closed")
+        self.is_at_work = False
 
     def _fail_to_open(self, error: Exception) -> None:
         if not self._opened.done():
@@ -534,9 +564,7 @@ class JobJournal:
         try:
             refused = self.store.write(self.owner, [JobChange(entry.job, entry.was) for entry in entries], told)
         except Exception as e:  # noqa: BLE001  - the integration boundary: the store may be the app's own
-            return (
-                e if isinstance(e, StoreFailed) else StoreFailed(f"job store: {type(e).__name__}: {e}; see the reason")
-            )
+            return as_store_failed(e)
         finally:
             self._writing, self._began = {}, 0.0
         for entry in entries:
