@@ -22,7 +22,7 @@ from cjm_worker_ext.jobs import utc_now
 logger = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['Done', 'JournalHost', 'as_store_failed', 'JobJournal']
+__all__ = ['Done', 'JournalHost', 'as_store_failed', 'is_of_row', 'JobJournal']
 
 # %% ../../nbs/05b_stores/04_journal.ipynb #3c48c70e
 Done = Callable[[str | None, Exception | None], object]
@@ -61,7 +61,7 @@ class JournalHost(Protocol):
     def on_trouble(self, reason: str | None) -> None:
         "The store does not work; None: it works again."
 
-# %% ../../nbs/05b_stores/04_journal.ipynb #32c689a3
+# %% ../../nbs/05b_stores/04_journal.ipynb #37831769
 class Entry:
     "The change of one job that is still to be written."
 
@@ -162,7 +162,14 @@ class Waiting:
         for _ in range(len(self.late)):
             job = self.late.popleft()
             job.is_queued = False  # first, so that whoever changes the job from here on queues it again
-            if (row := job.next_row()) is None:
+            try:
+                row = job.next_row()
+            except BaseException:  # boundary: the app has made what the row is made of
+                logger.exception(
+                    "job store: the row of a job cannot be made, so the store will not have it as it is now"
+                )
+                continue
+            if row is None:
                 continue
             known = entries.get(row.id)
             if known is None:
@@ -194,7 +201,7 @@ class Waiting:
         "Sleep until something is signalled; called by the thread alone."
         self._signal.acquire(timeout=seconds)
 
-# %% ../../nbs/05b_stores/04_journal.ipynb #e1288581
+# %% ../../nbs/05b_stores/04_journal.ipynb #7a169423
 def as_store_failed(
     error: BaseException,  # What a store has raised, or a library below it; also what is no `Exception`
 ) -> StoreFailed:
@@ -208,6 +215,20 @@ def as_store_failed(
     failed = StoreFailed(f"job store: {text}; see the reason")
     failed.__cause__ = error
     return failed
+
+
+def is_of_row(
+    error: BaseException | None,  # What a store has raised
+) -> bool:
+    "Whether the row is to blame, and not the store: a number that is too large, for example."
+    seen = 0
+    while error is not None and seen < 10:
+        names = {kind.__name__ for kind in type(error).__mro__}
+        # the last two are those of PEP 249, which each driver has as classes of its own
+        if isinstance(error, (ValueError, TypeError, ArithmeticError)) or names & {"DataError", "IntegrityError"}:
+            return True
+        error, seen = error.__cause__, seen + 1
+    return False
 
 # %% ../../nbs/05b_stores/04_journal.ipynb #60b6e936
 class Add:
@@ -229,7 +250,7 @@ class Add:
         else:
             self.future.set_result(refused)
 
-# %% ../../nbs/05b_stores/04_journal.ipynb #3684888f
+# %% ../../nbs/05b_stores/04_journal.ipynb #3319e4e6
 class JobJournal:
     """Writes to a store for one manager, in a thread of its own; its methods are called on one event loop.
 
@@ -489,7 +510,10 @@ class JobJournal:
         self._call(self._set_opened)
         self._deliver_soon()
         while not (self._closing and self._flush()):
-            self._turn()
+            try:
+                self._turn()
+            except BaseException as e:  # noqa: BLE001  - whatever happens, this thread goes on: no job can do without it
+                self._fails(as_store_failed(e))
         self._close_store()
         self._call(self._closed.set)
         self._deliver_soon()
@@ -511,7 +535,10 @@ class JobJournal:
 
     def _flush(self) -> bool:  # Whether nothing is left to do
         "Write what waits at the end; one failure is the last."
-        self._write(*self._waiting.take())
+        try:
+            self._write(*self._waiting.take())
+        except BaseException as e:  # noqa: BLE001  - as in `_run`
+            self._fails(as_store_failed(e))
         self._deliver_soon()
         # What the event loop does with an answer may be one more change. So the order of these looks matters.
         awaits_loop = self._has_loop and (bool(self._calls) or self._in_calls)
@@ -540,6 +567,10 @@ class JobJournal:
         if error is None:
             self._works_again()
             return
+        if len(entries) == 1 and not told and is_of_row(error):  # that is no trouble of the store
+            self._keep([(entries[0], error)], [], [], True)
+            self._works_again()
+            return
         alone = len(entries) + bool(told) < 2
         failed: list[tuple[Entry, Exception]] = [(entry, error) for entry in entries if alone]
         left, in_a_row, works = deque(() if alone else entries), 0, False
@@ -563,7 +594,7 @@ class JobJournal:
         self._began = time.monotonic()
         try:
             refused = self.store.write(self.owner, [JobChange(entry.job, entry.was) for entry in entries], told)
-        except Exception as e:  # noqa: BLE001  - the integration boundary: the store may be the app's own
+        except BaseException as e:  # noqa: BLE001  - the integration boundary: the store may be the app's own
             return as_store_failed(e)
         finally:
             self._writing, self._began = {}, 0.0
@@ -582,7 +613,7 @@ class JobJournal:
     def _is_written(self, job: StoredJob) -> bool:
         try:
             found = self.store.find([job.id], whole=False)
-        except Exception:  # noqa: BLE001  - the integration boundary: the store may be the app's own
+        except BaseException:  # noqa: BLE001  - the integration boundary: the store may be the app's own
             return False
         return bool(found) and (found[0].status, found[0].owner) == (job.status, job.owner)
 
@@ -598,7 +629,8 @@ class JobJournal:
         kept: list[tuple[Entry, Exception]] = []
         for entry, error in failed + untried:
             entry.tries += 1
-            hopeless = store_works and now - entry.since > self.GIVE_UP
+            is_late = self._closing or now - entry.since > self.GIVE_UP
+            hopeless = is_late and (is_of_row(error) or (store_works and not self._closing))
             if (entry.is_new and entry.done) or hopeless:
                 self._give_back(entry, error)
             else:
@@ -637,8 +669,8 @@ class JobJournal:
             return
         try:
             again = look()
-        except Exception as e:  # noqa: BLE001  - the integration boundary: the store may be the app's own
-            self._fails(e)
+        except BaseException as e:  # noqa: BLE001  - the integration boundary: the store may be the app's own
+            self._fails(as_store_failed(e))
             return
         self._next[name] = 0.0 if again else now + seconds
 
