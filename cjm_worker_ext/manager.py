@@ -297,7 +297,7 @@ def _end_soon(loop: asyncio.AbstractEventLoop, guard: AsyncGenerator[None]) -> N
     else:
         loop.call_soon_threadsafe(lambda: _step(guard.aclose()))
 
-# %% ../nbs/08_manager.ipynb #000c7205
+# %% ../nbs/08_manager.ipynb #902670a0
 class BaseJobManager:
     """Runs jobs of plugins in worker processes.
 
@@ -517,7 +517,8 @@ class BaseJobManager:
     ) -> BaseJob:  # Pending
         """Start a job with options, and return at once.
 
-        With a job store it returns when the job is committed there. Raises `UnknownPlugin`, `NotSerializable` for a
+        With a job store it returns when the job is committed there; if the caller is cancelled before, the job does not
+        run, and ends as cancelled if the store has it. Raises `UnknownPlugin`, `NotSerializable` for a
         plugin that cannot be sent or parameters that cannot be stored, `QueueFull`, `DuplicateJob`, `StoreFailed`,
         `ConfigError` for a bad option, `ManagerClosed` after `shutdown`, and what a registry refuses with; then no job
         was made. Whatever goes wrong later is the job's.
@@ -659,7 +660,10 @@ class BaseJobManager:
         *,
         progress: cjm_worker_ext.Progress | None = None,  # Shows how many jobs were read, for example `tqdm.tqdm`
     ) -> AsyncIterator[BaseJob]:  # Each in its final state
-        "Iterate over jobs as they end, those first that have ended already; raises `UnknownJob`."
+        """Iterate over jobs as they end, those first that have ended already; raises `UnknownJob`.
+
+        If a shutdown leaves some of them in a store, `ManagerClosed` is raised after the others.
+        """
         from cjm_worker_ext.engine.job_groups import JobGroup, with_progress
 
         engine = self._enter()
@@ -703,8 +707,8 @@ class BaseJobManager:
     ) -> BaseJob:  # In its final state
         """Wait until a job has ended; a failed job raises nothing here.
 
-        Raises `UnknownJob`, and `TimeoutError` if the job has not ended after `timeout`; the job continues then. A
-        stream of the job that this task reads does not hold the job up meanwhile.
+        Raises `UnknownJob`, and `TimeoutError` if the job has not ended after `timeout`; the job continues then. With a
+        store it raises `ManagerClosed` for a job that a shutdown leaves there. A stream of the job that this task reads does not hold the job up meanwhile.
         """
         engine = self._enter()
         if isinstance(job, BaseJob) and job.status.is_final:  # the book may have forgotten it
@@ -1180,8 +1184,11 @@ class BaseJobManager:
 
         def make_job(plugin_id: str, params: dict[str, Any]) -> BaseJob:
             job: BaseJob = manager.create_job(plugin_id, params)
-            job._manager = manager  # pyright: ignore[reportPrivateUsage]
+            own(job)
             return job
+
+        def own(job: BaseJob) -> None:
+            job._manager = manager  # pyright: ignore[reportPrivateUsage]
 
         def accept(record: JobRecord) -> None:
             if admissions.needed:
@@ -1214,7 +1221,7 @@ class BaseJobManager:
 
         maker = RecordMaker(
             Rows(self.worker_type, config), self._resolver, engine.prepare, make_job, engine.next_number,
-            config.output_tail_lines,
+            config.output_tail_lines, own,
         )  # fmt: skip
         return DurableJobs(
             self.job_store, maker, engine.jobs, engine.endings, engine.job_events, accept,

@@ -77,7 +77,7 @@ class EndOfJob(asyncio.Future[bool]):
 def _raise(error: BaseException) -> None:
     raise error
 
-# %% ../../nbs/07_engine/04_job_book.ipynb #1c427ca3
+# %% ../../nbs/07_engine/04_job_book.ipynb #36142cce
 class JobRecord:
     "One job inside a manager."
 
@@ -143,14 +143,14 @@ class JobRecord:
 
     def when_ended(
         self,
-        call: Callable[[BaseJob], object],  # Called once, on the event loop
+        call: Callable[[BaseJob, BaseException | None], object],  # Called once, on the event loop
         loop: asyncio.AbstractEventLoop,  # The running one
     ) -> None:
-        "Call something when the job has ended, or at once."
+        "Call something when the job has ended, or at once; with an error if its end will not be known here."
         if self.ended:
-            call(self.job)
+            call(self.job, None)
             return
-        self._end_of_job(loop).add_done_callback(lambda _: call(self.job))
+        self._end_of_job(loop).add_done_callback(lambda end: call(self.job, end.exception()))
 
     def _end_of_job(self, loop: asyncio.AbstractEventLoop) -> EndOfJob:
         future = EndOfJob(loop=loop)
@@ -226,7 +226,7 @@ class JobRecord:
             for future in waiting:
                 future.resolve(True, at_once)
 
-# %% ../../nbs/07_engine/04_job_book.ipynb #cd16e2e1
+# %% ../../nbs/07_engine/04_job_book.ipynb #cb2c5b12
 def _call_if_alive(method: WeakMethod[Callable[[], None]]) -> None:
     if (call := method()) is not None:
         call()
@@ -248,6 +248,9 @@ class JobBook:
         self.live: dict[str, JobRecord] = {}
         self.by_key: dict[str, JobRecord] = {}  # Live ones
         self.finished: OrderedDict[str, JobRecord] = OrderedDict()
+        self.left: dict[
+            str, JobRecord
+        ] = {}  # Went on without this process when it was shut down; only `find` knows them
 
     def add(self, record: JobRecord) -> None:
         "Remember a new job; raises `ValueError` if its id is taken."
@@ -266,7 +269,7 @@ class JobBook:
         job_id: Any = job.id if isinstance(job, BaseJob) else job
         if not isinstance(job_id, str):
             raise UnknownJob(f"a job is found by itself or its id, a text, got {type(job_id).__name__}")
-        record = self.live.get(job_id) or self.finished.get(job_id)
+        record = self.live.get(job_id) or self.finished.get(job_id) or self.left.get(job_id)
         if record is None:
             raise UnknownJob(
                 f"job {job_id!r}: not known; it never existed, it was forgotten (the last {self.max_finished} ended jobs "

@@ -84,7 +84,7 @@ def params_of(
         )
     return cast(Mapping[str, Any], item)
 
-# %% ../../nbs/07_engine/07_job_groups.ipynb #adfbb548
+# %% ../../nbs/07_engine/07_job_groups.ipynb #a5ecf69d
 LIMIT = NumberRule(int, 1, optional=True)
 
 
@@ -102,26 +102,35 @@ class JobGroup:
         LIMIT.check("limit", limit)
         self._jobs, self._loop, self._submit = jobs, loop, submit
         self._limit, self._at_once = limit, at_once
-        self._ended = asyncio.Queue[BaseJob]()
+        self._ended = asyncio.Queue[tuple[BaseJob, BaseException | None]]()
+        self._error: BaseException | None = None  # Why the end of a job will not be known
         self.left = 0  # Jobs that `add` has got and nobody has received
 
     def add(self, job: BaseJob) -> None:
         "Hand out a job when it has ended."
         if job.status.is_final:  # the book may have forgotten it already
-            self._ended.put_nowait(job)
+            self._on_end(job, None)
         else:
-            self._jobs.find(job).when_ended(self._ended.put_nowait, self._loop)
+            self._jobs.find(job).when_ended(self._on_end, self._loop)
         self.left += 1
 
+    def _on_end(self, job: BaseJob, error: BaseException | None) -> None:
+        self._ended.put_nowait((job, error))
+
     async def receive(self) -> BaseJob:
-        "Wait for the next one that ends."
-        job = await self._ended.get()
-        self.left -= 1
-        return job
+        "Wait for the next one that ends; raises why others have no end here, as soon as there are only such."
+        while self.left:
+            job, error = await self._ended.get()
+            self.left -= 1
+            if error is None:
+                return job
+            self._error = error
+        assert self._error is not None
+        raise self._error
 
     async def rest(self) -> AsyncGenerator[BaseJob]:
         "The jobs that were added, as they end."
-        while self.left:
+        while self.left or self._error is not None:
             yield await self.receive()
 
     def _take(self, items: Iterator[Any], left: int) -> list[Any]:
@@ -159,8 +168,8 @@ class JobGroup:
                     if not self.left:  # the jobs of others fill the queue
                         raise
                     yield await self.receive()
-        while self.left:
-            yield await self.receive()
+        async for job in self.rest():
+            yield job
 
     async def in_order(
         self,

@@ -268,7 +268,7 @@ class RemoteReader:
             f"{self.got:,} on are gone with it; store what must last, for example as the result"
         )
 
-# %% ../../nbs/07_engine/05a_remote_jobs.ipynb #ee8fb0ee
+# %% ../../nbs/07_engine/05a_remote_jobs.ipynb #7ef38e3f
 class RemoteJobs:
     """Connects the jobs of one manager with those who read them in other processes; lives on one event loop.
 
@@ -295,6 +295,7 @@ class RemoteJobs:
         self._waiting: deque[tuple[Head, str | bytes]] = deque()
         self.senders: dict[str, ChunkSender] = {}  # By id of the reader
         self.readers: dict[str, RemoteReader] = {}  # By its id
+        self._are_readers_ended = False
         self._looked: dict[str, float] = {}  # When output and progress of a job were asked for
         self._timer: asyncio.TimerHandle | None = None  # Runs while there are senders
         self.sent = 0  # Messages so far
@@ -318,6 +319,8 @@ class RemoteJobs:
         "Iterate over the chunks of a job of another process; see `RemoteReader.read`."
         reader = RemoteReader(record, start, self._is_elsewhere, self._request)
         self.readers[reader.id] = reader
+        if self._are_readers_ended:
+            reader.close()
         chunks: Any = reader.read()
         try:
             async with aclosing(chunks):
@@ -327,7 +330,8 @@ class RemoteJobs:
             del self.readers[reader.id]
 
     def end_readers(self) -> None:
-        "The manager is shut down: streams of jobs of other processes end."
+        "The manager is shut down: streams of jobs of other processes end, also those that begin now."
+        self._are_readers_ended = True
         for reader in self.readers.values():
             reader.close()
 
