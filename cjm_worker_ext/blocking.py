@@ -103,7 +103,7 @@ def _resolve(answer: asyncio.Future[list[Any]], items: list[Any]) -> None:
     if not answer.done():  # the call may have been cancelled
         answer.set_result(items)
 
-# %% ../nbs/09_blocking.ipynb #6781b0dc
+# %% ../nbs/09_blocking.ipynb #b4696eb9
 class BlockingManager:
     "A manager's methods without await; may be called from any thread but its own. Use it with `with`, or call `shutdown`."
 
@@ -145,6 +145,8 @@ class BlockingManager:
         try:
             return future.result() if items is None else items.serve(future)
         except CancelledError as e:
+            if not future.cancelled():  # the app's own, raised by an item
+                raise
             raise ManagerClosed(f"manager {self.manager.worker_type!r} was shut down meanwhile") from e
         finally:
             future.cancel()
@@ -413,8 +415,5 @@ class BlockingManager:
 
 def _read_here(mapping: Any) -> Any:
     "Copy a mapping of the app's own kind in the app's thread: reading it may call the manager."
-    return (
-        dict(cast("Mapping[Any, Any]", mapping))
-        if type(mapping) is not dict and isinstance(mapping, Mapping)
-        else mapping
-    )
+    is_own = type(mapping) is not dict and isinstance(mapping, Mapping)
+    return dict(cast("Mapping[Any, Any]", mapping)) if is_own else mapping
