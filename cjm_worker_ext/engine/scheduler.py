@@ -182,7 +182,7 @@ class Task:
         self.passed = 0  # How many later ones have found a place before it
         self.gate = _OUTSIDE  # Where it stands if its plugin has a limit of its own
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #60060294
+# %% ../../nbs/07_engine/01_scheduler.ipynb #a7799781
 class PendingTasks:
     """The tasks that wait for any worker: the highest priority first, and in the order of arrival among equals.
 
@@ -207,9 +207,9 @@ class PendingTasks:
     def append(self, task: Task) -> None:
         "A task has arrived, or comes back."
         self._last_ticket += 1
+        entry = (task.arrived_at - task.priority * self._aging, self._last_ticket, task)  # may fail, so it comes first
         self.count += 1
         task.ticket = self._last_ticket
-        entry = (task.arrived_at - task.priority * self._aging, task.ticket, task)
         if task.priority or (self._usual and entry < self._usual[-1]):
             heappush(self._others, entry)
         else:
