@@ -103,7 +103,7 @@ def _resolve(answer: asyncio.Future[list[Any]], items: list[Any]) -> None:
     if not answer.done():  # the call may have been cancelled
         answer.set_result(items)
 
-# %% ../nbs/09_blocking.ipynb #b4696eb9
+# %% ../nbs/09_blocking.ipynb #e37c994d
 class BlockingManager:
     "A manager's methods without await; may be called from any thread but its own. Use it with `with`, or call `shutdown`."
 
@@ -415,5 +415,6 @@ class BlockingManager:
 
 def _read_here(mapping: Any) -> Any:
     "Copy a mapping of the app's own kind in the app's thread: reading it may call the manager."
-    is_own = type(mapping) is not dict and isinstance(mapping, Mapping)
-    return dict(cast("Mapping[Any, Any]", mapping)) if is_own else mapping
+    if type(mapping) is dict or not isinstance(mapping, Mapping):  # `submit_job` refuses what is no mapping
+        return cast("Any", mapping)
+    return dict(cast("Mapping[Any, Any]", mapping))

@@ -19,8 +19,8 @@ T = TypeVar("T")
 
 # %% auto #0
 __all__ = ['WHOLE', 'COUNT', 'SECONDS', 'SECONDS_OR_NONE', 'POSITIVE_SECONDS', 'TIME_LEFT', 'PRIORITY', 'KEY', 'WORKER_TYPE',
-           'RETRY_REASONS', 'STICKY_ERRORS', 'RestartPolicy', 'shown', 'NumberRule', 'TextRule', 'number_rules',
-           'Retry', 'Recycle', 'Lane', 'lanes_problem', 'WorkerConfig']
+           'RETRY_REASONS', 'STICKY_ERRORS', 'RestartPolicy', 'shown', 'NumberRule', 'TextRule', 'option_problems',
+           'check_all', 'number_rules', 'Retry', 'Recycle', 'Lane', 'lanes_problem', 'WorkerConfig']
 
 # %% ../nbs/02_config.ipynb #6b49b5f4
 class RestartPolicy(StrEnum):
@@ -135,6 +135,28 @@ class TextRule:
 
 # Together they fit into one entry of an index of PostgreSQL, 2,704 bytes
 KEY, WORKER_TYPE = TextRule(2000, optional=True), TextRule(200)
+
+# %% ../nbs/02_config.ipynb #5f605447
+def option_problems(
+    *options: tuple[NumberRule | TextRule | tuple[str, ...], str, object],  # Rule or choices, name, what was given
+) -> list[str]:  # One sentence for each wrong one
+    "Say what is wrong with the options of a constructor."
+    problems: list[str] = []
+    for rule, name, value in options:
+        if not isinstance(rule, tuple):
+            problems += [problem] if (problem := rule.problem(name, value)) else []
+        elif not isinstance(value, str) or value not in rule:
+            problems.append(f"{name} must be {' or '.join(map(repr, rule))}, got {shown(value)}")
+    return problems
+
+
+def check_all(
+    what: str,  # The class, for the error
+    *options: tuple[NumberRule | TextRule | tuple[str, ...], str, object],  # As for `option_problems`
+) -> None:
+    "Raise `ConfigError` that names every wrong option."
+    if problems := option_problems(*options):
+        raise ConfigError(f"{what}: {'; '.join(problems)}")
 
 # %% ../nbs/02_config.ipynb #2fd85822
 def whole(default: T, least: int = 0, most: int | None = None) -> T:
