@@ -419,7 +419,7 @@ def _end_soon(loop: asyncio.AbstractEventLoop, guard: AsyncGenerator[None]) -> N
     else:
         loop.call_soon_threadsafe(lambda: _step(guard.aclose()))
 
-# %% ../nbs/08_manager.ipynb #014a0005
+# %% ../nbs/08_manager.ipynb #7d7778a9
 class BaseJobManager:
     """Runs jobs of plugins in worker processes.
 
@@ -516,9 +516,9 @@ class BaseJobManager:
         for them here gets `ManagerClosed`. Integrations get the rest of the time, and half a second at least, for their last calls. If the
         caller is cancelled, the shutdown goes on. In a forked child of the app it does nothing.
         """
+        TIME_LEFT.check("timeout", timeout)
         if self.in_forked_child:
             return
-        TIME_LEFT.check("timeout", timeout)
         engine = self._enter()
         shutting_down = self._begin_shutdown(engine, timeout, drain)
         with ExitStack() as waits:  # streams that this task reads do not hold up what it waits for
