@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from harness import holdings, is_alive, targets, until_now
 from cjm_worker_ext import BaseJobManager, WorkerConfig
 from cjm_worker_ext.blocking import BlockingManager
 from cjm_worker_ext.engine.registry_client import RegistryClient
-from cjm_worker_ext.errors import ManagerClosed, StreamGap, UnknownJob, UnknownPlugin
+from cjm_worker_ext.errors import ManagerClosed, StreamGap, UnknownJob, UnknownPlugin, WrongLoop
 
 pytestmark = pytest.mark.filterwarnings("error")
 TESTS = str(Path(__file__).parent)
@@ -397,3 +399,134 @@ def test_a_stream_that_is_dropped_unread_holds_nothing_up():
         job = manager.start_job("count_and_log", n=20_000, path=os.devnull)
         pool.submit(lambda: bool(manager.stream(job.id))).result()
         assert manager.wait(job.id, 20).status == "completed"
+
+
+# ---------------------------------------------------------------- items and callers of all kinds
+
+
+def in_time(call, seconds: float = 60):
+    "What a call returns or raises, in a thread that must end."
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            return pool.submit(call).result(seconds)
+        except TimeoutError:
+            faulthandler.dump_traceback()
+            os._exit(70)  # such a thread can be ended in no other way
+
+
+def double(x):
+    return 2 * x
+
+
+def of_doubles(config: WorkerConfig | None = None, **more) -> BlockingManager:
+    return BaseJobManager("items", plugins={"double": double}, worker_config=config, **more).blocking()
+
+
+@pytest.mark.parametrize("limit", [None, 1, 3])
+def test_items_may_use_the_manager_that_they_are_for(limit):
+    def scene():
+        with of_doubles() as manager:
+            inner = manager.map("double", range(40), "x", limit=limit)
+            assert list(manager.map("double", inner, "x", limit=limit)) == [4 * i for i in range(40)]
+            each = (manager.run("double", x=i) for i in range(5))
+            assert list(manager.map("double", each, "x", limit=limit)) == [0, 4, 8, 12, 16]
+            jobs = manager.submit_many("double", [{"x": 1}, {"x": 2}], limit=limit)
+            again = manager.submit_many("double", ({"x": job.result} for job in jobs), limit=limit)
+            assert sorted(job.result for job in again) == [4, 8]
+
+    in_time(scene)
+
+
+def test_slow_items_hold_up_no_other_thread():
+    def items():
+        yield 1
+        assert other_is_done.wait(60), "the manager's loop was busy with the items"
+        yield 2
+
+    other_is_done = threading.Event()
+
+    def scene():
+        results = manager.map("double", items(), "x")
+        other = threading.Thread(target=lambda: (manager.run("double", x=5), other_is_done.set()))
+        other.start()
+        assert list(results) == [2, 4]
+        other.join()
+
+    with of_doubles() as manager:
+        in_time(scene)
+
+
+def test_items_are_read_by_the_thread_that_reads_the_results_and_no_further_than_needed():
+    seen = []
+
+    def items():
+        for i in range(1000):
+            seen.append(threading.get_ident())
+            yield i
+
+    with of_doubles() as manager:
+        results = manager.map("double", items(), "x", limit=3)
+        assert not seen
+        assert [next(results) for _ in range(10)] == [2 * i for i in range(10)]
+        results.close()
+    assert set(seen) == {threading.get_ident()} and len(seen) <= 13
+
+
+@pytest.mark.parametrize("error", [ValueError("unlucky"), CancelledError(), KeyboardInterrupt(), SystemExit(3)])
+def test_what_items_raise_reaches_the_reader_and_the_manager_goes_on(error):
+    def items():
+        yield from range(20)
+        raise error
+
+    with of_doubles() as manager:
+        with pytest.raises(type(error)) as raised:
+            list(manager.map("double", items(), "x"))
+        assert raised.value is error
+        with pytest.raises(TypeError, match="not iterable"):
+            list(manager.map("double", 5, "x"))
+        assert manager.run("double", x=2) == 4
+
+
+def test_a_shutdown_ends_a_map_whose_items_take_long():
+    def items():
+        yield 1
+        manager.shutdown()
+        yield 2
+
+    def scene():
+        with pytest.raises(ManagerClosed):
+            list(manager.map("double", items(), "x"))
+
+    manager = of_doubles()
+    in_time(scene)
+
+
+def test_a_mapping_of_the_app_is_read_in_its_own_thread():
+    class Params(Mapping):
+        def __getitem__(self, name):
+            return manager.run("double", x=1)
+
+        def __iter__(self):
+            return iter(["x"])
+
+        def __len__(self):
+            return 1
+
+    with of_doubles() as manager:
+        assert in_time(lambda: manager.wait(manager.submit_job("double", Params())).result) == 4
+
+
+def test_a_call_on_its_own_loop_is_refused_with_the_remedy():
+    class Hooked(BaseJobManager):
+        def on_job_ended(self, job):
+            for call in (wrapper.get_all_jobs, wrapper.shutdown, lambda: wrapper.run("double", x=1)):
+                with pytest.raises(
+                    WrongLoop, match="on its own event loop, by a hook or a broadcaster; call the manager"
+                ):
+                    call()
+            told.append(self.get_all_jobs())
+
+    told = []
+    with Hooked("items", plugins={"double": double}).blocking() as wrapper:
+        assert in_time(lambda: wrapper.run("double", x=1)) == 2
+    assert len(told) == 1

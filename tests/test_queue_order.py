@@ -77,7 +77,9 @@ def test_a_pending_job_can_be_moved(tmp_path):
             manager.set_priority(first.id, 9)  # it runs already
             manager.set_priority(c.id, 3)
             assert [manager.get_queue_position(j.id) for j in (a, b, c, first)] == [3, 2, 1, None]
-            with pytest.raises(ConfigError, match="priority must be a whole number, got 'high'"):
+            with pytest.raises(
+                ConfigError, match="priority must be a whole number from -1000000000000 to 1000000000000, got 'high'"
+            ):
                 manager.set_priority(a.id, "high")
             with pytest.raises(UnknownJob):
                 manager.set_priority("nobody", 1)
@@ -201,10 +203,10 @@ def test_a_worker_killed_before_the_time_of_a_job_is_missed_by_nobody():
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"priority": 1.5}, "priority must be a whole number, got 1.5"),
-        ({"priority": True}, "priority must be a whole number, got True"),
+        ({"priority": 1.5}, "priority must be a whole number from -1000000000000 to 1000000000000, got 1.5"),
+        ({"priority": True}, "priority must be a whole number from -1000000000000 to 1000000000000, got True"),
         ({"delay_seconds": -1}, "delay_seconds must be a number of seconds >= 0, got -1"),
-        ({"key": ""}, "key must be a text or None, got ''"),
+        ({"key": ""}, "key must be a text of 1 to 2,000 bytes as UTF-8, without NUL or None, got ''"),
         ({"key": "k", "on_duplicate": "replace"}, "on_duplicate must be 'join' or 'refuse', got 'replace'"),
     ],
 )

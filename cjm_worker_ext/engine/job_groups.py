@@ -21,7 +21,7 @@ from cjm_worker_ext.jobs import BaseJob
 T = TypeVar("T")
 
 # %% auto #0
-__all__ = ['LIMIT', 'Progress', 'ProgressSteps', 'size_of', 'params_of', 'JobGroup', 'with_progress']
+__all__ = ['LIMIT', 'Progress', 'ProgressSteps', 'size_of', 'params_of', 'ItemsElsewhere', 'JobGroup', 'with_progress']
 
 # %% ../../nbs/07_engine/07_job_groups.ipynb #761a1373
 class Progress(Protocol):
@@ -84,8 +84,20 @@ def params_of(
         )
     return cast(Mapping[str, Any], item)
 
-# %% ../../nbs/07_engine/07_job_groups.ipynb #a5ecf69d
+# %% ../../nbs/07_engine/07_job_groups.ipynb #054911f0
 LIMIT = NumberRule(int, 1, optional=True)
+
+
+class ItemsElsewhere:
+    "Items that another thread has to read; a group asks for them, and its event loop goes on meanwhile."
+
+    async def take(
+        self,
+        most: int,  # Items to return, >= 1
+        room: int | None,  # Items that the group has room for, >= `most`; None: any number
+    ) -> list[Any]:  # Empty at their end
+        "Return the next items, one at least."
+        raise NotImplementedError
 
 
 class JobGroup:
@@ -136,6 +148,10 @@ class JobGroup:
     def _take(self, items: Iterator[Any], left: int) -> list[Any]:
         return list(islice(items, self._at_once if self._limit is None else min(self._at_once, self._limit - left)))
 
+    async def _take_elsewhere(self, items: ItemsElsewhere, left: int) -> list[Any]:
+        room = None if self._limit is None else self._limit - left
+        return await items.take(self._at_once if room is None else min(self._at_once, room), room)
+
     async def _start(self, items: Sequence[Any], keep: Callable[[BaseJob], object]) -> None:
         "Start jobs, and keep those that were started, in the order of their items."
         if len(items) == 1:
@@ -152,13 +168,18 @@ class JobGroup:
         for start in starts:
             start.result()  # raises the first error
 
-    async def as_they_end(self, items: Iterable[Any]) -> AsyncGenerator[BaseJob]:
+    async def as_they_end(self, items: Iterable[Any] | ItemsElsewhere) -> AsyncGenerator[BaseJob]:
         "Start a job for each item; the jobs as they end."
-        rest = iter(items)
+        rest = items if isinstance(items, ItemsElsewhere) else iter(items)
         while True:
             while self._limit is not None and self.left >= self._limit:
                 yield await self.receive()
-            if not (some := self._take(rest, self.left)):
+            some = (
+                await self._take_elsewhere(rest, self.left)
+                if isinstance(rest, ItemsElsewhere)
+                else self._take(rest, self.left)
+            )
+            if not some:
                 break
             while True:
                 try:
@@ -173,12 +194,13 @@ class JobGroup:
 
     async def in_order(
         self,
-        items: Iterable[Any],
+        items: Iterable[Any] | ItemsElsewhere,
         result_of: Callable[[BaseJob], Awaitable[T]],  # Waits for a job
         cancel: Callable[[BaseJob], object],  # Ends a job that nobody waits for any more
     ) -> AsyncGenerator[T]:
         "Start a job for each item; what `result_of` says of them, in the order of the items."
-        waiting, rest = deque[BaseJob](), iter(items)
+        waiting = deque[BaseJob]()
+        rest = items if isinstance(items, ItemsElsewhere) else iter(items)
 
         async def first() -> T:
             found = await result_of(waiting[0])  # it stays here meanwhile: if nobody waits any more, it is cancelled
@@ -189,7 +211,12 @@ class JobGroup:
             while True:
                 while waiting and (waiting[0].status.is_final or len(waiting) == self._limit):
                     yield await first()
-                if not (some := self._take(rest, len(waiting))):
+                some = (
+                    await self._take_elsewhere(rest, len(waiting))
+                    if isinstance(rest, ItemsElsewhere)
+                    else self._take(rest, len(waiting))
+                )
+                if not some:
                     break
                 while True:
                     try:

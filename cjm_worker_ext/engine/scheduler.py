@@ -92,7 +92,7 @@ class Task:
         self.passed = 0  # How many later ones have found a place before it
         self.gate = _OUTSIDE  # Where it stands if its plugin has a limit of its own
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #b9a04589
+# %% ../../nbs/07_engine/01_scheduler.ipynb #9683f6ff
 class WorkerAction(NamedTuple):
     "Something is done with a worker."
 
@@ -192,7 +192,7 @@ class End(NamedTuple):
 
 Action = Start | Send | SendAhead | Begin | TakeBack | Interrupt | Kill | Stop | SetTimer | ClearTimer | Again | End
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #60060294
+# %% ../../nbs/07_engine/01_scheduler.ipynb #a7799781
 class PendingTasks:
     """The tasks that wait for any worker: the highest priority first, and in the order of arrival among equals.
 
@@ -217,9 +217,9 @@ class PendingTasks:
     def append(self, task: Task) -> None:
         "A task has arrived, or comes back."
         self._last_ticket += 1
+        entry = (task.arrived_at - task.priority * self._aging, self._last_ticket, task)  # may fail, so it comes first
         self.count += 1
         task.ticket = self._last_ticket
-        entry = (task.arrived_at - task.priority * self._aging, task.ticket, task)
         if task.priority or (self._usual and entry < self._usual[-1]):
             heappush(self._others, entry)
         else:
@@ -659,7 +659,7 @@ class LanedTasks(PendingTasks):
         "Return the tasks that wait."
         return sorted((task for queue in self._queues.values() for task in queue.all()), key=self.rank)
 
-# %% ../../nbs/07_engine/01_scheduler.ipynb #8bf163b7
+# %% ../../nbs/07_engine/01_scheduler.ipynb #82398bbe
 def random_fraction() -> float:  # From 0 to 1
     "Spread retries, so that jobs that failed together do not come back together."
     from random import random  # it takes half a millisecond to load, and only retries need it

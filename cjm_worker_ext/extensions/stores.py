@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 from cjm_worker_ext.errors import ConfigError
 
 # %% auto #0
-__all__ = ['Payload', 'StoredJob', 'JobChange', 'JobFilter', 'JobPage', 'Retention', 'JobStoreProtocol', 'HoldsJobs']
+__all__ = ['Payload', 'MOST_KEPT', 'StoredJob', 'JobChange', 'JobFilter', 'JobPage', 'Retention', 'JobStoreProtocol', 'HoldsJobs']
 
 # %% ../../nbs/extensions/stores.ipynb #78179d13
 Payload = str | bytes  # JSON text, or a message of `backends.codec`
@@ -80,7 +80,7 @@ class JobChange(NamedTuple):
     job: StoredJob  # As it is to be, its new owner included
     was: str = ""  # Status that the row has now; empty: there is no such row yet
 
-# %% ../../nbs/extensions/stores.ipynb #3dec0f3c
+# %% ../../nbs/extensions/stores.ipynb #9c702e2a
 @dataclass(frozen=True, slots=True)
 class JobFilter:
     "Which jobs are wanted; the default is all."
@@ -100,6 +100,9 @@ class JobPage(NamedTuple):
     after: str | None  # Where the next page begins; None: there is no older job
 
 
+MOST_KEPT = 1 << 53  # What a database and a float both hold
+
+
 @dataclass(frozen=True, kw_only=True)
 class Retention:
     "How many ended jobs a store keeps; the oldest are forgotten first. Raises `ConfigError` for a wrong limit."
@@ -111,8 +114,11 @@ class Retention:
     def __post_init__(self) -> None:
         for name in ("max_jobs", "max_age_seconds", "max_bytes"):
             value: Any = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0):
-                raise ConfigError(f"Retention: {name} must be a number >= 0 or None, got {value!r}")
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if value is not None and not (is_number and 0 <= value <= MOST_KEPT):
+                is_short = isinstance(value, str) or (is_number and not abs(value) > MOST_KEPT)
+                found = repr(value)[:200] if is_short else f"another {type(value).__name__}"
+                raise ConfigError(f"Retention: {name} must be a number >= 0 and <= {MOST_KEPT} or None, got {found}")
 
 # %% ../../nbs/extensions/stores.ipynb #e9f17b56
 @runtime_checkable
