@@ -4,7 +4,7 @@ import asyncio
 import threading
 
 import pytest
-from harness import run
+from harness import run, until
 
 from cjm_worker_ext import BaseJobManager, WorkerConfig
 from cjm_worker_ext.extensions.stores import JobFilter
@@ -81,7 +81,7 @@ def test_a_submit_that_is_cancelled_leaves_no_job_and_frees_its_key(tmp_path, ke
             if workers:
                 job = await manager.submit_job("double", {"n": 2}, key=key)
                 assert (await manager.wait(job, 60)).result == 4
-            assert not manager.get_all_jobs() or all(job.status.is_final for job in manager.get_all_jobs())
+            await until(lambda: all(job.status.is_final for job in manager.get_all_jobs()))
 
     run(play())
 
