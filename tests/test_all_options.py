@@ -64,6 +64,7 @@ ALL = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:manager .*supports_streaming")
 @pytest.mark.parametrize("cls, name", ALL, ids=[f"{cls.__name__}-{name}" for cls, name in ALL])
 def test_an_odd_value_is_taken_or_refused_by_name(cls, name):
     default = inspect.signature(cls).parameters[name].default

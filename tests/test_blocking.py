@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import faulthandler
 import json
 import os
 import signal
@@ -11,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -404,14 +403,18 @@ def test_a_stream_that_is_dropped_unread_holds_nothing_up():
 # ---------------------------------------------------------------- items and callers of all kinds
 
 
-def in_time(call, seconds: float = 60):
-    "What a call returns or raises, in a thread that must end."
-    with ThreadPoolExecutor(1) as pool:
+def in_time(call, seconds: float = 30):
+    "What a call returns or raises; one that hangs is left behind, and fails the test."
+    found: Future = Future()
+
+    def run():
         try:
-            return pool.submit(call).result(seconds)
-        except TimeoutError:
-            faulthandler.dump_traceback()
-            os._exit(70)  # such a thread can be ended in no other way
+            found.set_result(call())
+        except BaseException as e:  # noqa: BLE001 - whoever waits raises it
+            found.set_exception(e)
+
+    threading.Thread(target=run, daemon=True).start()
+    return found.result(seconds)
 
 
 def double(x):
@@ -527,6 +530,7 @@ def test_a_call_on_its_own_loop_is_refused_with_the_remedy():
             told.append(self.get_all_jobs())
 
     told = []
-    with Hooked("items", plugins={"double": double}).blocking() as wrapper:
-        assert in_time(lambda: wrapper.run("double", x=1)) == 2
+    wrapper = Hooked("items", plugins={"double": double}).blocking()
+    assert in_time(lambda: wrapper.run("double", x=1)) == 2
+    in_time(wrapper.shutdown)
     assert len(told) == 1
