@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from cjm_worker_ext.errors import pass_on
 from cjm_worker_ext.events.failure_log import FailureLog
 from cjm_worker_ext.jobs import utc_now
 
@@ -52,7 +53,10 @@ class CallThread:
 
     def _run(self) -> None:
         while self._posted.acquire() and (call := self._calls.popleft()) is not None:
-            call()
+            try:
+                call()
+            except BaseException:  # noqa: BLE001  - the last resort: what is posted next must still be called
+                logger.exception("a call in the thread %s failed", self.name)
 
     async def settle(
         self,
@@ -121,6 +125,7 @@ class EventQueue:
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._seq, self._sent_at = 0, 0.0
+        self._released = asyncio.Event()  # The broadcaster waits for the shutdown, which must not wait for it
         _queues.add(self)
 
     def disown(self) -> None:
@@ -152,7 +157,8 @@ class EventQueue:
         if len(self._queue) >= self.LONG and content is not dict:
             try:  # the broadcaster hangs: a job's parameters and result must not wait with it
                 content, args = dict, (content(*args),)
-            except Exception:  # noqa: BLE001  - what a job says of itself may fail
+            except BaseException as e:  # noqa: BLE001  - what a job says of itself may fail
+                pass_on(e)
                 self._failures.failed(f"event {event_type}", None)
                 return
         self._queue.append((event_type, self._seq, time.time(), content, args))
@@ -176,6 +182,7 @@ class EventQueue:
     def leave_loop(self) -> None:
         "The event loop is gone; the next event decides for a new one."
         self._task = self._timer = None
+        self._released = asyncio.Event()
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer, self._task = None, loop.create_task(self._send(loop))
@@ -205,12 +212,16 @@ class EventQueue:
                         self._open.pop((event_type, job_id or ""), None)
                     data |= {"seq": seq, "at": utc_now(at), "worker_type": self.worker_type}
                     await self.broadcaster.broadcast(event_type, data)
-                except (Exception, asyncio.CancelledError):  # noqa: BLE001  - the integration boundary
-                    if (task := asyncio.current_task()) is not None and task.cancelling():
-                        raise  # it is this task that is to end, and not just a broadcaster that cancelled something
+                except BaseException as e:  # noqa: BLE001  - the integration boundary
+                    pass_on(e, awaited=True)
                     self._failures.failed(f"event_broadcaster.broadcast({event_type})", job_id)
         finally:
             self._task, self._sent_at = None, loop.time()
+
+    def shutdown_is_awaited(self) -> None:
+        "The current task waits for a shutdown; if that is the broadcaster, its events follow when it returns."
+        if self._task is not None and self._task is asyncio.current_task():
+            self._released.set()
 
     async def settle(
         self,
@@ -221,8 +232,10 @@ class EventQueue:
             self._timer.cancel()
             self._start(asyncio.get_running_loop())
         if (task := self._task) is not None:
-            await asyncio.wait([task], timeout=timeout)
-            if not task.done():
+            released = asyncio.ensure_future(self._released.wait())
+            await asyncio.wait([task, released], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            released.cancel()
+            if not task.done() and not self._released.is_set():
                 logger.warning("event_broadcaster is too slow: up to %d events were not sent", len(self._queue) + 1)
                 self._queue.clear()
                 task.cancel()
@@ -317,7 +330,7 @@ class ResourceQueue:
             elif pid in self._registered:
                 self._registered.discard(pid)
                 manager.unregister_worker(pid)
-        except Exception:  # noqa: BLE001  - the integration boundary
+        except BaseException:  # noqa: BLE001  - the integration boundary, in a thread that must go on
             self._failures.failed(f"resource_manager.{method}", arguments.get("job_id"))
 
     async def settle(

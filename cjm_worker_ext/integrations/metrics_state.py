@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from cjm_worker_ext.errors import pass_on
+
 if TYPE_CHECKING:
     from cjm_worker_ext.integrations.resources import Snapshot
 
@@ -310,6 +312,7 @@ def ask_all(
     for ask in asked:
         try:
             rows += ask()
-        except Exception:  # noqa: BLE001  - boundary: a resource manager reads the system, which may fail in any way
+        except BaseException as e:  # noqa: BLE001  - boundary: a resource manager reads the system, which may fail
+            pass_on(e)
             failed()
     return rows

@@ -15,7 +15,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import parse_qsl, urlencode
 
-from cjm_worker_ext.errors import ConfigError, ManagerClosed, StoreFailed, UnknownJob, WorkerExtError
+from cjm_worker_ext.errors import ConfigError, ManagerClosed, StoreFailed, UnknownJob, WorkerExtError, pass_on
 from cjm_worker_ext.extensions.stores import JobFilter
 from cjm_worker_ext.jobs import BaseJob, JobStatus, utc_now
 
@@ -171,7 +171,8 @@ class MonitorState:
             figures, local_cards = await asyncio.to_thread(
                 lambda: (read_figures(self.resources), card_rows(self.resources))
             )
-        except Exception:  # boundary: a resource manager reads the system, which may fail in any way
+        except BaseException as e:  # noqa: BLE001  - boundary: a resource manager reads the system, which may fail
+            pass_on(e, awaited=True)
             logger.exception("the monitor page shows no figures: the resource manager failed")
             figures, local_cards = {}, []
         rules = self.rules if may_change else (False, False)

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cjm_worker_ext.errors import ConfigError, WrongLoop
+from cjm_worker_ext.errors import ConfigError, WrongLoop, pass_on
 from cjm_worker_ext.integrations.access import Access
 from cjm_worker_ext.integrations.sse_encoder import (
     check_event_type,
@@ -429,7 +429,8 @@ class _Hub:
                 may_see = subscriber.select
                 content["items"] = [i for i in items if may_see is None or may_see(Event("snapshot", i))]
             data = to_json(content)
-        except Exception:  # boundary: the app's `snapshot` may raise anything; the stream goes on without it
+        except BaseException as e:  # noqa: BLE001  - boundary: the app's `snapshot`; the stream goes on without it
+            pass_on(e, awaited=True)
             logger.exception("the snapshot of an event stream failed")
             data = to_json({"items": [], "error": "the snapshot failed"})
         return encode_frame("snapshot", data, None if events_follow else f"{log.epoch}-{position}")
@@ -473,7 +474,8 @@ class _Hub:
         def select(event: Event) -> bool:
             try:
                 return wanted.matches(event) and bool(visible(event, principal))
-            except Exception:  # boundary: the app's `visible` may raise anything; in doubt the event is hidden
+            except BaseException as e:  # noqa: BLE001  - boundary: the app's `visible`; in doubt the event is hidden
+                pass_on(e)
                 logger.exception("visible() failed for an event of type %s; it is hidden", event.event_type)
                 return False
 
