@@ -12,7 +12,7 @@ __all__ = ['WorkerExtError', 'ProtocolError', 'ConfigError', 'PlatformError', 'U
            'WrongLoop', 'ForkedManager', 'QueueFull', 'DuplicateJob', 'StoreFailed', 'StreamGap', 'PluginLoadError',
            'PluginError', 'JobTimeout', 'NotSerializable', 'RefusedType', 'TransientError', 'JobFailed', 'JobNotEnded',
            'ResourcesUnavailable', 'PluginHeldBack', 'WorkersExhausted', 'JobLost', 'describe_exit', 'WorkerCrashed',
-           'NodeLost', 'AgentRefused', 'JobCancelled']
+           'NodeLost', 'AgentRefused', 'JobCancelled', 'is_own_cancel', 'pass_on']
 
 # %% ../nbs/00_errors.ipynb #b502368d
 class WorkerExtError(Exception):
@@ -197,3 +197,41 @@ class AgentRefused(WorkerExtError, ConnectionError):
 class JobCancelled(BaseException):
     # Not an `Exception`, because `except Exception` in a plugin would keep the job running.
     "Raised in the worker's main thread, inside the plugin, when its job is to end early."
+
+# %% ../nbs/00_errors.ipynb #f0e1c002
+def is_own_cancel(
+    error: BaseException,  # What awaited foreign code has raised
+) -> bool:  # False: the foreign code has raised it by itself
+    "Whether `error` is the cancellation of the task that runs now, which must end then."
+    import asyncio
+
+    if not isinstance(error, asyncio.CancelledError):
+        return False
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def pass_on(
+    error: BaseException,  # What foreign code has raised, caught at a boundary
+    awaited: bool = False,  # Whether it was awaited; a plain call cannot be cancelled
+) -> None:
+    """Give an exception that was caught the effect which it must have; for `Exception` there is none.
+
+    `KeyboardInterrupt` and `SystemExit` end the running event loop as soon as the present step is done, so that the
+    library's state is right by then. The cancellation of the running task is raised again. Does nothing more in a
+    thread without an event loop.
+    """
+    if isinstance(error, Exception):
+        return
+    import asyncio
+    import contextlib
+
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        with contextlib.suppress(RuntimeError):  # a thread without an event loop
+            asyncio.get_running_loop().call_soon(_raise, error)
+    elif awaited and is_own_cancel(error):
+        raise error
+
+
+def _raise(error: BaseException) -> None:
+    raise error

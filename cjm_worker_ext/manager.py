@@ -51,6 +51,8 @@ from cjm_worker_ext.errors import (
     ResourcesUnavailable,
     UnknownJob,
     WrongLoop,
+    is_own_cancel,
+    pass_on,
 )
 from cjm_worker_ext.events.delivery import EventQueue, ResourceQueue
 from cjm_worker_ext.events.failure_log import FailureLog
@@ -195,7 +197,14 @@ class Admissions:
 
     def ask(self, engine: Engine, record: JobRecord) -> None:
         "Submit the job as soon as the app says that there is room, or fail it with the app's reason."
-        self.tasks[record.job.id] = asyncio.get_running_loop().create_task(self._ask(engine, record))
+        task = asyncio.get_running_loop().create_task(self._ask(engine, record))
+        if not task.done():  # an eager task may have ended already, and then nobody would take it out again
+            self.tasks[record.job.id] = task
+
+    def leave_loop(self) -> None:
+        "The event loop was closed; the manager may be used on another one."
+        self.tasks.clear()
+        self._cause = Cause.CANCELLED
 
     def cancel_all(self) -> None:
         "Cancel all checks, because the manager shuts down."
@@ -208,9 +217,11 @@ class Admissions:
         try:
             reason = self._validate(record.job)
             reason = await reason if inspect.isawaitable(reason) else reason
-        except asyncio.CancelledError:
-            engine.end_unsubmitted(record, self._cause)
-        except Exception as e:  # noqa: BLE001  - the app's hook
+        except BaseException as e:  # noqa: BLE001  - the app's hook
+            if is_own_cancel(e):
+                engine.end_unsubmitted(record, self._cause)
+                return
+            pass_on(e)
             record.answer = Lost(e)
             engine.end_unsubmitted(record, Cause.ANSWERED)
         else:
@@ -412,6 +423,7 @@ class BaseJobManager:
             return
         engine = self._enter()
         shutting_down = self._begin_shutdown(engine, timeout, drain)
+        self._event_queue.shutdown_is_awaited()
         with ExitStack() as waits:  # streams that this task reads do not hold up what it waits for
             for log in [record.chunks for record in engine.jobs.live.values() if record.chunks is not None]:
                 waits.enter_context(log.waited_for(current_caller()))
@@ -1091,6 +1103,7 @@ class BaseJobManager:
         self._closed, self._shutting_down = False, None
         self._drains.clear()  # they find the loop closed
         self._event_queue.leave_loop()
+        self._admissions.leave_loop()
         self._resolver.leave_loop()
 
     async def _open_store(self, durable: DurableJobs) -> None:

@@ -23,7 +23,7 @@ else:
 # %% auto #0
 __all__ = ['context_of_thread', 'JobContext', 'current_context', 'set_current_context', 'set_context_of_task', 'resolve_target',
            'target_problem', 'is_stream', 'has_event_loop', 'event_loop', 'close_event_loop', 'finished',
-           'LoadedPlugin', 'PluginManager', 'describe_error', 'describe_load_error']
+           'LoadedPlugin', 'PluginManager', 'class_name', 'describe_error', 'describe_load_error']
 
 # %% ../nbs/04_plugins.ipynb #0b8467cd
 class JobContext:
@@ -438,14 +438,24 @@ class PluginManager:
                 raise PluginError(f"plugin {plugin_id!r} failed to unload: {describe_error(e)}") from e
 
 
+_QUALNAME = type.__dict__["__qualname__"].__get__  # not `kind.__qualname__`: a metaclass may raise there
+
+
+def class_name(
+    error: BaseException,  # Anything that a plugin raised
+) -> str:  # For example `Outer.Inner`
+    "Name the class of an exception without running its code."
+    return str(_QUALNAME(type(error)))
+
+
 def describe_error(
     error: BaseException,  # Anything that a plugin raised
 ) -> str:  # Its message, or its class's name if it has none
     "Say what an exception says; one whose `__str__` raises is described by its class."
-    name = type(error).__qualname__
+    name = class_name(error)
     try:
         return str(error) or name
-    except Exception:  # noqa: BLE001  - the plugin boundary: its __str__ may do anything
+    except BaseException:  # noqa: BLE001  - the plugin boundary: its __str__ may do anything
         return f"{name} (its message cannot be read)"
 
 
@@ -453,5 +463,5 @@ def describe_load_error(
     error: BaseException,  # What a plugin's import or its `load` raised
 ) -> str:  # For example `KeyError: 'model'`
     "Say what an exception says, after its class's name, unless the message tells it already."
-    name, text = type(error).__qualname__, describe_error(error)
+    name, text = class_name(error), describe_error(error)
     return text if isinstance(error, ImportError) or text.startswith(name) else f"{name}: {text}"

@@ -259,7 +259,8 @@ def _decode_masked(reader: Decoder, data: Any, mask: Any, fill: Any, hard: bool)
 
 _NUMPY = (
     Adapter("numpy.ndarray", _encode_ndarray, _decode_ndarray,
-            "equal, with its dtype, shape and order: numbers, dates, text, structured", library="numpy",
+            "equal, with its dtype, shape and order: numbers, dates, text, structured "
+            "(without titles and the mark of `align`)", library="numpy",
             memory="mapped from 16 KiB; truth values and text copied", remedy="`array.tolist()`, for arrays of objects"),
     Adapter("numpy.generic", _encode_scalar, _decode_scalar, "equal, with its dtype", library="numpy",
             title="scalars of numpy"),

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from cjm_worker_ext.backends.codec import NotAtOnce, decode, encode
 from cjm_worker_ext.backends.codec_adapters import NOTHING, Allowed, Codec, Unfit, codecs_by_type, is_exactly
 from cjm_worker_ext.errors import NotSerializable
-from cjm_worker_ext.plugins import describe_error
+from cjm_worker_ext.plugins import class_name, describe_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a worker starts faster without `typing`
@@ -84,7 +84,7 @@ def category_of(
     "Say what kind of failure an exception states with its attribute `category`; memory is a resource."
     try:
         found = getattr(error, "category", None)
-    except Exception:  # noqa: BLE001  - the plugin boundary: a property that raises
+    except BaseException:  # noqa: BLE001  - the plugin boundary: a property that raises
         return ""
     if type(found) is str and found in CATEGORIES:
         return found
@@ -110,15 +110,15 @@ def encode_exception(
         tb = tb.tb_next if tb is not None and tb.tb_next is not None else tb
     try:
         text = "".join(traceback.format_exception(type(error), error, tb))
-    except Exception as e:  # noqa: BLE001  - the plugin boundary: the exception may be unable to show itself
-        text = f"(no traceback: {type(e).__name__})"
+    except BaseException as e:  # noqa: BLE001  - the plugin boundary: the exception may be unable to show itself
+        text = f"(no traceback: {class_name(e)})"
     try:
         data: bytes | None = encode(_described(error, codecs), max_bytes=MOST_EXCEPTION, most_buffers=0)[0]
-    except Exception:  # noqa: BLE001  - the plugin boundary: its attributes may be properties that raise
+    except BaseException:  # noqa: BLE001  - the plugin boundary: its attributes may be properties that raise
         data = None
     message = describe_error(error)
     return {
-        "type": type(error).__qualname__,
+        "type": class_name(error),
         "message": message if len(message) <= MOST_MESSAGE else message[: MOST_MESSAGE - 1] + "…",
         "traceback": text[-MOST_TRACEBACK:],
         "exception": data,

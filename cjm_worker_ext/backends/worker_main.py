@@ -50,7 +50,7 @@ from cjm_worker_ext.backends.framing import (
 from cjm_worker_ext.backends.job_processes import JobProcesses
 from cjm_worker_ext.backends.process_state import ProcessState, Tripwires
 from cjm_worker_ext.backends.shared_memory import SharedMemoryWriter
-from cjm_worker_ext.errors import JobCancelled, NotSerializable, PluginLoadError
+from cjm_worker_ext.errors import JobCancelled, NotSerializable, PluginError, PluginLoadError
 from cjm_worker_ext.plugins import (
     AWAITED,
     JobContext,
@@ -953,7 +953,11 @@ class Worker:
 
     def failed(self, task_number: int, error: BaseException, skip_frames: int) -> Sequence[Bytes]:
         "Make the frame that says what was raised."
-        return encode(FAILED, task_number, self.writer.error(error, skip_frames))
+        try:
+            described = self.writer.error(error, skip_frames)
+        except BaseException:  # noqa: BLE001  - the plugin boundary, the last resort: a job must have an answer
+            described = self.writer.error(PluginError("the plugin raised an exception that cannot be described"), 0)
+        return encode(FAILED, task_number, described)
 
     def result(self, task_number: int, job_id: str, value: Any) -> Sequence[Bytes]:
         "Make the frame of a result; raises `NotSerializable`."

@@ -55,7 +55,7 @@ from cjm_worker_ext.engine.scheduler import (
     Task,
     TaskKind,
 )
-from cjm_worker_ext.errors import PluginError, PluginHeldBack, PluginLoadError, WorkersExhausted
+from cjm_worker_ext.errors import PluginError, PluginHeldBack, PluginLoadError, WorkersExhausted, pass_on
 from cjm_worker_ext.events.failure_log import FailureLog
 from cjm_worker_ext.events.job_events import JobEvents
 from cjm_worker_ext.events.plugin_logging import hand_on
@@ -489,7 +489,8 @@ class Engine:
         task = self.tasks[number]
         try:
             delivered = self._order(worker, number, task, load)
-        except Exception as e:  # noqa: BLE001  - the app's hook, and what the app wants to send
+        except BaseException as e:  # noqa: BLE001  - the app's hook, and what the app wants to send
+            pass_on(e)
             if isinstance(task, JobRecord):
                 task.answer = Lost(e)
             else:
@@ -531,7 +532,8 @@ class Engine:
         try:
             order = JobOrder(task.number, record.job.id, record.entry, False, self._params(record))
             delivered = self.sender.execute_ahead(worker, order)
-        except Exception as e:  # noqa: BLE001  - the app's hook, and what the app wants to send
+        except BaseException as e:  # noqa: BLE001  - the app's hook, and what the app wants to send
+            pass_on(e)
             record.answer = Lost(e)
             self.inbox.put(self.scheduler.answered(worker, task.number, failed=True))
             return

@@ -23,6 +23,7 @@ from cjm_worker_ext.errors import (
     PluginLoadError,
     WorkerCrashed,
     WorkersExhausted,
+    pass_on,
 )
 from cjm_worker_ext.events.failure_log import FailureLog
 from cjm_worker_ext.events.job_events import JobEvents
@@ -172,7 +173,8 @@ class JobEndings:
             value = []  # a generator that has yielded nothing
         try:
             value = self.hooks.extract_job_result(record.job, value)
-        except Exception as e:  # noqa: BLE001  - the app's hook
+        except BaseException as e:  # noqa: BLE001  - the app's hook
+            pass_on(e)
             self._fail(record, e)
             return
         record.write_end(JobStatus.COMPLETED, result=value)
@@ -198,7 +200,8 @@ class JobEndings:
             result = getattr(self.hooks, name)(job)
         except ReferenceError:  # the app has dropped its manager, and its hooks with it
             return
-        except Exception:  # noqa: BLE001  - the app's hook
+        except BaseException as e:  # noqa: BLE001  - the app's hook
+            pass_on(e)
             self._failures.failed(name, job.id)
             return
         if result is not None and inspect.isawaitable(result):
@@ -209,5 +212,6 @@ class JobEndings:
     async def _await_hook(self, name: str, awaitable: Any, job_id: str) -> None:
         try:
             await awaitable
-        except Exception:  # noqa: BLE001  - the app's hook
+        except BaseException as e:  # noqa: BLE001  - the app's hook
+            pass_on(e, awaited=True)
             self._failures.failed(name, job_id)

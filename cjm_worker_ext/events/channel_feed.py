@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from cjm_worker_ext.errors import is_own_cancel
 from cjm_worker_ext.extensions.channels import ChannelPage, EventChannelProtocol
 
 logger = logging.getLogger(__name__)
@@ -189,7 +190,7 @@ class ChannelFeed:
     def _run(self) -> None:
         try:
             asyncio.run(self._main())
-        except Exception:  # boundary: whatever it is, the app goes on
+        except BaseException:  # noqa: BLE001  - boundary: whatever it is, the app goes on
             logger.exception("the feed of an event channel has ended; this process no longer sends and receives events")
 
     async def _main(self) -> None:
@@ -207,7 +208,7 @@ class ChannelFeed:
         try:
             async with asyncio.timeout(1):
                 await self._channel.close()
-        except Exception:  # boundary: a channel may raise anything
+        except BaseException:  # noqa: BLE001  - boundary: a channel may raise anything
             logger.debug("an event channel could not be closed", exc_info=True)
         for task in (self._reader, self._writer):
             if not task.cancelled():
@@ -240,7 +241,9 @@ class ChannelFeed:
                     async with asyncio.timeout(self.CALL_SECONDS):
                         await self._channel.append(batch, writer, number)
                     break
-                except Exception as e:  # noqa: BLE001  - boundary: a channel may raise anything; reported once
+                except BaseException as e:  # noqa: BLE001  - boundary: a channel may raise anything; reported once
+                    if is_own_cancel(e):
+                        raise
                     await self._failed("append", e)
             self._worked("append")
 
@@ -259,7 +262,9 @@ class ChannelFeed:
                         await self._channel.renew(page.epoch)
                         place.forget()
                         continue
-            except Exception as e:  # noqa: BLE001  - boundary: a channel may raise anything; reported once
+            except BaseException as e:  # noqa: BLE001  - boundary: a channel may raise anything; reported once
+                if is_own_cancel(e):
+                    raise
                 place.doubt()
                 await self._failed("read", e)
                 continue
@@ -270,7 +275,7 @@ class ChannelFeed:
             while not (self._has_room() or self._ending):  # noqa: ASYNC110
                 await asyncio.sleep(self.CROWDED_SECONDS)
 
-    async def _failed(self, call: str, error: Exception) -> None:
+    async def _failed(self, call: str, error: BaseException) -> None:
         "Note a failure, and wait before the next try; the second one in a row is told."
         failures = self._away_for[call] = self._away_for.get(call, 0) + 1
         if failures == 2 and not self._away_since:

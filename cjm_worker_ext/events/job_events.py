@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cjm_worker_ext.backends.base import Place, PluginEntry, WorkerExit
+from cjm_worker_ext.errors import pass_on
 from cjm_worker_ext.events.delivery import EventQueue, ResourceQueue
 from cjm_worker_ext.events.failure_log import FailureLog
 from cjm_worker_ext.jobs import BaseJob, chunks_to_jsonable, to_jsonable, utc_now
@@ -73,7 +74,8 @@ class JobEvents:
     def _describe(self, entry: PluginEntry) -> dict[str, Any]:
         try:
             resource = self._resource_of(entry.config)
-        except Exception:  # noqa: BLE001  - the app's hook
+        except BaseException as e:  # noqa: BLE001  - the app's hook
+            pass_on(e)
             self._failures.failed("plugin_resource_identifier", None)
             resource = None
         return {"plugin_id": entry.plugin_id, "plugin_name": entry.name, "loaded_plugin_resource": resource}

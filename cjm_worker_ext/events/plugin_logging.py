@@ -9,6 +9,7 @@ import logging
 import time
 
 from cjm_worker_ext.backends.base import LoggedRecord
+from cjm_worker_ext.errors import pass_on
 
 # %% auto #0
 __all__ = ['MOST_LEVELS', 'CLOCKS_DIFFER', 'logging_levels', 'logger_for', 'hand_on']
@@ -65,5 +66,5 @@ def hand_on(
     vars(record).update(worker_pid=worker_pid, job_id=job_id)
     try:
         logger.handle(record)
-    except Exception:  # noqa: BLE001  - the integration boundary: a handler of the app, and where could its error be logged?
-        return
+    except BaseException as e:  # noqa: BLE001  - the integration boundary: a handler of the app, and where could its error be logged?
+        pass_on(e)

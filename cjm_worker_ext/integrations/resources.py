@@ -171,7 +171,7 @@ class Sampler:
         while not stop.is_set():
             try:
                 self.take()
-            except Exception:  # boundary: `take` may raise anything, and the next call must still come
+            except BaseException:  # noqa: BLE001  - boundary: `take` may raise anything, and the next call must still come
                 logger.exception("sampling failed; the next try is in %g s", self.interval_seconds)
             stop.wait(self.interval_seconds)
 
@@ -390,5 +390,5 @@ class ProcessResourceManager:
     def _tell(self, listener: Callable[[Snapshot], object], snapshot: Snapshot) -> None:
         try:
             listener(snapshot)
-        except Exception:  # boundary: a listener may raise anything; the others must still be called
+        except BaseException:  # noqa: BLE001  - boundary: a listener may raise anything; the others must still be called
             logger.exception("listener %r failed on a sample", listener)

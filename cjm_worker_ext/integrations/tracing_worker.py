@@ -92,7 +92,7 @@ class TracedPluginManager(PluginManager):
         if setup is not None:
             try:
                 (resolve_target(setup) if isinstance(setup, str) else setup)()
-            except Exception as e:  # noqa: BLE001  - the app's function: jobs matter more than their spans
+            except BaseException as e:  # noqa: BLE001  - the app's function: jobs matter more than their spans
                 sys.stderr.write(f"no spans: the setup of tracing failed: {describe_error(e)}\n")
 
     def load_plugin(self, plugin_id: str, config: Mapping[str, Any]) -> None:
