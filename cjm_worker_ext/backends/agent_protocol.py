@@ -27,7 +27,7 @@ __all__ = ['PROTOCOL', 'TOKEN_VARIABLE', 'MOST_LINE', 'OUTPUT', 'PING', 'PONG', 
            'own_versions', 'refusal', 'admit_manager', 'meet_agent', 'encode_message', 'decode_message', 'Gone',
            'TlsHalf', 'through_tls', 'server_tls', 'Complaints']
 
-# %% ../../nbs/05_backends/14_agent_protocol.ipynb #93384867
+# %% ../../nbs/05_backends/14_agent_protocol.ipynb #d5b3a5f2
 PROTOCOL = 1  # Of the connections between manager and agent
 TOKEN_VARIABLE = "CJM_WORKER_AGENT_TOKEN"  # Of the environment
 MOST_LINE = 1 << 14  # Bytes
@@ -37,16 +37,28 @@ async def read_line(
     sock: socket.socket,  # Non-blocking
     most: int = MOST_LINE,  # Bytes
 ) -> dict[str, Any]:
-    "Read one line; raises `AgentRefused` for anything that is not a JSON object, and `OSError` if there is none."
+    """Read one line, and nothing that follows it: after the last one come frames, which somebody else reads.
+
+    Raises `AgentRefused` for anything that is not a JSON object, and `OSError` if there is none.
+    """
     loop, data = asyncio.get_running_loop(), b""
     while not data.endswith(b"\n"):
-        part = await loop.sock_recv(sock, most)
-        data += part
-        if not part:
+        if not (part := await loop.sock_recv(sock, 1)):
             raise ConnectionError("the connection was closed")
+        data += part
+        if part != b"\n":
+            data += _rest_of_line(sock, most)
         if len(data) > most:
             raise AgentRefused("the other side does not speak our protocol")
     return object_of(data)
+
+
+def _rest_of_line(sock: socket.socket, most: int) -> bytes:  # What is there of it
+    try:
+        there = sock.recv(most, socket.MSG_PEEK)
+        return sock.recv(there.find(b"\n") + 1 or len(there))
+    except BlockingIOError:
+        return b""
 
 
 def object_of(
