@@ -17,7 +17,7 @@ from cjm_worker_ext.backends.hosts import NodeLink
 
 TESTS = Path(__file__).parent
 ENDS = ("job:completed", "job:failed", "job:cancelled")
-PLUGINS = ("run_until", "pid", "say", "numbers", "large", "note", "print_and_return", "yield_print_return")
+PLUGINS = ("run_until", "pid", "crash", "say", "numbers", "large", "note", "print_and_return", "yield_print_return")
 
 
 def manager_on(backend, *, config=None, events=None, retry=None) -> BaseJobManager:

@@ -19,6 +19,10 @@ def pid():
     return os.getpid()
 
 
+def crash():
+    os._exit(3)
+
+
 def say(words):
     print(words)
     return len(words)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import random
 import signal
@@ -237,6 +238,46 @@ def test_a_link_that_is_cut_and_mended_costs_nothing(agent, tmp_path):
                 (tmp_path / "go on").touch()
                 await manager.wait(job.id, 30)
                 assert (job.status, job.attempts, len(runs(tmp_path))) == ("completed", 1, 1)
+
+    run(scene())
+
+
+def test_a_mended_link_hears_of_earlier_ends_at_once(agent, tmp_path):
+    "The agent tells them right behind its last line, so both may arrive together: with the delay they surely do."
+
+    async def scene():
+        with Proxy(agent.port) as proxy:
+            proxy.delay = 0.02
+            config = WorkerConfig(max_workers=2, hold_after_crashes=0)
+            async with manager_of(proxy.host, config=config, lease_seconds=20, lost_seconds=30) as manager:
+                crashed = await ended(manager, "crash")
+                assert crashed.error_type == "WorkerCrashed"
+                job = await running(manager, "run_until", folder=str(tmp_path))
+                proxy.cut(0)  # the link
+                await until(lambda: len(proxy._pairs) > 3, what="a new link")  # after the link and two workers
+                await until(lambda: manager._make_backend.nodes()[0].is_up, what="a new link")
+                (tmp_path / "go on").touch()
+                assert (await manager.wait(job.id, 30)).status == "completed"
+
+    run(scene())
+
+
+def test_an_app_without_descriptors_starts_its_worker_later(agent, monkeypatch):
+    from cjm_worker_ext.backends import hosts
+
+    tries = []
+
+    class NoneLeft(hosts.RemoteProcess):
+        def __init__(self, *args):
+            tries.append(args)
+            if len(tries) < 3:
+                raise OSError(errno.EMFILE, "Too many open files")
+            super().__init__(*args)
+
+    async def scene():
+        monkeypatch.setattr(hosts, "RemoteProcess", NoneLeft)
+        async with manager_of(agent.host) as manager:
+            assert (await ended(manager, "pid")).status == "completed"
 
     run(scene())
 
