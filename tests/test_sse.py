@@ -490,7 +490,7 @@ def test_node_eventsource(serve, eventsource_package):
 def test_behind_middleware_of_starlette():
     """A middleware of the kind that wraps `receive` and `send` neither holds events back nor hides the client's end."""
     code = """
-import asyncio, json, uvicorn
+import asyncio, json, socket, uvicorn
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
@@ -522,8 +522,17 @@ async def main():
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(b"GET / HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n")
     await asyncio.wait_for(reader.readuntil(b"snapshot"), 30)
-    server.should_exit = True
-    await asyncio.wait_for(serving, 5)
+    with socket.socket() as silent:  # it reads nothing, and would hold up the end of the server
+        silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        silent.connect(("127.0.0.1", port))
+        silent.send(b"GET / HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n")
+        async with asyncio.timeout(30):
+            while events.clients < 2: await asyncio.sleep(0.01)
+        for n in range(400):
+            await events.broadcast("job:chunk", {"job_id": "a", "chunk": f"{n}" + "x" * 20_000})
+            await asyncio.sleep(0)
+        server.should_exit = True
+        await asyncio.wait_for(serving, 30)
     print("ended")
 
 asyncio.run(main())
