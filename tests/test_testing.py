@@ -112,7 +112,7 @@ def test_what_an_app_leaves_behind_ends_with_the_block(close, own_threads):
         manager = runner.run(app())
         if close:
             runner.close()
-        assert len(own_threads()) == 1
+        assert close or len(own_threads()) == 1  # one that finds its loop closed ends by itself
     if not close:
         (job,) = runner.run(all_jobs(manager))
         assert (job.status, job.error_type) == ("failed", "WorkerCrashed")
