@@ -68,7 +68,7 @@ class Sink(Protocol):
     def observe(self, name: str, labels: Labels, value: float) -> None:
         "Record one duration."
 
-# %% ../../nbs/11_integrations/19_metrics_state.ipynb #c6d69769
+# %% ../../nbs/11_integrations/19_metrics_state.ipynb #0b2a39e8
 def exit_reason(
     expected: bool,  # Whether the manager wanted the end
     exitcode: int | None,  # As `subprocess` counts
@@ -97,7 +97,7 @@ class BoundedNames:
         self.most, self._known = most, set[str]()
 
     def __call__(self, name: object) -> str:
-        text = str(name)[:200]
+        text = str(name)[:200].encode("utf-8", "replace").decode()  # half of a character would spoil every scrape
         if text not in self._known:
             if len(self._known) >= self.most:
                 return "other"

@@ -73,7 +73,7 @@ UPGRADES = [
 ]
 APPLICATION_ID = 0x636A6D77  # "cjmw": says whose file it is
 
-# %% ../../nbs/05b_stores/03_sqlite.ipynb #883f855f
+# %% ../../nbs/05b_stores/03_sqlite.ipynb #6764dd12
 _REMEDIES = {
     "SQLITE_FULL": "free some space on its disk",
     "SQLITE_BUSY": "another program holds its lock; end its transaction",
@@ -185,6 +185,7 @@ class Connections:
         uri = f"{self.path.absolute().as_uri()}?mode=rw"
         db = sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
         try:
+            self._patiently(lambda: self._look_whose(db, may_create))
             self._patiently(lambda: db.execute("PRAGMA journal_mode = WAL"))
             db.execute(f"PRAGMA synchronous = {self._synchronous}")
             db.execute("PRAGMA journal_size_limit = 67108864")
@@ -201,6 +202,19 @@ class Connections:
             db.close()
             raise
         return db
+
+    def _look_whose(self, db: sqlite3.Connection, may_be_new: bool) -> None:
+        "Refuse a file that is no job store, before anything in it is changed."
+        (whose,) = db.execute("PRAGMA application_id").fetchone()
+        if whose == APPLICATION_ID:
+            return
+        (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if tables:
+            raise StoreFailed(f"job store {self.path}: is a database of another program; choose another path")
+        if not may_be_new:
+            raise StoreFailed(
+                f"job store {self.path}: is empty; start a manager with this store once, or choose another path"
+            )
 
     def explained(self, error: Exception) -> StoreFailed:
         "Say what an error means for this file."
@@ -227,7 +241,7 @@ def _holds_text(wanted: str, *parts: object) -> bool:
     "For SQL: whether a text occurs in one of several, in any case; SQLite's LIKE knows the cases of ASCII only."
     return any(wanted in part.casefold() for part in parts if isinstance(part, str))
 
-# %% ../../nbs/05b_stores/03_sqlite.ipynb #a374a5b1
+# %% ../../nbs/05b_stores/03_sqlite.ipynb #4515d3f1
 class SQLiteJobStore:
     """Keeps jobs in an SQLite file; implements `JobStoreProtocol`.
 
@@ -313,10 +327,6 @@ class SQLiteJobStore:
 
     def _upgrade(self, db: sqlite3.Connection) -> None:
         (version,) = db.execute("PRAGMA user_version").fetchone()
-        (whose,) = db.execute("PRAGMA application_id").fetchone()
-        (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if tables and whose != APPLICATION_ID:
-            raise StoreFailed(f"job store {self.path}: is a database of another program; choose another path")
         if version > len(UPGRADES):
             raise StoreFailed(
                 f"job store {self.path}: has version {version}, and this release knows {len(UPGRADES)}; use a later one"
