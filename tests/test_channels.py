@@ -476,3 +476,34 @@ def test_a_process_that_ends_sends_its_last_events(tmp_path):
         await channel.close()
 
     asyncio.run(main())
+
+
+def test_a_forked_child_is_told_that_its_channel_is_the_parents(tmp_path):
+    "It has no thread that sends; without a word each of its events would be lost."
+    code = f"""
+import asyncio, os
+from cjm_worker_ext.errors import ForkedManager
+from cjm_worker_ext.integrations.channel_sqlite import SQLiteChannel
+from cjm_worker_ext.integrations.sse import SSEBroadcaster
+
+async def publish(events):
+    await events.broadcast("job:started", {{"job_id": "a"}})
+
+events = SSEBroadcaster(channel=SQLiteChannel({str(tmp_path / "events.db")!r}))
+asyncio.run(publish(events))
+pid = os.fork()
+if not pid:
+    try:
+        asyncio.run(publish(events))
+    except ForkedManager as e:
+        print(e, flush=True)
+    asyncio.run(events.aclose())
+    raise SystemExit(3)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
+asyncio.run(publish(events))
+asyncio.run(events.aclose())
+print("ended")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    told = "event channel: was started before the fork; make a broadcaster of its own in the child"
+    assert done.stdout == f"{told}\nended\n", done.stderr
