@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 
 from cjm_worker_ext.backends.base import ExitReason
 from cjm_worker_ext.config import WorkerConfig
-from cjm_worker_ext.policies import Retry
 from cjm_worker_ext.engine.scheduler import Action, End, Scheduler, Send, SendAhead, SetTimer, Start, Task
+from cjm_worker_ext.policies import Retry
 
 PLUGINS = [f"plugin {n}" for n in range(20)]  # The first ones are asked for more often than the last ones
 BUSY = 0.9  # Share of the workers that have a job in `steady`

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/init.ipynb #2593b357
+# %% ../nbs/init.ipynb #83135eb7
 __version__ = "0.1.0"  # As in settings.ini; app and workers compare it, so to read it must cost nothing
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a worker starts faster without `typing`
@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # a worker starts faster without `typing`
     )
     from cjm_worker_ext.extensions.stores import JobFilter, JobPage, JobStoreProtocol
     from cjm_worker_ext.hooks import Hooks as Hooks
+    from cjm_worker_ext.integrations.resources import ProcessResourceManager as ProcessResourceManager
     from cjm_worker_ext.integrations.resources import Snapshot as Snapshot
     from cjm_worker_ext.jobs import BaseJob, JobStatus
     from cjm_worker_ext.manager import BaseJobManager
@@ -30,7 +31,7 @@ if TYPE_CHECKING:  # a worker starts faster without `typing`
     from cjm_worker_ext.reports import ManagerHealth, NodeState, WorkerInfo
     from cjm_worker_ext.testing import InProcess as InProcess
 
-# %% ../nbs/init.ipynb #cc0edd1f
+# %% ../nbs/init.ipynb #136be1f1
 _names_of = {
     "blocking": ("BlockingManager",),
     "config": ("RestartPolicy", "WorkerConfig"),
@@ -47,7 +48,7 @@ _names_of = {
     "engine.chunk_log": ("ChunkLog",),
     "engine.durable_jobs": ("DurableJobs",),
     "hooks": ("Hooks",),
-    "integrations.resources": ("Snapshot",),
+    "integrations.resources": ("ProcessResourceManager", "Snapshot"),
     "testing": ("InProcess",),
 }
 _module_of = {name: module for module, names in _names_of.items() for name in names}
