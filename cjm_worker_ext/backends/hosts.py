@@ -292,7 +292,7 @@ def read_usage(
     at, cpu, rss = entry if len(entry) == 3 else (0.0, None, None)
     return RemoteUsage(_figure(at) or 0.0, _figure(cpu), _whole(rss))
 
-# %% ../../nbs/05_backends/17_hosts.ipynb #e52c943e
+# %% ../../nbs/05_backends/17_hosts.ipynb #0b988edc
 class NameLookup:
     "Finds the addresses of a machine; lives on one event loop."
 
@@ -309,9 +309,13 @@ class NameLookup:
         with contextlib.suppress(socket.gaierror, UnicodeError):  # it is no number
             return socket.getaddrinfo(*self._address, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
         if self._found is None:
-            self._found = asyncio.get_running_loop().create_future()
-            self._found.add_done_callback(self._forget)
-            threading.Thread(target=self._look, args=(self._found,), name="name-lookup", daemon=True).start()
+            found: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+            try:
+                threading.Thread(target=self._look, args=(found,), name="name-lookup", daemon=True).start()
+            except RuntimeError as e:
+                raise OSError(f"{self._address[0]}: {e}") from e
+            found.add_done_callback(self._forget)
+            self._found = found
         return await asyncio.shield(self._found)
 
     def _forget(self, found: asyncio.Future[list[Any]]) -> None:
