@@ -71,7 +71,7 @@ UPGRADES = [
     """,
 ]
 
-# %% ../../nbs/05b_stores/06_postgres.ipynb #47aa00e5
+# %% ../../nbs/05b_stores/06_postgres.ipynb #6942610d
 class PostgresJobStore:
     """Keeps jobs in a PostgreSQL database (12 or later); implements `JobStoreProtocol`.
 
@@ -210,9 +210,9 @@ class PostgresJobStore:
         with self._session.using() as db, db.pipeline():  # one transaction, because nothing is fetched before its end
             self._stay(db, owner)
             if changed:  # first, since a job that ends frees its key
-                answers.append(db.execute(_UPDATE, (changed, owner)))
+                answers.append(db.execute(_UPDATE, (json.dumps(changed), owner)))
             if new:
-                answers.append(db.execute(_INSERT, (new,)))
+                answers.append(db.execute(_INSERT, (json.dumps(new),)))
             if told:
                 db.execute(_TOLD, (list(told), owner))
         return {job_id for answer in answers for (job_id,) in answer.fetchall()}
@@ -435,14 +435,14 @@ _CHANGED_FIELDS, _NEW_FIELDS = (
 )
 
 
-def _row(job: StoredJob, names: Sequence[str], was: str) -> str:  # JSON
+def _row(job: StoredJob, names: Sequence[str], was: str) -> dict[str, Any]:
     row = {name: value for name in names if (value := getattr(job, name)) is not None}
     row |= {"owner": job.owner or "", "was": was}
     for name in ("params", "metadata", "result"):
         if isinstance(value := row.get(name), bytes):
             del row[name]
             row[f"{name}_bytes"] = rf"\x{value.hex()}"
-    return json.dumps(row)
+    return row
 
 
 def _storable(job: StoredJob) -> StoredJob:
@@ -455,9 +455,10 @@ def _storable(job: StoredJob) -> StoredJob:
 
 
 def _sent(columns: Mapping[str, str]) -> str:
-    # Not `json_to_recordset`: it is taken for 100 rows, and then the whole table seems cheaper than a search for each.
+    # Not `json_to_recordset`: it is taken for 100 rows, and then the whole table seems cheaper than a search for each. And
+    # no array from here: the driver is slow to write one.
     fields = ", ".join(f"{name} {kind}" for name, kind in columns.items())
-    return f"unnest(%s::json[]) AS row, json_to_record(row) AS one ({fields})"
+    return f"unnest(ARRAY(SELECT json_array_elements(%s::json))) AS row, json_to_record(row) AS one ({fields})"
 
 
 _INSERT = f"""
