@@ -84,7 +84,7 @@ def params_of(
         )
     return cast(Mapping[str, Any], item)
 
-# %% ../../nbs/07_engine/07_job_groups.ipynb #054911f0
+# %% ../../nbs/07_engine/07_job_groups.ipynb #f1a71c9e
 LIMIT = NumberRule(int, 1, optional=True)
 
 
@@ -145,12 +145,10 @@ class JobGroup:
         while self.left or self._error is not None:
             yield await self.receive()
 
-    def _take(self, items: Iterator[Any], left: int) -> list[Any]:
-        return list(islice(items, self._at_once if self._limit is None else min(self._at_once, self._limit - left)))
-
-    async def _take_elsewhere(self, items: ItemsElsewhere, left: int) -> list[Any]:
+    async def _take(self, items: Iterator[Any] | ItemsElsewhere, left: int) -> list[Any]:
         room = None if self._limit is None else self._limit - left
-        return await items.take(self._at_once if room is None else min(self._at_once, room), room)
+        most = self._at_once if room is None else min(self._at_once, room)
+        return await items.take(most, room) if isinstance(items, ItemsElsewhere) else list(islice(items, most))
 
     async def _start(self, items: Sequence[Any], keep: Callable[[BaseJob], object]) -> None:
         "Start jobs, and keep those that were started, in the order of their items."
@@ -174,12 +172,7 @@ class JobGroup:
         while True:
             while self._limit is not None and self.left >= self._limit:
                 yield await self.receive()
-            some = (
-                await self._take_elsewhere(rest, self.left)
-                if isinstance(rest, ItemsElsewhere)
-                else self._take(rest, self.left)
-            )
-            if not some:
+            if not (some := await self._take(rest, self.left)):
                 break
             while True:
                 try:
@@ -211,12 +204,7 @@ class JobGroup:
             while True:
                 while waiting and (waiting[0].status.is_final or len(waiting) == self._limit):
                     yield await first()
-                some = (
-                    await self._take_elsewhere(rest, len(waiting))
-                    if isinstance(rest, ItemsElsewhere)
-                    else self._take(rest, len(waiting))
-                )
-                if not some:
+                if not (some := await self._take(rest, len(waiting))):
                     break
                 while True:
                     try:
