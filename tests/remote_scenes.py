@@ -13,7 +13,7 @@ from backend_scenes import Events, running
 from harness import is_alive, until_now
 
 from cjm_worker_ext import BaseJobManager, WorkerConfig
-from cjm_worker_ext.backends.hosts import NodeLink
+from cjm_worker_ext.backends.hosts import Node
 
 TESTS = Path(__file__).parent
 ENDS = ("job:completed", "job:failed", "job:cancelled")
@@ -33,18 +33,18 @@ def manager_on(backend, *, config=None, events=None, retry=None) -> BaseJobManag
 
 def real(pid: int) -> int:
     "The process id on its machine."
-    assert pid > NodeLink.PIDS
-    return pid % NodeLink.PIDS
+    assert pid > Node.PIDS
+    return pid % Node.PIDS
 
 
 def show_real_pids(monkeypatch: pytest.MonkeyPatch) -> None:
     "From now on managers name the process ids that their machine knows, so that a test can signal them."
-    make = NodeLink.__init__
+    make = Node.__init__
 
     def without_position(self, host, position, *rest):
         make(self, host, 0, *rest)
 
-    monkeypatch.setattr(NodeLink, "__init__", without_position)
+    monkeypatch.setattr(Node, "__init__", without_position)
 
 
 def runs(folder: Path) -> list[int]:

@@ -16,7 +16,7 @@ from backend_scenes import Events, ended, running
 from harness import is_alive, run, until, until_now
 
 from cjm_worker_ext import BaseJobManager, Retry, WorkerConfig
-from cjm_worker_ext.backends.hosts import NodeLink
+from cjm_worker_ext.backends.hosts import Node
 from cjm_worker_ext.backends.ray import RayBackend, RayPlaces
 
 TESTS = Path(__file__).parent
@@ -53,7 +53,7 @@ def parent(pid: int) -> int:
 
 def processes_of(job) -> tuple[int, int, int, int]:
     "Driver, actor, agent and worker."
-    worker = job.worker_pid % NodeLink.PIDS
+    worker = job.worker_pid % Node.PIDS
     agent = parent(worker)
     return parent(parent(agent)), parent(agent), agent, worker
 
@@ -254,7 +254,7 @@ def test_a_killed_app_leaves_nothing(tmp_path):
     )
     try:
         pid, child = map(int, app.stdout.readline().split())
-        agent = parent(worker := pid % NodeLink.PIDS)
+        agent = parent(worker := pid % Node.PIDS)
         driver = parent(parent(agent))
     finally:
         app.kill()

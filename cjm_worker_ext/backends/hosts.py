@@ -9,36 +9,29 @@ import asyncio
 import contextlib
 import logging
 import os
-import secrets
 import socket
 import ssl
 import sys
-import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any, Literal, NamedTuple, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
+from cjm_worker_ext.backends.agent_link import AgentDoor, AgentLink, HostSettings, LinkThread
 from cjm_worker_ext.backends.agent_protocol import (
     DUMP,
     GONE,
     KILL,
-    MOST_MESSAGE,
     OUTPUT,
-    PING,
     PONG,
     READ,
     STACKS,
     TOKEN_VARIABLE,
     Gone,
-    decode_message,
     encode_message,
-    meet_agent,
     read_line,
-    through_tls,
     write_line,
 )
 from cjm_worker_ext.backends.base import (
@@ -60,8 +53,8 @@ from cjm_worker_ext.reports import CardState, NodeState, RemoteUsage
 logger = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['AgentFrames', 'RemoteProcess', 'read_cards', 'read_usage', 'NameLookup', 'HostSettings', 'NoPlace', 'NodeLink',
-           'choose', 'Places', 'RemoteBackend', 'time_problems', 'HostsBackend']
+__all__ = ['AgentFrames', 'RemoteProcess', 'read_cards', 'read_usage', 'NoPlace', 'Node', 'choose', 'Places', 'RemoteBackend',
+           'time_problems', 'HostsBackend']
 
 # %% ../../nbs/05_backends/17_hosts.ipynb #b6e8a040
 class AgentFrames(FrameSocket):
@@ -124,10 +117,10 @@ class RemoteProcess:
         number: int,  # Of the worker
         pid: int,  # As the app is to know it
         sock: socket.socket,  # The worker's connection
-        link: NodeLink,
+        node: Node,
         writes_stacks: bool,
     ) -> None:
-        self.number, self.pid, self.socket, self._link = number, pid, sock, link
+        self.number, self.pid, self.socket, self._node = number, pid, sock, node
         self._loop = asyncio.get_running_loop()
         # The descriptor that becomes readable at the end, and one on which nothing ever comes: a pair serves both.
         self._ending, self._silent = socket.socketpair()
@@ -156,7 +149,7 @@ class RemoteProcess:
     @property
     def is_watched(self) -> bool:
         "Whether the agent tells of it now."
-        return self._link.is_up
+        return self._node.is_up
 
     # what it is told
 
@@ -172,15 +165,17 @@ class RemoteProcess:
         if self.disowned or self._has_ended:
             return
         lost = "the connection was cut" if self._is_cut else ""
-        if not self._link.send(encode_message(KILL, worker=self.number, lost=lost)):
-            with contextlib.suppress(OSError):
-                self.socket.shutdown(socket.SHUT_WR)
+        self._node.link.send(encode_message(KILL, worker=self.number, lost=lost), self._hang_up)
+
+    def _hang_up(self) -> None:
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_WR)
 
     def signal_interrupt(self) -> None:
         "The agent sees the `CANCEL` frame, and does it."
 
     def signal_stacks(self) -> None:
-        self._link.send(encode_message(DUMP, worker=self.number))
+        self._node.link.send(encode_message(DUMP, worker=self.number))
 
     # what is told of it
 
@@ -232,7 +227,7 @@ class RemoteProcess:
 
     def end(self) -> WorkerExit:
         self._has_ended = True
-        self._link.forget(self)
+        self._node.forget(self)
         end = self.gone
         self.popen.returncode = 0 if end is None or end.exitcode is None else end.exitcode
         if end is None or end.lost:
@@ -293,65 +288,13 @@ def read_usage(
     return RemoteUsage(_figure(at) or 0.0, _figure(cpu), _whole(rss))
 
 # %% ../../nbs/05_backends/17_hosts.ipynb #0b988edc
-class NameLookup:
-    "Finds the addresses of a machine; lives on one event loop."
-
-    def __init__(
-        self,
-        host: str,
-        port: int,
-    ) -> None:
-        self._address = host, port
-        self._found: asyncio.Future[list[Any]] | None = None  # What a thread is looking for
-
-    async def addresses(self) -> list[Any]:  # As `socket.getaddrinfo`
-        "Look the name up; a look that a caller has given up serves the next one. Raises `OSError`."
-        with contextlib.suppress(socket.gaierror, UnicodeError):  # it is no number
-            return socket.getaddrinfo(*self._address, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-        if self._found is None:
-            found: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-            try:
-                threading.Thread(target=self._look, args=(found,), name="name-lookup", daemon=True).start()
-            except RuntimeError as e:
-                raise OSError(f"{self._address[0]}: {e}") from e
-            found.add_done_callback(self._forget)
-            self._found = found
-        return await asyncio.shield(self._found)
-
-    def _forget(self, found: asyncio.Future[list[Any]]) -> None:
-        self._found = None
-        if not found.cancelled():
-            found.exception()  # perhaps nobody waits for it any more
-
-    def _look(self, found: asyncio.Future[list[Any]]) -> None:
-        tell: Callable[[Any], None] = found.set_result
-        try:
-            outcome: Any = socket.getaddrinfo(*self._address, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as e:
-            tell, outcome = found.set_exception, OSError(f"{self._address[0]}: {e}")
-        with contextlib.suppress(RuntimeError):  # the loop was closed in the meantime
-            found.get_loop().call_soon_threadsafe(tell, outcome)
-
-# %% ../../nbs/05_backends/17_hosts.ipynb #3ddc6215
-class HostSettings(NamedTuple):
-    "How machines are reached, and when they are given up."
-
-    token: str
-    tls: ssl.SSLContext | None
-    ping_seconds: float
-    lease_seconds: float
-    lost_seconds: float
-    connect_seconds: float
-
-
 class NoPlace(Exception):
     "A machine has no room for a worker now."
 
 
-class NodeLink:
-    "The way to one machine; lives on one event loop."
+class Node:
+    "One machine, as its manager sees it; implements `LinkOwner`, and lives on the app's event loop."
 
-    RETRY_SECONDS = (0.1, 5.0)  # Before another attempt to reach it: the first, the longest
     PIDS = 10_000_000  # More than any process id: a machine's number times this tells the machines apart
 
     def __init__(
@@ -359,12 +302,11 @@ class NodeLink:
         host: str,  # For example `gpu1:7000`
         position: int,  # In the list of machines, from 1
         settings: HostSettings,
+        links: LinkThread,
         changed: Callable[[], object],  # Called when workers may fit that did not fit before
     ) -> None:
         self.host, self.position, self._settings, self._changed = host, position, settings, changed
-        name, _, port = host.rpartition(":")
-        self._address = name.strip("[]"), int(port)
-        self._lookup = NameLookup(*self._address)
+        self._door = AgentDoor(host, settings)
         self._loop = asyncio.get_running_loop()
         self.processes: dict[int, RemoteProcess] = {}  # By number of the worker
         self.held: set[int] = set()  # Numbers of the workers that run or start there
@@ -373,18 +315,10 @@ class NodeLink:
         self.is_given_up = False  # It was reached, and then silent for too long
         self._is_closed = False
         self.info: dict[str, Any] = {}  # What the agent has said last
-        self._session, self._heard_at, self._heard = secrets.token_hex(16), 0.0, 0
-        self._sock: socket.socket | None = None
-        self._frames: FrameSocket | None = None
-        self._woken = asyncio.Event()
-        self._tasks = [asyncio.create_task(run()) for run in (self._keep_link, self._watch)]
+        self.is_up = False  # It answers
+        self.link = AgentLink(host, settings, links, self)
 
     # its state
-
-    @property
-    def is_up(self) -> bool:
-        "Whether it answers."
-        return self._frames is not None
 
     @property
     def free(self) -> int:  # Places for workers
@@ -421,114 +355,28 @@ class NodeLink:
             full = f"no card is free, {state.busy} of {len(state.cards)} are in use"
         return f"{self.host}: {state.why or full}"
 
-    # the link
+    # what its link tells
 
-    async def _keep_link(self) -> None:
-        first, longest = self.RETRY_SECONDS
-        delay = first
-        while True:
-            self._woken.clear()
-            try:
-                claims = {"purpose": "link", "session": self._session, "lease": self._settings.lease_seconds}
-                sock, info = await self._reach(claims)
-            except Exception as e:  # noqa: BLE001  - the border: an agent, or whoever listens there, may send anything
-                self._note(str(e) or "it did not answer in time", isinstance(e, AgentRefused))
-            else:
-                delay = first
-                self._attach(sock, info)
-                await self._ping()
-            await asyncio.sleep(delay)
-            delay = min(longest, 2 * delay)
-
-    def _note(self, why: str, refused: bool = False) -> None:
-        if why != self.why:
-            logger.warning("agent %s: %s", self.host, why)
-        self.why, self.refused, self.is_known = why, refused, True
-        self._changed()
-
-    async def _reach(self, claims: Mapping[str, Any]) -> tuple[socket.socket, dict[str, Any]]:
-        "Connect and do the handshake."
-        async with asyncio.timeout(self._settings.connect_seconds):
-            sock, half = await self._connect(), None
-            try:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                if (tls := self._settings.tls) is not None:
-                    sock, half = await through_tls(sock, tls, self._address[0], self._settings.connect_seconds)
-                return sock, await meet_agent(sock, self._settings.token, claims)
-            except BaseException as e:
-                sock.close()
-                if half is not None and isinstance(e, ConnectionError) and not isinstance(e, AgentRefused):
-                    hint = "the agent may want a certificate of this manager (SSLContext.load_cert_chain)"
-                    raise ConnectionError(f"TLS: {half.error or e}; {hint}") from e
-                raise
-
-    async def _connect(self) -> socket.socket:
-        error: OSError = OSError(f"{self._address[0]} has no address")
-        for family, kind, protocol, _, address in await self._lookup.addresses():
-            sock = socket.socket(family, kind, protocol)
-            sock.setblocking(False)
-            try:
-                await self._loop.sock_connect(sock, address)
-                return sock
-            except ConnectionRefusedError as e:
-                error = ConnectionRefusedError(f"no agent listens there ({e})")
-                sock.close()
-            except OSError as e:
-                error = e
-                sock.close()
-            except BaseException:
-                sock.close()
-                raise
-        raise error
-
-    def _attach(self, sock: socket.socket, info: dict[str, Any]) -> None:
+    def on_up(self, info: dict[str, Any], lost: str | None) -> None:
+        "As `LinkOwner.on_up`."
         if self.why and self.is_known:  # its absence was logged
             logger.info("agent %s: it answers now", self.host)
-        if not info.get("resumed"):
-            self._lose("the agent has ended it, or was started again")
-        self._sock, self._heard_at, self.info = sock, time.monotonic(), info
-        self._frames = FrameSocket(sock, self._loop, MOST_MESSAGE, bytearray(1 << 16), self._detach)
-        self._loop.add_reader(sock, self._on_readable)
-        self.why, self.refused, self.is_known, self.is_given_up = "", False, True, False
+        if lost is not None:
+            self._lose(lost)
+        self.info = info
+        self.why, self.refused, self.is_known, self.is_given_up, self.is_up = "", False, True, False, True
         self._changed()
 
-    def _detach(self) -> None:
-        if self._sock is not None:
-            self._loop.remove_reader(self._sock)
-            self._loop.remove_writer(self._sock)
-            self._sock.close()
-            if not self._is_closed:
-                self._note("the connection was cut")
-        self._sock = self._frames = None
-        self._woken.set()
+    def on_down(self, why: str, refused: bool) -> None:
+        "As `LinkOwner.on_down`."
+        if why != self.why:
+            logger.warning("agent %s: %s", self.host, why)
+        self.why, self.refused, self.is_known, self.is_up = why, refused, True, False
+        self._changed()
 
-    async def _ping(self) -> None:
-        "Say that this manager is here, until the link breaks or is silent."
-        while self.send(encode_message(PING, heard=self._heard)):
-            with contextlib.suppress(TimeoutError):
-                # not `wait_for`: on Python 3.11 it can swallow the cancellation of a task whose event comes with it
-                async with asyncio.timeout(self._settings.ping_seconds):
-                    await self._woken.wait()
-            if self._silence() > self._settings.lost_seconds:
-                self._detach()
-
-    def _silence(self) -> float:
-        return time.monotonic() - self._heard_at
-
-    async def _watch(self) -> None:
-        "Give the workers up after a silence."
-        seconds = self._settings.lost_seconds
-        while True:
-            await asyncio.sleep(seconds / 10)
-            if self._silence() > seconds and self._heard_at:
-                self._give_up(f"it was silent for {seconds:g} s")
-
-    def _give_up(self, why: str) -> None:
-        self._session, self._heard, self._heard_at = secrets.token_hex(16), 0, 0.0
-        self.is_given_up = True
-        if self.is_up:
-            self._detach()
+    def on_lost(self, why: str) -> None:
+        "As `LinkOwner.on_lost`."
+        self.is_given_up, self.is_up = True, False
         self._lose(why)
         self._changed()
 
@@ -538,33 +386,17 @@ class NodeLink:
         for process in list(self.processes.values()):
             process.on_lost(why)
 
-    def send(self, pieces: Sequence[Bytes]) -> bool:  # False if there is no link
-        "Send a message on the link."
-        return self._frames is not None and self._frames.send(pieces)
-
-    def _on_readable(self) -> None:
-        if self._frames is None:
-            return
-        try:
-            self._frames.receive(self._on_message)
-        except EOFError:
-            self._detach()
-        except Exception as e:  # noqa: BLE001  - the border: an agent may send anything
-            logger.error("agent %s sent an invalid message: %s", self.host, e)
-            self._detach()
-
-    def _on_message(self, frame: Frame) -> None:
-        message = decode_message(frame)
-        if frame.kind == PONG:
-            self._heard, self._heard_at = int(message["number"]), time.monotonic()
+    def on_message(self, kind: int, message: dict[str, Any]) -> None:
+        "As `LinkOwner.on_message`."
+        if kind == PONG:
             self._learn(message)
-        elif frame.kind == GONE:
+        elif kind == GONE:
             end = Gone.read(message)
             if process := self.processes.get(end.worker):
                 process.on_gone(end)
-        elif frame.kind == READ and (process := self.processes.get(message["worker"])):
+        elif kind == READ and (process := self.processes.get(message["worker"])):
             process.on_read(message["read"])
-        elif frame.kind == STACKS and (process := self.processes.get(message["worker"])):
+        elif kind == STACKS and (process := self.processes.get(message["worker"])):
             process.on_stacks(str(message["text"]))
 
     def _learn(self, message: dict[str, Any]) -> None:
@@ -584,14 +416,14 @@ class NodeLink:
         writes_stacks: bool,
     ) -> tuple[RemoteProcess, Place]:
         "Start a worker; raises `NoPlace` if another machine should be tried, and `AgentRefused` if that is of no use."
-        session = self._session
+        session = self.link.session
         order = {"python": python, "environment": dict(environment), "stacks": writes_stacks}
         try:
             sock, line = await self._ask(session, worker, order)
         except Exception as e:  # the border: an agent may send anything, and another one may do better
             raise NoPlace(str(e) or "it did not answer in time") from e
         pid = line.get("pid")
-        if "refused" in line or session != self._session or not isinstance(pid, int):
+        if "refused" in line or session != self.link.session or not isinstance(pid, int):
             sock.close()
             if "refused" in line:
                 raise AgentRefused(f"{self.host}: {line['refused']!s:.500}")
@@ -608,7 +440,7 @@ class NodeLink:
     async def _ask(
         self, session: str, worker: int, order: Mapping[str, Any]
     ) -> tuple[socket.socket, dict[str, Any]]:  # Its connection, and what the agent says
-        sock, _ = await self._reach({"purpose": "worker", "session": session})
+        sock, _ = await self._door.connect({"purpose": "worker", "session": session})
         try:
             async with asyncio.timeout(self._settings.connect_seconds):
                 await write_line(sock, worker=worker, **order)
@@ -626,34 +458,27 @@ class NodeLink:
     def end_workers(self, why: str) -> None:
         "Let the agent kill its workers; they count as lost."
         for worker in self.processes:
-            self.send(encode_message(KILL, worker=worker, lost=why))
+            self.link.send(encode_message(KILL, worker=worker, lost=why))
 
     def leave(self, why: str) -> None:
         "Give up its workers, and make no link any more."
-        for task in self._tasks:
-            task.cancel()
-        self._is_closed = True
-        self._give_up(why)
+        self.link.close()
+        self.on_lost(why)
 
-    def close(self) -> list[asyncio.Task[None]]:  # To wait for
+    def close(self) -> None:
         "Make no link any more; agents kill the workers whose connections are closed."
-        for task in self._tasks:
-            task.cancel()
-        self._is_closed = True
-        self._detach()
+        self.link.close()
+        self.is_up = False
         for process in self.processes.values():
             for part in (process.socket, process.watch.fd, process.output):
                 self._loop.remove_reader(part)
             self._loop.remove_writer(process.socket)
             process.close()
         self.processes.clear()
-        return self._tasks
 
     def disown(self) -> None:
         "In a forked child of the app: close the copies."
-        if self._sock is not None:
-            os.close(self._sock.detach())
-        self._sock = self._frames = None
+        self.link.disown()
         for process in self.processes.values():
             process.disown()
         self.processes.clear()
@@ -733,21 +558,22 @@ class RemoteBackend:
         self._lane_of: dict[int, str] = {}  # By the number of a worker that is not of the default lane
         self._waiting: dict[int, str] = {}  # Workers without a machine: what was told of it
         self._starting: dict[int, asyncio.Task[None]] = {}
-        self.nodes = [NodeLink(name, i, settings, self._place) for i, name in enumerate(hosts, start=1)]
-        self.places, self.left = places, weakref.WeakSet[NodeLink]()  # What left may still have workers that end
+        self._links = LinkThread()
+        self.nodes = [Node(name, i, settings, self._links, self._place) for i, name in enumerate(hosts, start=1)]
+        self.places, self.left = places, weakref.WeakSet[Node]()  # What left may still have workers that end
         _backends.add(self)
 
     # places
 
-    def add(self, host: str, settings: HostSettings) -> NodeLink:
+    def add(self, host: str, settings: HostSettings) -> Node:
         "Use one more machine."
         taken = {node.position for node in (*self.nodes, *self.left)}
         position = next(n for n in range(1, len(taken) + 2) if n not in taken)  # small: it is part of process ids
-        node = NodeLink(host, position, settings, self._place)
+        node = Node(host, position, settings, self._links, self._place)
         self.nodes.append(node)
         return node
 
-    def remove(self, node: NodeLink, why: str) -> None:
+    def remove(self, node: Node, why: str) -> None:
         "Use a machine no more; the workers that it has are lost."
         self.nodes.remove(node)
         self.left.add(node)
@@ -807,7 +633,7 @@ class RemoteBackend:
             self._waiting[worker] = why
             self.host.on_waiting(worker, why if self.places is not None else f"no machine has room: {why}")
 
-    async def _start(self, worker: int, node: NodeLink) -> None:
+    async def _start(self, worker: int, node: Node) -> None:
         stacks, lane = self.config.stall_seconds is not None, self._lane_of.get(worker, "")
         python, environment = self._python, self.config.environment
         if lane:
@@ -834,14 +660,14 @@ class RemoteBackend:
             process.hear = started.hear
             started.tell_exit = lambda number, end: self._on_exit(node, process, number, end)
 
-    def _leave(self, worker: int, node: NodeLink) -> None:
+    def _leave(self, worker: int, node: Node) -> None:
         self._starting.pop(worker, None)
         node.held.discard(worker)
 
     def _never_started(self, worker: int, reason: ExitReason, why: str) -> None:
         asyncio.get_running_loop().call_soon(self.host.on_exit, worker, WorkerExit(reason, output=(why,)))
 
-    def _on_exit(self, node: NodeLink, process: RemoteProcess, worker: int, end: WorkerExit) -> None:
+    def _on_exit(self, node: Node, process: RemoteProcess, worker: int, end: WorkerExit) -> None:
         node.held.discard(worker)
         if process.lost and end.reason is ExitReason.LOST:
             end = end._replace(output=(*end.output, f"{node.host}: {process.lost}"))
@@ -927,6 +753,7 @@ class RemoteBackend:
         self._waiting.clear()
         self._starting.clear()
         self._local.abandon()
+        self._links.stop()
         if self.places is not None:
             self.places.disown()
         for worker in early:
@@ -938,8 +765,10 @@ class RemoteBackend:
         for task in starting:
             task.cancel()
         await self._local.close()
-        tasks = [task for node in (*self.nodes, *self.left) for task in node.close()]
-        await asyncio.gather(*tasks, *starting, return_exceptions=True)
+        for node in (*self.nodes, *self.left):
+            node.close()
+        await asyncio.gather(*starting, return_exceptions=True)
+        await self._links.close()
         if self.places is not None:
             await self.places.close()
 

@@ -19,8 +19,9 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from cjm_worker_ext.backends.agent_link import HostSettings
 from cjm_worker_ext.backends.base import BackendHost, WorkerSetup
-from cjm_worker_ext.backends.hosts import HostSettings, NodeLink, RemoteBackend, time_problems
+from cjm_worker_ext.backends.hosts import Node, RemoteBackend, time_problems
 from cjm_worker_ext.backends.ray_driver import BOOT
 from cjm_worker_ext.config import NumberRule, WorkerConfig, option_problems
 from cjm_worker_ext.errors import ConfigError
@@ -139,7 +140,7 @@ class PlaceRecord:
     "A place for one worker."
 
     def __init__(self) -> None:
-        self.node: NodeLink | None = None  # None: Ray has not given it yet
+        self.node: Node | None = None  # None: Ray has not given it yet
         self.dead = ""  # What Ray has said of its end
         self.retires: int | None = None  # The worker that ends so that the place can be given back
         self.seen: list[int | None] = [None]  # Activity of its workers at the last look; None: busy

@@ -11,7 +11,7 @@ from agent_process import TOKEN, AgentProcess
 from harness import run, until
 
 from cjm_worker_ext import BaseJobManager, WorkerConfig
-from cjm_worker_ext.backends.hosts import HostsBackend, NodeLink
+from cjm_worker_ext.backends.hosts import HostsBackend, Node
 from cjm_worker_ext.errors import ConfigError
 from cjm_worker_ext.integrations.resources import ProcessResourceManager
 
@@ -82,7 +82,7 @@ def test_figures_of_cards_and_workers_come_with_the_pings(cards):
                 assert node.figures["cpus"] == os.cpu_count() and node.figures["memory_total"] > 1 << 28
                 assert manager.health()["nodes"][0]["cards"][0]["in_use"] is True
                 (pid,) = (worker.pid for worker in manager.workers())
-                assert pid > NodeLink.PIDS and list(node.usage) == [pid]
+                assert pid > Node.PIDS and list(node.usage) == [pid]
 
                 def measured():
                     (row,) = resources.snapshot(max_age_seconds=0).workers

@@ -175,7 +175,7 @@ def test_an_order_that_its_worker_has_not_read_goes_to_another(agent):
             os.kill(pid, signal.SIGSTOP)
             job = await manager.start_job("pid")
             (process,) = manager._engine.backend.nodes[0].processes.values()
-            link = manager._engine.backend.nodes[0]
+            link = manager._engine.backend.nodes[0].link
             heard = link._heard
             await until(lambda: link._heard > heard + 1, what="a ping after the order")
             assert process.read < process._frames._sent
