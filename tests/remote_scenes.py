@@ -80,6 +80,23 @@ async def a_lost_machine_costs_its_job(
     return job
 
 
+async def a_loop_that_stands_still_costs_no_worker(
+    manager: BaseJobManager,  # With one worker, on one machine; it is closed at the end
+    folder: Path,
+):
+    "It stands still while the agent answers pings for more than `lost_seconds`."
+    async with manager:
+        job = await running(manager, "run_until", folder=str(folder))
+        (node,) = manager._engine.backend.nodes
+        link = node.link
+        enough = link._heard + 2 * link._settings.lost_seconds / link._settings.ping_seconds
+        until_now(lambda: link._heard > enough, what="answers of the agent")
+        (folder / "go on").touch()
+        await manager.wait(job.id, 30)
+        assert (job.status, job.result) == ("completed", real(job.worker_pid)), job.error
+        assert node.is_up
+
+
 APP = """
 import asyncio, os, sys
 from cjm_worker_ext import BaseJobManager

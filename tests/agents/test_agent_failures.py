@@ -8,14 +8,24 @@ import errno
 import os
 import random
 import signal
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
 from agent_process import TOKEN, AgentProcess
 from backend_scenes import Events, ended, running
-from harness import is_alive, run, until
+from harness import is_alive, run, until, until_now
 from proxy import Proxy
-from remote_scenes import a_killed_app_leaves_nothing, a_lost_machine_costs_its_job, manager_on, one_end, real, runs
+from remote_scenes import (
+    a_killed_app_leaves_nothing,
+    a_loop_that_stands_still_costs_no_worker,
+    a_lost_machine_costs_its_job,
+    manager_on,
+    one_end,
+    real,
+    runs,
+)
 
 from cjm_worker_ext import Retry, WorkerConfig
 from cjm_worker_ext.backends.hosts import HostsBackend
@@ -68,6 +78,57 @@ def test_a_killed_agent_loses_its_jobs_and_is_used_again(agent, tmp_path):
         assert f"{agent.host}: " in job.error
 
     run(scene())
+
+
+def test_an_app_whose_loop_stands_still_keeps_its_workers(agent, tmp_path):
+    run(a_loop_that_stands_still_costs_no_worker(manager_of(agent.host), tmp_path))
+
+
+def test_a_machine_that_is_lost_while_the_loop_stands_still(agent, tmp_path):
+    async def scene():
+        async with manager_of(agent.host) as manager:
+            job = await running(manager, "run_until", folder=str(tmp_path))
+            (node,) = manager._engine.backend.nodes
+            session = node.link.session
+            agent.kill()
+            until_now(lambda: node.link.session != session, what="the end of the workers, which the loop is not told")
+            await manager.wait(job.id, 30)
+            assert (job.error_type, "was silent for 1.6 s" in job.error) == ("NodeLost", True), job.error
+
+    run(scene())
+
+
+APP = """
+import asyncio, sys
+sys.path[:0] = {path!r}
+from remote_scenes import manager_on
+from backend_scenes import running
+from cjm_worker_ext.backends.hosts import HostsBackend
+
+async def main():
+    async with manager_on(HostsBackend([{host!r}], token={token!r}, **{times!r})) as manager:
+        job = await running(manager, "run_until", folder={folder!r})
+        print(job.worker_pid, flush=True)
+        await manager.wait(job.id)
+        print(job.error_type, repr(job.error), flush=True)
+
+asyncio.run(main())
+"""
+
+
+def test_an_app_that_was_stopped_is_told_that_it_was(agent, tmp_path):
+    program = APP.format(path=sys.path, host=agent.host, token=TOKEN, times=TIMES, folder=str(tmp_path))
+    app = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    try:
+        pid = real(int(app.stdout.readline()))
+        app.send_signal(signal.SIGSTOP)
+        until_now(lambda: not is_alive(pid), what="the end of the lease")
+        app.send_signal(signal.SIGCONT)
+        error = app.stdout.readline()
+        assert error.startswith("NodeLost ") and "this app's process stood still" in error, error
+    finally:
+        app.kill()
+        app.communicate(timeout=20)
 
 
 def test_an_agent_that_ends_says_so(agent, tmp_path):

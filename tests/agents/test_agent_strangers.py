@@ -15,6 +15,7 @@ import pytest
 from agent_process import TOKEN, AgentProcess
 from backend_scenes import ended, maker
 from harness import run, until, until_now
+from remote_scenes import a_loop_that_stands_still_costs_no_worker, manager_on
 
 from cjm_worker_ext import WorkerConfig
 from cjm_worker_ext.backends import agent_protocol
@@ -183,6 +184,14 @@ def test_tls(certificates):
         run(works(agent.host, tls=ours))
     with AgentProcess() as agent:
         assert "TLS: " in run(refused(agent.host, tls=ours)), "an agent without TLS"
+
+
+def test_tls_goes_on_while_the_loop_of_the_app_stands_still(certificates, tmp_path):
+    options = ["--tls-certificate", str(certificates / "agent.pem"), "--tls-key", str(certificates / "agent.key")]
+    times = {"ping_seconds": 0.1, "lease_seconds": 1.0, "lost_seconds": 1.6}
+    with AgentProcess(*options) as agent:
+        backend = HostsBackend([agent.host], token=TOKEN, tls=client_tls(certificates / "ours.pem"), **times)
+        run(a_loop_that_stands_still_costs_no_worker(manager_on(backend), tmp_path))
 
 
 async def large(host, tls):
