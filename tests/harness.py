@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import gc
 import os
@@ -92,8 +93,20 @@ def holdings() -> tuple[int, int]:
     return descriptors(), threading.active_count()
 
 
+def waited_for_cores() -> float:
+    "Seconds that the threads of this process were ready to run while others had the cores."
+    found = 0
+    for thread in Path("/proc/self/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError):  # it has ended
+            found += int(thread.read_text().split()[1])
+    return found / 1e9
+
+
 class Ticker:
-    "Wakes every 10 ms on the loop, and remembers the longest time between two wakes."
+    """Wakes every 10 ms on the loop, and remembers the longest time between two wakes.
+
+    What other work of the machine takes is not in it: time in which a thread of this process waited for a core.
+    """
 
     def __init__(self):
         self.gap = 0.0
@@ -106,12 +119,13 @@ class Ticker:
         return self
 
     async def _tick(self):
-        last, used = time.monotonic(), time.thread_time()
+        last, used, waited = time.monotonic(), time.thread_time(), waited_for_cores()
         while True:
             await asyncio.sleep(0.01)
-            now, now_used = time.monotonic(), time.thread_time()
-            self.gap, self.busy = max(self.gap, now - last - 0.01), max(self.busy, now_used - used)
-            last, used = now, now_used
+            now, now_used, now_waited = time.monotonic(), time.thread_time(), waited_for_cores()
+            self.gap = max(self.gap, now - last - 0.01 - max(0.0, now_waited - waited))
+            self.busy = max(self.busy, now_used - used)
+            last, used, waited = time.monotonic(), now_used, now_waited
 
     async def __aexit__(self, *exc_info):
         await asyncio.sleep(0.02)

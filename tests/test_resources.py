@@ -67,9 +67,13 @@ def files_opened_by_a_measurement(resources: ProcessResourceManager) -> int:
             opened.append(args[0])
 
     sys.addaudithook(count)
-    resources.snapshot(max_age_seconds=0)
+    counts = []
+    for _ in range(5):  # other tests may start processes meanwhile, each of which is looked up once
+        opened.clear()
+        resources.snapshot(max_age_seconds=0)
+        counts.append(len(opened))
     counting = False
-    return len(opened)
+    return min(counts)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts files in /proc")

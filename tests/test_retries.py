@@ -353,7 +353,8 @@ def test_with_many_that_crash_every_job_is_done_once_in_the_end(tmp_path):
             ended = [job async for job in manager.as_completed(jobs)]
             assert sorted(job.id for job in ended) == sorted(job.id for job in jobs)
             assert [(job.status, job.attempts) for job in jobs] == [(JobStatus.COMPLETED, 2)] * 12
-            assert not manager._engine.timers._handles and manager._engine.scheduler.delayed == 0
+            timers = [kind for kind, _ in manager._engine.timers._handles if kind != "start"]  # of a worker
+            assert not timers and manager._engine.scheduler.delayed == 0
         assert all(one_end(events, job) for job in jobs)
         assert all(Path(tmp_path / f"{i}").read_text().count("\n") == 2 for i in range(12))
 

@@ -18,5 +18,6 @@ def shared_agent():
 def over_agent(shared_agent, monkeypatch):
     "Every manager has its workers behind an agent; their process ids are the real ones, so that a test can signal them."
     show_real_pids(monkeypatch)
-    with override_backend(HostsBackend([shared_agent.host], token=TOKEN)):
+    patient = {"lease_seconds": 20.0, "lost_seconds": 30.0}  # on a busy machine
+    with override_backend(HostsBackend([shared_agent.host], token=TOKEN, **patient)):
         yield
