@@ -34,7 +34,7 @@ from cjm_worker_ext.errors import AgentRefused
 logger = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['NameLookup', 'HostSettings', 'AgentDoor', 'LinkThread', 'LinkOwner', 'AgentLink']
+__all__ = ['NameLookup', 'HostSettings', 'AgentConnector', 'LinkThread', 'LinkOwner', 'AgentLink']
 
 # %% ../../nbs/05_backends/16b_agent_link.ipynb #eed38e95
 class NameLookup:
@@ -88,7 +88,7 @@ class HostSettings(NamedTuple):
     connect_seconds: float
 
 
-class AgentDoor:
+class AgentConnector:
     "Makes connections to one agent; lives on one event loop."
 
     def __init__(
@@ -296,12 +296,12 @@ class AgentLink:
 
     async def _keep(self) -> None:
         first, longest = self.RETRY_SECONDS
-        delay, door = first, AgentDoor(self._host, self._settings)
+        delay, connector = first, AgentConnector(self._host, self._settings)
         while True:
             self._broken.clear()
             try:
                 claims = {"purpose": "link", "session": self.session, "lease": self._settings.lease_seconds}
-                sock, info = await door.connect(claims)
+                sock, info = await connector.connect(claims)
             except Exception as e:  # noqa: BLE001  - the border: an agent, or whoever listens there, may send anything
                 self._tell(self._owner.on_down, str(e) or type(e).__name__, isinstance(e, AgentRefused))
             else:

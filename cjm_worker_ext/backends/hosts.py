@@ -19,7 +19,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, Literal, Protocol, cast
 
-from cjm_worker_ext.backends.agent_link import AgentDoor, AgentLink, HostSettings, LinkThread
+from cjm_worker_ext.backends.agent_link import AgentConnector, AgentLink, HostSettings, LinkThread
 from cjm_worker_ext.backends.agent_protocol import (
     DUMP,
     GONE,
@@ -306,7 +306,7 @@ class Node:
         changed: Callable[[], object],  # Called when workers may fit that did not fit before
     ) -> None:
         self.host, self.position, self._settings, self._changed = host, position, settings, changed
-        self._door = AgentDoor(host, settings)
+        self._connector = AgentConnector(host, settings)
         self._loop = asyncio.get_running_loop()
         self.processes: dict[int, RemoteProcess] = {}  # By number of the worker
         self.held: set[int] = set()  # Numbers of the workers that run or start there
@@ -440,7 +440,7 @@ class Node:
     async def _ask(
         self, session: str, worker: int, order: Mapping[str, Any]
     ) -> tuple[socket.socket, dict[str, Any]]:  # Its connection, and what the agent says
-        sock, _ = await self._door.connect({"purpose": "worker", "session": session})
+        sock, _ = await self._connector.connect({"purpose": "worker", "session": session})
         try:
             async with asyncio.timeout(self._settings.connect_seconds):
                 await write_line(sock, worker=worker, **order)
