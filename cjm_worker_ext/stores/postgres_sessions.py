@@ -364,6 +364,7 @@ class HeldJobs:
         self._sent: list[tuple[str, Callable[[bool], object]]] = []
         self._is_done = False
         self._loop: asyncio.AbstractEventLoop | None = None  # Once it watches the connection
+        self._watched = -1  # Its descriptor; the driver closes it, and forgets it, as soon as the connection is lost
 
     # on the event loop
 
@@ -401,7 +402,8 @@ class HeldJobs:
             try:
                 if self._loop is None:
                     self._loop = asyncio.get_running_loop()
-                    self._loop.add_reader(db.pgconn.socket, self._hear)
+                    self._watched = db.pgconn.socket
+                    self._loop.add_reader(self._watched, self._hear)
                 values = self._owner.encode(), str(number or 0).encode(), f"{{{ids}}}".encode()
                 db.pgconn.send_query_prepared(b"release", values)
             except psycopg.Error:
@@ -445,7 +447,7 @@ class HeldJobs:
 
     def _end(self, db: psycopg.Connection[Any]) -> None:
         if self._loop is not None:
-            self._loop.remove_reader(db.pgconn.socket)
+            self._loop.remove_reader(self._watched)
             self._loop = None
         db.close()
 
