@@ -27,7 +27,7 @@ from cjm_worker_ext.errors import JobLost, ManagerClosed, NotSerializable, Store
 from cjm_worker_ext.events.delivery import CallThread
 from cjm_worker_ext.events.job_events import JobEvents
 from cjm_worker_ext.extensions.channels import EventChannelProtocol
-from cjm_worker_ext.extensions.stores import HoldsJobs, JobStoreProtocol, Payload, StoredJob
+from cjm_worker_ext.extensions.stores import HoldsJobs, JobStoreProtocol, Payload, SharesHeldJobs, StoredJob
 from cjm_worker_ext.jobs import BaseJob, JobStatus, utc_now
 from cjm_worker_ext.plugins import describe_error
 from cjm_worker_ext.policies import Retry
@@ -278,6 +278,7 @@ class Starting:
 
     worker: int
     limit: float | None = None  # Seconds that the job may take from then on
+    ready: Callable[[], object] | None = None  # It is committed, and waits for an earlier one of the same worker
 
 
 @dataclass(slots=True)
@@ -332,7 +333,8 @@ class DurableJobs:
         self._trouble: str | None = None  # Why the store does not work
         self.adding: dict[str, DurableRecord] = {}  # New jobs that are not committed yet, by id
         self.starting: dict[int, Starting] = {}  # Starts that are not committed yet, by task number
-        self._holder = store if isinstance(store, HoldsJobs) and not self.is_behind else None
+        self._holder = store if isinstance(store, (HoldsJobs, SharesHeldJobs)) and not self.is_behind else None
+        self._releaser = self._holder if isinstance(self._holder, SharesHeldJobs) else None
         self.held: dict[
             int, Held
         ] = {}  # Jobs whose start is committed, or about to be, before a worker is there; by number
@@ -497,13 +499,17 @@ class DurableJobs:
             return False
         # If it is not noted, the job is lost if this process dies before it goes to its worker; but then nobody was told
         # that there is a job.
-        if self._holder is not None:
+        if self._holder is not None and self._releaser is None:
             self._holder.hold(record.job.id)
         return True
 
     def _let_go(self, record: JobRecord, *_: object) -> None:
         "The row of a job does not say any more that it runs, or it does run now."
-        if self._holder is not None and record.task.number not in self.held:
+        if self._holder is None or record.task.number in self.held:
+            return
+        if isinstance(self._holder, SharesHeldJobs):
+            self._holder.release(record.job.id, lambda is_done: None)
+        else:
             self._holder.let_go(record.job.id)
 
     def add_behind(
@@ -563,15 +569,10 @@ class DurableJobs:
             self._put_late(late, Begun(record.job.attempts + 1, pid, time.time()))
             return True
         number = record.task.number
-        held = self.held.pop(number, None)
-        if held is not None:
-            if self.starting and any(one.worker == worker for one in self.starting.values()):
-                held = None  # an earlier one goes to this worker first: this one is written again, after that
-            if held is None or held.is_written:
-                self._let_go(record)
-            if held is not None and held.is_written:
-                self._hold_more()
-                return True
+        held = self._pop_held(record, worker)
+        if held is not None and held.is_written and self._releaser is None:
+            self._hold_more()
+            return True
 
         def done(refused: str | None, error: Exception | None) -> None:
             if self.starting.get(number) is not start:  # the job has ended, or goes to another worker
@@ -579,16 +580,67 @@ class DurableJobs:
             if error is None and refused is not None:  # another process was faster
                 self.watch(record)
                 error = StoreFailed(f"job {record.job.id} runs in another process")
-            go_on(error)
+            if self._releaser is None:
+                go_on(error)
+            else:
+                start.ready = partial(go_on, error)
+                self._go_on_in_order(worker)
 
         start = self.starting[number] = Starting(worker)
         self.want()
-        if held is not None:
-            self.held[number], held.done = held, done
-        else:
+        if held is None:
             self._change(record, self.rows.running(self.journal.owner, record.job.attempts + 1, pid), done)
-            self._hold_more()
+        elif not held.is_written:
+            self.held[number], held.done = held, done
+            return False
+        elif self._is_released(record, done):
+            if self._is_first(start):
+                del self.starting[number]
+                self._hold_more()
+                return True
+            done(None, None)
+        self._hold_more()
         return False
+
+    def _pop_held(self, record: DurableRecord, worker: int) -> Held | None:
+        held = self.held.pop(record.task.number, None)
+        if held is None or self._releaser is not None:
+            return held
+        if self.starting and any(one.worker == worker for one in self.starting.values()):
+            held = None  # an earlier one goes to this worker first: this one is written again, after that
+        if held is None or held.is_written:
+            self._let_go(record)
+        return held
+
+    def _is_released(self, record: DurableRecord, done: Done) -> bool:
+        "Take the note of a held job back; if that takes a while, `done` follows."
+
+        def go_on(is_done: bool) -> None:
+            number = record.task.number
+            if is_done:
+                done(None, None)
+            elif number in self.starting and record.row.status == "running":
+                self._change(record, self.rows.running(self.journal.owner, record.job.attempts + 1, None), done)
+
+        assert self._releaser is not None
+        return self._releaser.release(record.job.id, go_on)
+
+    def _is_first(self, start: Starting) -> bool:
+        return next(one for one in self.starting.values() if one.worker == start.worker) is start
+
+    def _go_on_in_order(self, worker: int) -> None:
+        "Jobs go to their worker in the order in which the scheduler has said so, in whichever they are committed."
+        while True:
+            first = next((one for one in self.starting.values() if one.worker == worker), None)
+            if first is None or first.ready is None:
+                return
+            ready, first.ready = first.ready, None
+            ready()
+
+    def _drop_start(self, number: int) -> None:
+        start = self.starting.pop(number, None)
+        if start is not None and self._releaser is not None:
+            self._loop.call_soon(self._go_on_in_order, start.worker)  # it may have been in the way
 
     def _hold_more(self) -> None:
         "Write that the next short jobs run, all in one transaction, so that their workers need not wait for theirs."
@@ -615,6 +667,10 @@ class DurableJobs:
             held.is_written = True
             return
         del self.held[number]
+        if self._releaser is not None and refused is None and error is None and held.done is not None:
+            if self._is_released(record, held.done):
+                held.done(None, None)
+            return
         self._let_go(record)
         if held.done is not None:
             held.done(refused, error)
@@ -640,7 +696,7 @@ class DurableJobs:
     def wait_again(self, records: Sequence[JobRecord]) -> None:
         "These jobs were about to go to a worker, or lie there, and have not begun: they wait for any worker."
         for record in records:
-            self.starting.pop(record.task.number, None)
+            self._drop_start(record.task.number)
             self.waits(record)
 
     def waits(self, record: JobRecord, seconds: float = 0.0) -> None:
@@ -668,7 +724,7 @@ class DurableJobs:
         "Write the end of a job that `record.end` holds, and publish it as soon as it is committed."
         assert isinstance(record, DurableRecord)
         if self.starting:
-            self.starting.pop(record.task.number, None)
+            self._drop_start(record.task.number)
         if record.late is not None:
             self._end_late(record, record.late)
         else:
@@ -767,7 +823,7 @@ class DurableJobs:
             return True
         if cause is not Cause.CLOSED:
             return False
-        self.starting.pop(record.task.number, None)
+        self._drop_start(record.task.number)
         if record.job.status is JobStatus.PENDING:
             if self._row_of(record).status != "pending":
                 self.waits(record)

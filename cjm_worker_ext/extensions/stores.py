@@ -5,7 +5,7 @@
 # %% ../../nbs/extensions/stores.ipynb #d9f5953f
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -13,7 +13,8 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 from cjm_worker_ext.errors import ConfigError
 
 # %% auto #0
-__all__ = ['Payload', 'MOST_KEPT', 'StoredJob', 'JobChange', 'JobFilter', 'JobPage', 'Retention', 'JobStoreProtocol', 'HoldsJobs']
+__all__ = ['Payload', 'MOST_KEPT', 'StoredJob', 'JobChange', 'JobFilter', 'JobPage', 'Retention', 'JobStoreProtocol', 'HoldsJobs',
+           'SharesHeldJobs']
 
 # %% ../../nbs/extensions/stores.ipynb #78179d13
 Payload = str | bytes  # JSON text, or a message of `backends.codec`
@@ -265,4 +266,32 @@ class HoldsJobs(Protocol):
         job_id: str,
     ) -> None:
         "Note that a job is about to go to a worker, or that its row says something else; nothing happens if it is not noted."
+        ...
+
+# %% ../../nbs/extensions/stores.ipynb #193b7591
+@runtime_checkable
+class SharesHeldJobs(Protocol):
+    """As `HoldsJobs`, for a store whose notes outlive the machine too: a job goes to a worker when its note is surely gone.
+
+    Both are called on the event loop, so they must not wait for anything.
+    """
+
+    def hold(
+        self,
+        job_id: str,
+    ) -> bool:  # False: it cannot be noted now, and its row must not say that it runs before it goes to a worker
+        """Note a job with the write that says that it runs. If its owner dies then, `recover` makes it pending, and nobody's.
+
+        Any later write of the job takes the note back.
+        """
+        ...
+
+    def release(
+        self,
+        job_id: str,
+        go_on: Callable[
+            [bool], object
+        ],  # Called on the event loop; False: write its row once more, it may be another's
+    ) -> bool:  # True: there is no note, and nothing is called
+        "Take a note back, since the job is about to go to a worker."
         ...

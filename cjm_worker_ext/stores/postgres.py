@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from cjm_worker_ext.errors import StoreFailed
 from cjm_worker_ext.extensions.stores import JobChange, JobFilter, JobPage, Retention, StoredJob
 from cjm_worker_ext.jobs import utc_now
 from cjm_worker_ext.stores.postgres_sessions import (
+    HeldJobs,
     OwnerSession,
     Sessions,
     is_free,
@@ -69,6 +70,11 @@ UPGRADES = [
     CREATE INDEX jobs_unsuccessful ON jobs (seq) WHERE status IN ('failed', 'cancelled');
     CREATE INDEX jobs_ended ON jobs (seq) INCLUDE (bytes) WHERE {_ENDED};
     """,
+    # What says that it runs and has not gone to a worker. It has no log: a crash of the server empties it.
+    """
+    CREATE UNLOGGED TABLE holds (owner text COLLATE "C", number bigint, ids jsonb NOT NULL, PRIMARY KEY (owner, number))
+        WITH (fillfactor = 50);
+    """,
 ]
 
 # %% ../../nbs/05b_stores/06_postgres.ipynb #6942610d
@@ -104,6 +110,7 @@ class PostgresJobStore:
         self.lease_seconds, self.schema = lease_seconds, schema
         self._sessions = Sessions(dsn, schema, timeout_seconds)
         self._session = OwnerSession(self._sessions, channel=schema)
+        self._held = HeldJobs(self._sessions, "")
         self._worker_type = self._process = ""
         self._asked: list[tuple[str, str]] = []
         self._stopped: dict[str, float] = {}  # When an owner was last seen to be stopped
@@ -118,6 +125,7 @@ class PostgresJobStore:
                 self._upgrade(db)
             self._worker_type, self._process, self._doubtful = worker_type, process_identity(), {}
             owner = self._session.new()
+            self._held = HeldJobs(self._sessions, owner)
             with self._session.using() as db:
                 self._stay(db, owner)
         except BaseException:
@@ -167,8 +175,20 @@ class PostgresJobStore:
             db.execute(
                 "DELETE FROM owners WHERE id = %s AND NOT EXISTS (SELECT 1 FROM jobs WHERE owner = %s)", (owner, owner)
             )
+            db.execute(
+                "DELETE FROM holds WHERE owner = %s AND NOT EXISTS (SELECT 1 FROM owners WHERE id = owner)", (owner,)
+            )
+        self._held.close()
         self._session.close()
         self._sessions.close()
+
+    def hold(self, job_id: str) -> bool:
+        "Note a job that has not gone to a worker; see `SharesHeldJobs`."
+        return self._held.hold(job_id)
+
+    def release(self, job_id: str, go_on: Callable[[bool], object]) -> bool:
+        "Take the note back; see `SharesHeldJobs`."
+        return self._held.release(job_id, go_on)
 
     # what an owner writes
 
@@ -176,6 +196,8 @@ class PostgresJobStore:
         "Commit changes; see `JobStoreProtocol`."
         if any(change.job.id == job_id for job_id, _ in self._asked for change in changes):
             self._session.was_told = True  # a wish may be done with now
+        with suppress(StoreFailed):
+            self._held.connect()
         try:
             left, refused = self._undone(changes, self._write(owner, changes, told)), dict[str, str]()
             while left:
@@ -207,6 +229,7 @@ class PostgresJobStore:
         new = [_row(job, _NEW_FIELDS, was) for job, was in changes if not was]
         changed = [_row(job, _CHANGED_FIELDS, was) for job, was in changes if was]
         answers: list[psycopg.Cursor[Any]] = []
+        held, listed = self._held.take(changes)
         with self._session.using() as db, db.pipeline():  # one transaction, because nothing is fetched before its end
             self._stay(db, owner)
             if changed:  # first, since a job that ends frees its key
@@ -215,6 +238,8 @@ class PostgresJobStore:
                 answers.append(db.execute(_INSERT, (json.dumps(new),)))
             if told:
                 db.execute(_TOLD, (list(told), owner))
+            self._held.write(db, held, listed)
+        self._held.written(listed)
         return {job_id for answer in answers for (job_id,) in answer.fetchall()}
 
     def _reasons(
@@ -288,6 +313,7 @@ class PostgresJobStore:
             row = db.execute("SELECT 1 FROM owners WHERE id = %s FOR UPDATE SKIP LOCKED", (other,)).fetchone()
             if row is None or not (is_certain or is_free(db, other)):
                 return []
+            db.execute(_NOT_BEGUN, (other, other))
             db.execute("UPDATE jobs SET owner = '' WHERE owner = %s AND status = 'pending'", (other,))
             rows = db.execute(_INHERIT, (owner, other), binary=True).fetchall()
             db.execute("DELETE FROM owners WHERE id = %s", (other,))
@@ -517,6 +543,12 @@ _BRIEF = f"{_PLAIN}, NULL::text, '{{}}'::text, NULL::bytea, '{{}}'::text, NULL::
 _CLAIM = f"""
     WITH wanted AS MATERIALIZED ({_CLAIMABLE.format(fits=_FITS + " FOR UPDATE SKIP LOCKED")})
     UPDATE jobs SET owner = %(owner)s FROM wanted WHERE jobs.seq = wanted.seq RETURNING {_WHOLE}
+""".encode()
+_NOT_BEGUN = f"""
+    WITH held AS (DELETE FROM holds WHERE owner = %s RETURNING ids),
+    one AS MATERIALIZED (SELECT jsonb_array_elements_text(ids) AS id FROM held)
+    UPDATE jobs SET status = 'pending', attempts = attempts - 1, started_at = NULL, worker_pid = NULL
+    FROM one WHERE {_SAME} AND jobs.owner = %s AND jobs.status = 'running'
 """.encode()
 _INHERIT = f"UPDATE jobs SET owner = %s WHERE owner = %s RETURNING {_WHOLE}".encode()
 

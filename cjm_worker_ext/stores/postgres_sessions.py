@@ -5,6 +5,8 @@
 # %% ../../nbs/05b_stores/05_postgres_sessions.ipynb #771e2765
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
 import os
 import secrets
@@ -12,12 +14,14 @@ import select
 import threading
 import time
 import weakref
-from collections.abc import Generator
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from cjm_worker_ext.errors import ConfigError, StoreFailed
+from cjm_worker_ext.extensions.stores import JobChange
 
 try:
     import psycopg
@@ -331,3 +335,175 @@ def is_free(db: psycopg.Connection[Any], owner: str) -> bool:
     "Whether nobody holds an owner's lock; until the end of the transaction nobody else can take it."
     found = db.execute("SELECT pg_try_advisory_xact_lock(%s)", (lock_number(owner),)).fetchone()
     return bool(found and found[0])
+
+# %% ../../nbs/05b_stores/05_postgres_sessions.ipynb #c1f91eba
+class HeldJobs:
+    """The jobs of one owner whose rows say that they run, although they have not gone to a worker.
+
+    The rows of `holds` list them. The transaction that writes the jobs adds a row, and a connection of its own takes jobs off
+    the list, since the other one waits for the disk. That one is used on the event loop, and made by the thread that writes.
+    """
+
+    RELEASE = (
+        b"""UPDATE holds SET ids = ids - $3::text[] WHERE owner = $1 AND number = $2::int8 AND ids ?& $3::text[]"""
+    )
+
+    def __init__(
+        self,
+        sessions: Sessions,
+        owner: str,  # An id
+    ) -> None:
+        self._sessions, self._owner = sessions, owner
+        self._lock = threading.Lock()
+        self._db: psycopg.Connection[Any] | None = None
+        self.is_wanted = False  # Jobs are to be held, and there is no connection
+        self._new: set[str] = set()  # What the next write adds
+        self._numbers: dict[str, int] = {}  # In which row a job is listed
+        self._last = 0
+        self._asked: deque[tuple[str, Callable[[bool], object]]] = deque()
+        self._sent: list[tuple[str, Callable[[bool], object]]] = []
+        self._is_done = False
+        self._loop: asyncio.AbstractEventLoop | None = None  # Once it watches the connection
+        self._watched = -1  # Its descriptor; the driver closes it, and forgets it, as soon as the connection is lost
+
+    # on the event loop
+
+    def hold(self, job_id: str) -> bool:
+        "See `SharesHeldJobs`."
+        if self._db is None:
+            self.is_wanted = True
+            return False
+        if not job_id.replace("-", "").isalnum() or not job_id.isascii():
+            return False  # it would have to be quoted
+        self._new.add(job_id)
+        return True
+
+    def release(self, job_id: str, go_on: Callable[[bool], object]) -> bool:
+        "See `SharesHeldJobs`."
+        with self._lock:
+            self._new.discard(job_id)
+            if job_id not in self._numbers:
+                return True
+        loop = asyncio.get_running_loop()
+        if not self._asked and not self._sent:
+            loop.call_soon(self._ask)  # this turn of the loop may bring more
+        self._asked.append((job_id, go_on))
+        return False
+
+    def _ask(self) -> None:
+        db, number = self._db, self._numbers.get(self._asked[0][0]) if self._asked else None
+        if db is None:
+            self._fail()
+        elif self._asked and not self._sent:
+            self._is_done = False
+            while self._asked and self._numbers.get(self._asked[0][0]) == number:
+                self._sent.append(self._asked.popleft())
+            ids = ",".join(f'"{job_id}"' for job_id, _ in self._sent)
+            try:
+                if self._loop is None:
+                    self._loop = asyncio.get_running_loop()
+                    self._watched = db.pgconn.socket
+                    self._loop.add_reader(self._watched, self._hear)
+                values = self._owner.encode(), str(number or 0).encode(), f"{{{ids}}}".encode()
+                db.pgconn.send_query_prepared(b"release", values)
+            except psycopg.Error:
+                self._fail()
+
+    def _hear(self) -> None:
+        try:
+            assert self._db is not None
+            server = self._db.pgconn
+            server.consume_input()
+            while not server.is_busy():
+                if (result := server.get_result()) is None:
+                    break
+                self._is_done = result.status == psycopg.pq.ExecStatus.COMMAND_OK and result.command_tuples == 1
+            else:
+                return
+        except psycopg.Error:
+            self._fail()
+            return
+        sent, self._sent = self._sent, []
+        if self._is_done:
+            for job_id, _ in sent:
+                self._numbers.pop(job_id, None)
+        self._answer(sent, self._is_done)
+        if self._asked:
+            self._ask()
+
+    @staticmethod
+    def _answer(sent: Sequence[tuple[str, Callable[[bool], object]]], is_done: bool) -> None:
+        for _, go_on in sent:
+            go_on(is_done)
+
+    def _fail(self) -> None:
+        "Without a connection nothing is taken back here: each job is written once more."
+        db, self._db = self._db, None
+        if db is not None:
+            self._end(db)
+        sent, self._sent = [*self._sent, *self._asked], []
+        self._asked.clear()
+        self._answer(sent, False)
+
+    def _end(self, db: psycopg.Connection[Any]) -> None:
+        if self._loop is not None:
+            self._loop.remove_reader(self._watched)
+            self._loop = None
+        db.close()
+
+    # in the thread that writes
+
+    def connect(self) -> None:
+        "Make the connection, if it is wanted; raises `StoreFailed`."
+        if not self.is_wanted or self._db is not None:
+            return
+        self.is_wanted = False
+        db = self._sessions.connect()
+        with self._sessions.explaining():
+            if db.pgconn.prepare(b"release", self.RELEASE).status != psycopg.pq.ExecStatus.COMMAND_OK:
+                db.close()
+                return
+        self._db = db
+
+    def take(self, changes: Sequence[JobChange]) -> tuple[list[str], list[str]]:
+        "Say which jobs of a write are to be listed, and which are listed and should not be."
+        held, listed = list[str](), list[str]()
+        if self._new or self._numbers:
+            with self._lock:
+                self._last += 1
+                for job, was in changes:
+                    if job.id in self._numbers:
+                        listed.append(job.id)
+                    elif job.id in self._new and was and job.status == "running":
+                        held.append(job.id)
+                        self._numbers[job.id] = self._last
+                    self._new.discard(job.id)
+        return held, listed
+
+    def write(self, db: psycopg.Connection[Any], held: Sequence[str], listed: Sequence[str]) -> None:
+        "Write what `take` has said, in the transaction of the jobs."
+        if listed:
+            sql = "UPDATE holds SET ids = ids - %s::text[] WHERE owner = %s AND ids ?| %s::text[]"
+            db.execute(sql, (list(listed), self._owner, list(listed)))
+        if held:
+            sql = """WITH empty AS (DELETE FROM holds WHERE owner = %s AND ids = '[]')
+                INSERT INTO holds (owner, number, ids) VALUES (%s, %s, %s::jsonb)"""
+            db.execute(sql, (self._owner, self._owner, self._last, json.dumps(held)))
+
+    def written(self, listed: Sequence[str]) -> None:
+        "It is committed."
+        for job_id in listed:
+            self._numbers.pop(job_id, None)
+
+    def close(self) -> None:
+        "Close the connection."
+        db, self._db = self._db, None
+        if db is None:
+            return
+        try:
+            if self._loop is None:
+                db.close()
+            else:
+                self._loop.call_soon_threadsafe(self._end, db)
+        except RuntimeError:  # the loop is closed
+            db.close()
