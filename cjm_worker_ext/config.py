@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WHOLE', 'COUNT', 'SECONDS', 'SECONDS_OR_NONE', 'POSITIVE_SECONDS', 'TIME_LEFT', 'PRIORITY', 'KEY', 'WORKER_TYPE',
-           'RestartPolicy', 'shown', 'NumberRule', 'TextRule', 'option_problems', 'check_all', 'number_rules',
+           'ID', 'RestartPolicy', 'shown', 'NumberRule', 'TextRule', 'option_problems', 'check_all', 'number_rules',
            'lanes_problem', 'WorkerConfig']
 
 # %% ../nbs/02_config.ipynb #a3aa7401
@@ -135,6 +135,7 @@ class TextRule:
 
 # Together they fit into one entry of an index of PostgreSQL, 2,704 bytes
 KEY, WORKER_TYPE = TextRule(2000, optional=True), TextRule(200)
+ID = TextRule(1000)  # Of a job or a plugin: stores, events and labels of metrics hold it
 
 # %% ../nbs/02_config.ipynb #5f605447
 def option_problems(

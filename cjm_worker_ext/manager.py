@@ -25,6 +25,7 @@ from cjm_worker_ext.backends.base import BackendFactory, Lost, PluginEntry, Work
 from cjm_worker_ext.backends.local import LocalBackend
 from cjm_worker_ext.config import (
     COUNT,
+    ID,
     KEY,
     PRIORITY,
     SECONDS,
@@ -70,8 +71,8 @@ if TYPE_CHECKING:  # an app that does not use them does not load them
 logger = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['check_arguments', 'check_integrations', 'check_policies', 'check_options', 'current_caller', 'Admissions',
-           'override_backend', 'BaseJobManager']
+__all__ = ['check_arguments', 'check_integrations', 'check_policies', 'check_options', 'check_made', 'current_caller',
+           'Admissions', 'override_backend', 'BaseJobManager']
 
 # %% ../nbs/08_manager.ipynb #4384be94
 def plugin_problem(
@@ -80,6 +81,8 @@ def plugin_problem(
     lanes: Collection[str],  # The manager's
 ) -> str | None:  # None: a worker will see
     "Say what is wrong with one entry of `plugins=`."
+    if problem := ID.problem("the id of a plugin", plugin_id):
+        return f"plugins must map plugin ids to targets: {problem}"
     if not isinstance(plugin, Mapping):
         return target_problem(plugin_id, plugin)
     facts = cast(Mapping[Any, Any], plugin)
@@ -175,6 +178,15 @@ def check_options(
         raise ConfigError(f"on_duplicate must be 'join' or 'refuse', got {shown(on_duplicate)}")
     if not (retry is None or retry is ... or isinstance(retry, cjm_worker_ext.Retry)):
         raise ConfigError(f"retry must be a Retry or None, got {shown(retry)}")
+
+
+def check_made(
+    job: Any,  # What an app's own `create_job` has returned
+) -> None:
+    "Raise `ConfigError` for what is no job, and for an id that a store or an event cannot hold."
+    if not isinstance(job, BaseJob):
+        raise ConfigError(f"create_job must return a BaseJob, got {shown(job)}")
+    ID.check("create_job: the id of a job", job.id)
 
 # %% ../nbs/08_manager.ipynb #fe8a97af
 def current_caller() -> object:
@@ -376,6 +388,7 @@ class BaseJobManager:
         self._resolver = PluginResolver(targets, plugin_registry, own_manager, self._failures, config.lanes)
         overridden = type(self).validate_resources is not BaseJobManager.validate_resources
         self._admissions = Admissions(self.validate_resources if overridden else None)
+        self._makes_jobs = False  # Whether the app has a `create_job` of its own
         self._jobs: JobBook | None = None  # Of an earlier event loop
         self._engine: Engine | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -575,6 +588,8 @@ class BaseJobManager:
         if limit is not None and ahead + scheduler.delayed + len(self._admissions.tasks) >= limit:
             raise QueueFull(f"{limit} jobs are pending, as many as max_pending_jobs allows; try again later")
         job = self.create_job(plugin_id, dict(params or {}))
+        if self._makes_jobs:
+            check_made(job)
         if metadata:
             job.metadata.update(metadata)
         job._manager = engine.hooks  # pyright: ignore[reportPrivateUsage]
@@ -863,7 +878,10 @@ class BaseJobManager:
         after: str | None = None,  # From an earlier page with the same filter; None: begin with the newest
         limit: int = 50,  # Jobs at most, > 0
     ) -> cjm_worker_ext.JobPage:
-        "Return a page of the jobs in the store, the newest first; raises `ConfigError` without a store, and `StoreFailed`."
+        """Return a page of the jobs in the store, the newest first.
+
+        Raises `ConfigError` without a store and for an `after` that no page has returned, and `StoreFailed`.
+        """
         COUNT.check("limit", limit)
         durable = self._enter().durable
         if durable is None or self.job_store is None:
@@ -1017,7 +1035,11 @@ class BaseJobManager:
         plugin_id: str,  # The plugin that is to run
         params: dict[str, Any],  # What the caller passed
     ) -> BaseJob:  # A new job, with an id of its own
-        "Make the record of a new job; override it to use a class of your own."
+        """Make the record of a new job; override it to use a class of your own.
+
+        `submit_job` raises `ConfigError` for what is no `BaseJob`, and for an `id` that is no text of 1 to 1,000 bytes as
+        UTF-8 without NUL: stores and events could not hold it.
+        """
         return BaseJob(plugin_id, params)
 
     def validate_resources(
@@ -1118,7 +1140,7 @@ class BaseJobManager:
             return self._enter().jobs.find(job)
         except UnknownJob:
             job_id: Any = job.id if isinstance(job, BaseJob) else job
-            if durable is None or not isinstance(job_id, str):
+            if durable is None or ID.problem("id", job_id):
                 raise
             await self._open_store(durable)
             if (row := await durable.find(job_id)) is None:
@@ -1133,7 +1155,7 @@ class BaseJobManager:
             return engine.jobs.find(job)
         job_id: Any = job.id if isinstance(job, BaseJob) else job
         record = durable.known(job_id)
-        if record is None and isinstance(job_id, str):
+        if record is None and not ID.problem("id", job_id):
             record = durable.find_now(job_id)
         if record is None:
             return engine.jobs.find(job)
@@ -1179,6 +1201,10 @@ class BaseJobManager:
             "each loop, make a plain route async, or use asyncio.run_coroutine_threadsafe in other threads"
         )
 
+    def _overrides(self, name: str) -> bool:
+        "Whether an app has a hook of its own, in a class or on this object."
+        return getattr(type(self), name) is not getattr(BaseJobManager, name) or name in vars(self)
+
     def _make_engine(self) -> Engine:
         hooks = proxy(self)  # the event loop holds the engine, and must not hold a manager that its app has dropped
         queues = self._event_queue, self._resource_queue
@@ -1195,11 +1221,11 @@ class BaseJobManager:
         )  # fmt: skip
         make_backend = _override or self._make_backend
         ends = "on_job_ended", "on_job_completed"  # neither is called unless it does something
-        hears_ends = any(getattr(type(self), name) is not getattr(BaseJobManager, name) for name in ends)
+        self._makes_jobs = self._overrides("create_job")
         jobs = self._jobs or JobBook(config.max_finished_jobs, config.max_finished_bytes, config.max_finished_seconds)
         engine = Engine(
             hooks, config, job_events, self._failures, lambda host: make_backend(config, host, setup), jobs,
-            self._recycle, hears_ends or not vars(self).keys().isdisjoint(ends),
+            self._recycle, any(map(self._overrides, ends)),
             None if self.job_store is None else self._make_durable,
         )  # fmt: skip
         engine.endings.streams = engine.streams

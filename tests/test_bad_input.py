@@ -8,7 +8,7 @@ import threading
 import pytest
 from harness import run, targets
 
-from cjm_worker_ext import BaseJobManager, WorkerConfig
+from cjm_worker_ext import BaseJob, BaseJobManager, WorkerConfig
 from cjm_worker_ext.errors import (
     ConfigError,
     ManagerClosed,
@@ -19,6 +19,7 @@ from cjm_worker_ext.errors import (
     UnknownPlugin,
     WrongLoop,
 )
+from cjm_worker_ext.stores.sqlite import SQLiteJobStore
 
 
 class Registry:
@@ -219,3 +220,42 @@ def test_integrations_that_lack_a_method():
         make(event_broadcaster=Lacking(), plugin_registry=object(), resource_manager=object())
     for word in ("event_broadcaster", "broadcast must be async", "plugin_registry", "resource_manager"):
         assert word in str(caught.value)
+
+
+WRONG_IDS = ["", "a\0b", "\ud800", "x" * 1001, 5]
+
+
+@pytest.mark.parametrize("wrong", WRONG_IDS, ids=["empty", "NUL", "surrogate", "long", "number"])
+def test_ids_that_no_store_and_no_event_can_hold(wrong, tmp_path):
+    class Makes(BaseJobManager):
+        def create_job(self, plugin_id, params):
+            return BaseJob(plugin_id, params, id=wrong)
+
+    async def scene():
+        with pytest.raises(ConfigError, match="the id of a plugin must be a text of 1 to 1,000 bytes"):
+            BaseJobManager("bad-input", plugins={wrong: len})
+        for store in (None, SQLiteJobStore(tmp_path / "jobs.db")):
+            async with Makes("bad-input", "tests", plugins=targets("echo"), job_store=store) as manager:
+                with pytest.raises(ConfigError, match="create_job: the id of a job must be a text of 1 to 1,000 bytes"):
+                    await manager.start_job("echo", value=1)
+                with pytest.raises(UnknownPlugin, match="the id of a plugin must be a text of 1 to 1,000 bytes"):
+                    await manager.start_job(wrong)
+                for call in (manager.wait, manager.cancel_job, manager.find_job):
+                    with pytest.raises(UnknownJob):
+                        await call(wrong)
+                with pytest.raises(UnknownJob):
+                    manager.get_job(wrong)
+                assert manager.get_all_jobs() == [] and manager.store_trouble is None
+
+    run(scene())
+
+
+def test_a_place_in_the_history_that_no_page_has_returned(tmp_path):
+    async def scene():
+        async with make(job_store=SQLiteJobStore(tmp_path / "jobs.db")) as manager:
+            for wrong in ("abc", "-1", "9" * 5000):
+                with pytest.raises(ConfigError, match="after must be what the page before has returned"):
+                    await manager.job_history(after=wrong)
+            assert (await manager.job_history(after="5")).jobs == [] and manager.store_trouble is None
+
+    run(scene())

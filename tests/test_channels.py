@@ -201,6 +201,28 @@ def test_a_server_that_is_killed_and_comes_back_with_its_data(server):
 
 
 @needs_redis
+def test_an_event_that_the_server_never_takes_is_dropped_and_later_ones_go_on(caplog):
+    async def main():
+        with redis_server.RedisServer("--proto-max-bulk-len", "1mb") as server:
+            events = SSEBroadcaster(channel=RedisChannel(server.url, "test"))
+            assert await events.ready()
+            page = Page(events.endpoint)
+            await page.until(b"snapshot")
+            await end_jobs(events, 1, 2)
+            await events.broadcast("job:failed", {"job_id": "large", "error": "x" * (1 << 20)})
+            await end_jobs(events, 3, 2)
+            await page.until(b"j4")
+            await page.leave()
+            assert [data for _, data in seen(page)] == [f'{{"job_id":"j{n}"}}' for n in range(1, 5)]
+            assert b"large" not in page.body and b"stale" not in page.body
+            await events.aclose()
+
+    asyncio.run(main())
+    dropped = [record.getMessage() for record in caplog.records if "which is dropped" in record.getMessage()]
+    assert len(dropped) == 1 and "not 'job:failed' of 1048" in dropped[0], dropped
+
+
+@needs_redis
 @pytest.mark.parametrize("older", [False, True], ids=["without its data", "with older data"])
 def test_a_server_that_comes_back_without_what_it_had(older):
     "Every page begins anew, in a new epoch, and goes on in order."

@@ -23,7 +23,15 @@ from cjm_worker_ext.engine.job_book import EndOfJob, JobBook, JobRecord
 from cjm_worker_ext.engine.job_endings import JobEndings
 from cjm_worker_ext.engine.plugin_resolver import PluginResolver
 from cjm_worker_ext.engine.scheduler import Cause, Task
-from cjm_worker_ext.errors import JobLost, ManagerClosed, NotSerializable, StoreFailed, UnknownPlugin, is_own_cancel
+from cjm_worker_ext.errors import (
+    ConfigError,
+    JobLost,
+    ManagerClosed,
+    NotSerializable,
+    StoreFailed,
+    UnknownPlugin,
+    is_own_cancel,
+)
 from cjm_worker_ext.events.delivery import CallThread
 from cjm_worker_ext.events.job_events import JobEvents
 from cjm_worker_ext.extensions.channels import EventChannelProtocol
@@ -966,7 +974,7 @@ class DurableJobs:
         self._spawn(ask())
 
     async def read(self, call: Callable[[], Any]) -> Any:
-        "Call a method of the store in a thread; raises `StoreFailed`."
+        "Call a method of the store in a thread; raises `StoreFailed`, and `ConfigError` for what cannot be asked."
         answer: asyncio.Future[Any] = self._loop.create_future()
 
         def tell(set_it: Callable[[Any], None], value: Any) -> None:
@@ -976,6 +984,8 @@ class DurableJobs:
         def run() -> None:
             try:
                 outcome = answer.set_result, call()
+            except ConfigError as e:  # the caller is to blame, and the store works
+                outcome = answer.set_exception, e
             except BaseException as e:  # noqa: BLE001  - the integration boundary: the store may be the app's own
                 outcome = answer.set_exception, as_store_failed(e)
             with suppress(RuntimeError):  # the loop is closed

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import cjm_worker_ext
 from cjm_worker_ext.backends.base import PluginEntry
+from cjm_worker_ext.config import ID
 from cjm_worker_ext.errors import UnknownPlugin
 from cjm_worker_ext.events.failure_log import FailureLog
 
@@ -93,9 +94,11 @@ class PluginResolver:
         """Return what is known of a plugin, with its present configuration.
 
         Raises `UnknownPlugin` if neither the mapping nor the registry has it, or if there is no target to run, and
-        what the registry refuses with.
+        what the registry refuses with. An id that no store and no event can hold is unknown.
         """
         before = self.entries.get(plugin_id)
+        if before is None and (problem := ID.problem("the id of a plugin", plugin_id)):
+            raise UnknownPlugin(problem)
         if self._client is None:
             return before or self._entry(plugin_id, None)
         answer = await self._client.ask(plugin_id)

@@ -14,7 +14,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from cjm_worker_ext.errors import ForkedManager, is_own_cancel
 from cjm_worker_ext.extensions.channels import ChannelPage, EventChannelProtocol
@@ -131,6 +131,8 @@ class ChannelFeed:
     BATCH_ENTRIES, BATCH_BYTES = 500, 256 << 10
     BATCH_SECONDS = 0.001  # From one append to the next: an append costs every process more than what is in it
     CROWDED_SECONDS = 0.05  # Between looks whether there is room again
+    REFUSALS = 3  # In a row, while another entry is stored; then an entry is dropped
+    OTHER = b"unreadable\n{}"  # That entry; readers leave it out, or tell of an event that they cannot read
     PAUSES = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)  # Seconds between tries, about
 
     def __init__(
@@ -152,6 +154,8 @@ class ChannelFeed:
         self._grace_seconds = 0.0  # for sending what is queued at the end
         self._away_for: dict[str, int] = {}  # failures in a row, for `read` and `append`
         self._away_since = 0.0
+        self._names = secrets.token_hex(8), secrets.token_hex(8)  # Of this writer: for entries, and for `OTHER`
+        self._numbers = [0, 0]  # Of the last batch under each name
 
     def start(self) -> None:
         "Start the thread, if it does not run yet; may be called in any thread. Raises `ForkedManager` in a forked child."
@@ -230,8 +234,7 @@ class ChannelFeed:
 
     async def _write(self) -> None:
         "Append what is queued, batch after batch."
-        writer, number, clock = secrets.token_hex(8), 0, asyncio.get_running_loop().time
-        due = 0.0
+        clock, due = asyncio.get_running_loop().time, 0.0
         while True:
             if self._outgoing and due > clock() and not self._ending:
                 await asyncio.sleep(due - clock())
@@ -244,17 +247,53 @@ class ChannelFeed:
                 await self._news.wait()
                 self._news.clear()
                 continue
-            number, due = number + 1, clock() + self.BATCH_SECONDS
-            while True:
-                try:
-                    async with asyncio.timeout(self.CALL_SECONDS):
-                        await self._channel.append(batch, writer, number)
-                    break
-                except BaseException as e:  # noqa: BLE001  - boundary: a channel may raise anything; reported once
-                    if is_own_cancel(e):
-                        raise
-                    await self._failed("append", e)
-            self._worked("append")
+            due = clock() + self.BATCH_SECONDS
+            await self._store(batch)
+
+    async def _store(self, batch: Sequence[bytes]) -> None:
+        "Append entries; those that the channel refuses for good are dropped."
+        refusal = await self._append(batch)
+        self._worked("append")
+        if refusal is not None and len(batch) > 1:
+            for entry in batch:
+                await self._store([entry])
+        elif refusal is not None:
+            name, size = batch[0].partition(b"\n")[0][:200].decode(errors="replace"), len(batch[0])
+            logger.error(
+                "event channel: it stores other entries, but not %r of %d bytes, which is dropped: %s: %s",
+                name, size, type(refusal).__name__, refusal,
+            )  # fmt: skip
+
+    async def _append(self, batch: Sequence[bytes]) -> BaseException | None:  # Why it is refused for good
+        "Append a batch, however long that takes."
+        refusals = 0
+        self._numbers[0] += 1
+        while (error := await self._try(0, batch)) is not None:
+            # not after the first failure, which is often a lost answer; nor while the channel is surely away
+            if "append" in self._away_for and "read" not in self._away_for:
+                refusals = refusals + 1 if await self._takes_others() else 0
+            if refusals == self.REFUSALS:
+                return error
+            if refusals:
+                await asyncio.sleep(self.PAUSES[refusals])
+            else:
+                await self._failed("append", error)
+        return None
+
+    async def _takes_others(self) -> bool:
+        self._numbers[1] += 1
+        # twice: a server may close the connection over which it has refused something
+        return await self._try(1, [self.OTHER]) is None or await self._try(1, [self.OTHER]) is None
+
+    async def _try(self, name: int, batch: Sequence[bytes]) -> BaseException | None:
+        try:
+            async with asyncio.timeout(self.CALL_SECONDS):
+                await self._channel.append(batch, self._names[name], self._numbers[name])
+        except BaseException as e:  # noqa: BLE001  - boundary: a channel may raise anything; reported once
+            if is_own_cancel(e):
+                raise
+            return e
+        return None
 
     async def _read(self) -> None:
         "Hand over page after page, from the oldest entry on."

@@ -32,7 +32,8 @@ class EventChannelProtocol(Protocol):
 
     All methods are called on one event loop, which runs in a thread of its own, so a call may block for some
     milliseconds. One `append` and one `read` may run at the same time. Each method may raise anything if the channel
-    cannot be reached; the caller tries again. A call that raised or was cancelled may have been carried out.
+    cannot be reached; the caller tries again. A call that raised or was cancelled may have been carried out. An entry that
+    is refused again and again, while others are stored, is dropped.
     """
 
     async def append(

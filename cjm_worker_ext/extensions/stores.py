@@ -5,6 +5,7 @@
 # %% ../../nbs/extensions/stores.ipynb #d9f5953f
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -13,8 +14,8 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 from cjm_worker_ext.errors import ConfigError
 
 # %% auto #0
-__all__ = ['Payload', 'MOST_KEPT', 'StoredJob', 'JobChange', 'JobFilter', 'JobPage', 'Retention', 'JobStoreProtocol', 'HoldsJobs',
-           'SharesHeldJobs']
+__all__ = ['Payload', 'MOST_KEPT', 'StoredJob', 'JobChange', 'JobFilter', 'JobPage', 'position_of', 'Retention',
+           'JobStoreProtocol', 'HoldsJobs', 'SharesHeldJobs']
 
 # %% ../../nbs/extensions/stores.ipynb #78179d13
 Payload = str | bytes  # JSON text, or a message of `backends.codec`
@@ -84,7 +85,7 @@ class JobChange(NamedTuple):
 # %% ../../nbs/extensions/stores.ipynb #9c702e2a
 @dataclass(frozen=True, slots=True)
 class JobFilter:
-    "Which jobs are wanted; the default is all."
+    "Which jobs are wanted; the default is all. Raises `ConfigError` for a text that no store can look for."
 
     worker_type: str | None = None  # None: of all managers
     statuses: tuple[str, ...] = ()  # Any of these; empty: all
@@ -93,12 +94,40 @@ class JobFilter:
     until: str | None = None  # Created before
     text: str = ""  # Part of id, plugin id, key, error, parameters or notes, upper or lower case
 
+    def __post_init__(self) -> None:
+        for name in ("worker_type", "plugin_id", "since", "until", "text"):
+            if (value := getattr(self, name)) is not None and not _can_be_sought(value):
+                what = "a text of 10,000 characters at most that UTF-8 can hold, without NUL"
+                raise ConfigError(f"JobFilter: {name} must be {what}, got {value!r:.200}")
+
+
+def _can_be_sought(value: Any) -> bool:
+    if not isinstance(value, str) or "\0" in value or len(value) > 10_000:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return True
+
 
 class JobPage(NamedTuple):
     "Part of the history."
 
     jobs: list[StoredJob]  # The newest first, with empty parameters, notes, results and tracebacks
     after: str | None  # Where the next page begins; None: there is no older job
+
+
+def position_of(
+    after: str | None,  # As `JobStoreProtocol.list_jobs` gets it
+    newest: int,  # Where the first page begins
+) -> int:  # Where this page begins
+    "Read a position of a store that numbers its jobs; raises `ConfigError` for what no page has returned."
+    if after is None:
+        return newest
+    if not re.fullmatch("[0-9]{1,18}", after):
+        raise ConfigError(f"after must be what the page before has returned, got {after!r:.200}")
+    return min(newest, int(after))
 
 
 MOST_KEPT = 1 << 53  # What a database and a float both hold
@@ -221,7 +250,10 @@ class JobStoreProtocol(Protocol):
         after: str | None = None,  # From an earlier page with the same filter; None: begin with the newest
         limit: int = 50,  # Jobs at most, > 0
     ) -> JobPage:
-        "Read a page of the history. What is created meanwhile moves nothing on later pages."
+        """Read a page of the history. What is created meanwhile moves nothing on later pages.
+
+        Raises `ConfigError` for an `after` that no page has returned; see `position_of`.
+        """
         ...
 
     def forget(

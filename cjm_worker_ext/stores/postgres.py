@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from cjm_worker_ext.config import NumberRule, TextRule, check_all
 from cjm_worker_ext.errors import StoreFailed
-from cjm_worker_ext.extensions.stores import JobChange, JobFilter, JobPage, Retention, StoredJob
+from cjm_worker_ext.extensions.stores import JobChange, JobFilter, JobPage, Retention, StoredJob, position_of
 from cjm_worker_ext.jobs import utc_now
 from cjm_worker_ext.stores.postgres_sessions import (
     HeldJobs,
@@ -353,7 +353,7 @@ class PostgresJobStore:
         "Read a page of the history; see `JobStoreProtocol`."
         with self._sessions.any() as db:
             newest, before = self._range(db, where)
-            first = newest if after is None else min(newest, int(after))
+            first = position_of(after, newest)
             terms, values = self._terms(db, where)
             last = before
             if not _is_unsuccessful(where) or where.text:  # no index leads to the jobs

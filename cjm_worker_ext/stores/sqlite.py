@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar, cast
 
 from cjm_worker_ext.config import SECONDS, option_problems, shown
 from cjm_worker_ext.errors import ConfigError, StoreFailed
-from cjm_worker_ext.extensions.stores import JobChange, JobFilter, JobPage, Payload, Retention, StoredJob
+from cjm_worker_ext.extensions.stores import JobChange, JobFilter, JobPage, Payload, Retention, StoredJob, position_of
 from cjm_worker_ext.jobs import utc_now
 from cjm_worker_ext.stores.sqlite_files import HeldJobs, OwnerLocks, PayloadFiles, check_file_system
 
@@ -633,7 +633,7 @@ class SQLiteJobStore:
         terms, values = _terms(where)
         with self._connections.reading() as db:
             newest, oldest = self._range(db, where)
-            first = newest if after is None else min(newest, int(after))
+            first = position_of(after, newest)
             index, few = _index_for(where)
             last = oldest if few else max(oldest, first - (self.SCANNED // 5 if where.text else self.SCANNED))
             sql = f"SELECT seq, {_BRIEF} FROM jobs {index} WHERE seq <= ? AND seq > ?{terms} ORDER BY seq DESC LIMIT ?"
