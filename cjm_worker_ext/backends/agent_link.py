@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Protocol
 from cjm_worker_ext.backends.agent_protocol import (
     MOST_MESSAGE,
     PING,
+    PLAIN,
     PONG,
     decode_message,
     encode_message,
@@ -120,6 +121,8 @@ class AgentConnector:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             if (tls := self._settings.tls) is not None:
                 sock, half = await through_tls(sock, tls, self._address[0], self._settings.connect_seconds)
+            else:
+                await asyncio.get_running_loop().sock_sendall(sock, PLAIN)
             return sock, await meet_agent(sock, self._settings.token, claims)
         except BaseException as e:
             sock.close()

@@ -23,7 +23,7 @@ from cjm_worker_ext.errors import AgentRefused
 
 # %% auto #0
 __all__ = ['PROTOCOL', 'TOKEN_VARIABLE', 'MOST_LINE', 'OUTPUT', 'PING', 'PONG', 'KILL', 'DUMP', 'STACKS', 'GONE', 'READ',
-           'MOST_MESSAGE', 'read_line', 'object_of', 'line_of', 'write_line', 'text_of', 'prove', 'is_proof',
+           'MOST_MESSAGE', 'PLAIN', 'read_line', 'object_of', 'line_of', 'write_line', 'text_of', 'prove', 'is_proof',
            'own_versions', 'refusal', 'admit_manager', 'meet_agent', 'encode_message', 'decode_message', 'Gone',
            'TlsHalf', 'through_tls', 'server_tls', 'Complaints']
 
@@ -159,7 +159,8 @@ async def meet_agent(
     "Do the manager's part; raises `AgentRefused`. Nothing secret was sent when it returns, and the agent is the right one."
     hello = await read_line(sock)
     if hello.get("agent") != PROTOCOL:
-        raise AgentRefused("the other side is no agent of this release")
+        why = text_of(hello, "refused")[:500] if "refused" in hello else "the other side is no agent of this release"
+        raise AgentRefused(why)
     words, nonces = json.dumps(own_versions() | dict(claims)), (text_of(hello, "nonce"), secrets.token_hex(16))
     await write_line(sock, nonce=nonces[1], claims=words, proof=prove(token, "manager", nonces, words))
     line = await read_line(sock)
@@ -237,6 +238,23 @@ class TlsHalf(asyncio.Protocol):
             there.close()  # after what was written
 
 
+PLAIN = b" " * 5  # What a manager without TLS sends first: JSON passes over it, and TLS does not begin so
+
+
+async def _refuse_plain(sock: socket.socket) -> None:
+    "Tell a manager without TLS at once that this agent wants it: each would wait for the first word of the other one."
+    loop, there = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(sock, there.set)
+    try:
+        await there.wait()
+    finally:
+        loop.remove_reader(sock)
+    if sock.recv(1, socket.MSG_PEEK) == PLAIN[:1]:
+        await loop.sock_recv(sock, len(PLAIN))  # what is left unread would make a reset of the end
+        await write_line(sock, refused="the agent wants TLS; give the backend `tls`")
+        raise AgentRefused("a manager without TLS, and this agent wants TLS")
+
+
 async def through_tls(
     sock: socket.socket,  # Connected, non-blocking; belongs to the connection from here on
     context: ssl.SSLContext,
@@ -251,6 +269,7 @@ async def through_tls(
     try:
         await loop.connect_accepted_socket(lambda: inner, theirs)
         if host is None:
+            await _refuse_plain(sock)
             await loop.connect_accepted_socket(lambda: outer, sock, ssl=context, ssl_handshake_timeout=seconds)
         else:
             await loop.create_connection(
@@ -260,8 +279,8 @@ async def through_tls(
         ours.close()
         sock.close()
         if isinstance(e, ssl.SSLError):
-            # what an answer without TLS looks like to SSL
-            hint = "; one side has no TLS" if "WRONG_VERSION" in str(e) else ""
+            is_plain = "WRONG_VERSION" in str(e) and host is not None  # what an answer without TLS looks like to SSL
+            hint = "; the agent has no TLS: start it with --tls-certificate, or leave out `tls`" if is_plain else ""
             raise AgentRefused(f"TLS: {e}{hint}") from e
         raise
     return ours, outer

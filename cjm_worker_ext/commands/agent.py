@@ -44,7 +44,7 @@ def is_loopback(
     "Whether only this machine reaches an address; a name that nobody knows counts as one that others reach."
     try:
         found = {entry[4][0] for entry in socket.getaddrinfo(host, None)}
-    except OSError:
+    except (OSError, UnicodeError):  # the second: no name can be so
         return False
     return all(ipaddress.ip_address(str(address).partition("%")[0]).is_loopback for address in found)
 
@@ -74,7 +74,8 @@ def read_token(
     if path is None:
         return from_environment
     try:
-        token = Path(path).read_text().strip()
+        with open(path) as file:
+            token = file.read(1 << 16).strip()  # whatever it is: a device has no end
     except (OSError, UnicodeDecodeError) as e:
         found = (e.strerror or e) if isinstance(e, OSError) else "it is not text"
         raise ConfigError(f"--token-file {path}: {found}; name a file with a long random text") from e
@@ -87,7 +88,7 @@ def check_token(
     host: str,  # Where the agent listens
     token: str,  # Empty: there is none
     name: str,  # Where the token comes from
-) -> None:
+) -> str:  # What to say where other users of this machine can connect; empty: nothing
     """Refuse a token that is missing or short where other machines can connect, and warn where other users can.
 
     Raises `ConfigError`. Whoever knows or guesses the token can run any code as the user of the agent.
@@ -100,10 +101,11 @@ def check_token(
         require_long_secret(name, token)
     elif len(token) < SECRET_LENGTH:
         found = f"the token has {len(token)} characters" if token else "there is no token"
-        sys.stderr.write(
+        return (
             f"WARNING: {found}, and other users of this machine can connect. Whoever does can run programs as this user. "
             f"A --token-file with {SECRET_LENGTH} characters or more keeps them out.\n"
         )
+    return ""
 
 
 def read_tls(
@@ -120,7 +122,8 @@ def read_tls(
     for option, path in files.items():
         try:
             if path is not None:
-                Path(path).read_bytes()  # what ssl raises does not name the file
+                with open(path, "rb") as file:
+                    file.read(1)  # what ssl raises does not name the file
         except OSError as e:
             raise ConfigError(f"{option} {path}: {e.strerror or e}; name a PEM file that this user can read") from e
     try:
@@ -166,15 +169,20 @@ def main(
     "The command `cjm-worker-agent`; see `commands.terminal.run_command`."
     options = _parser().parse_args(arguments)
     (host, port), token = address_of(options.listen), read_token(options.token_file)
-    check_token(host, token, TOKEN_VARIABLE if options.token_file is None else f"--token-file {options.token_file}")
+    warning = check_token(
+        host, token, TOKEN_VARIABLE if options.token_file is None else f"--token-file {options.token_file}"
+    )
     NumberRule(int, 1, optional=True, most=10_000).check("--workers", options.workers)
     tls = read_tls(options.tls_certificate, options.tls_key, options.tls_clients)
+    gpus = cards_of(options.gpus)
     try:
         listener = listen_on(host, port)
-    except OSError as e:
-        raise ConfigError(f"--listen {options.listen}: {e.strerror or e}; choose another address or port") from e
+    except (OSError, UnicodeError) as e:
+        found = (e.strerror or e) if isinstance(e, OSError) else e
+        raise ConfigError(f"--listen {options.listen}: {found}; choose another address or port") from e
+    sys.stderr.write(warning)  # after all that may be wrong, so that an error stands alone
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
-    agent = Agent(token, workers=options.workers, tls=tls, gpus=cards_of(options.gpus))
+    agent = Agent(token, workers=options.workers, tls=tls, gpus=gpus)
     address = "{}:{}".format(*listener.getsockname()[:2])
     how = f"{agent.lanes} worker{'' if agent.lanes == 1 else 's'}, {'a token' if token else 'no token'}, {'TLS' if tls else 'no TLS'}"
     how += f", {', '.join(card.label for card in agent.desk.cards)}" if agent.desk is not None else ""

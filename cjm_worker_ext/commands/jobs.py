@@ -18,7 +18,7 @@ from importlib import import_module
 from typing import Any
 
 from cjm_worker_ext.commands.terminal import command_parser, printable
-from cjm_worker_ext.config import COUNT, SECONDS
+from cjm_worker_ext.config import COUNT, ID, SECONDS
 from cjm_worker_ext.errors import WorkerExtError
 from cjm_worker_ext.extensions.stores import JobChange, JobFilter, JobStoreProtocol, Payload, Retention, StoredJob
 from cjm_worker_ext.jobs import BaseJob, utc_now
@@ -112,7 +112,7 @@ def _owner_of(store: JobStoreProtocol, worker_type: str) -> Generator[str]:
 
 
 def _found(store: JobStoreProtocol, job_id: str) -> StoredJob:
-    found = store.find([job_id])
+    found = [] if ID.problem("id", job_id) else store.find([job_id])
     if not found:
         raise WorkerExtError(f"job {job_id!r}: not in this store; see `cjm-worker-jobs PATH list`")
     return found[0]

@@ -308,11 +308,12 @@ def listen(
         except OSError:
             sock.close()
             raise
-    except OSError as e:
+    except (OSError, UnicodeError) as e:  # the second: no name can be so
         remedy = (
             "give another with --port, or let --port 0 find one" if host == "127.0.0.1" else "check --host and --port"
         )
-        raise WorkerExtError(f"port {port} of {host}: {e.strerror}; {remedy}") from e
+        found = e.strerror if isinstance(e, OSError) else e
+        raise WorkerExtError(f"port {port} of {host}: {found}; {remedy}") from e
     return sock
 
 

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import io
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 from cjm_worker_ext.errors import ConfigError, WorkerExtError
 
@@ -72,37 +74,71 @@ def missing_package(error: ImportError) -> str | None:
     return None if package in ("", "cjm_worker_ext") else package
 
 # %% ../../nbs/12_commands/00_terminal.ipynb #6fd75bc5
+def open_streams() -> None:
+    "Give a command streams that take everything, in place of those that were closed when it began (`>&-`)."
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # in this order each gets its own descriptor
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # not every terminal has every character
+
+
+def complain(
+    text: str,  # One line
+) -> int:  # The exit status
+    "Say why a command cannot run."
+    with contextlib.suppress(OSError):  # nobody reads it
+        sys.stderr.write(text + "\n")
+    return 2
+
+
+def let_go_of(
+    stream: TextIO,
+) -> None:
+    "Drop what a stream cannot take, because its reader has left or a disk is full: Python would complain about it at the end."
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+# %% ../../nbs/12_commands/00_terminal.ipynb #c5029e33
 def run_command(
     name: str,  # What follows `cjm-worker-`
     arguments: Sequence[str] | None = None,  # None: those that the shell gave
 ) -> int:  # The exit status
     """Import a command and run it: its module has a function `main(arguments)` that returns the exit status.
 
-    What it raises as `WorkerExtError` or `OSError` becomes one line on stderr and status 2. Raises `SystemExit` for
-    arguments that the command does not know, as `argparse` does.
+    What it raises as `WorkerExtError`, `OSError` or `UnicodeError` becomes one line on stderr and status 2. If whoever
+    read its output has left, the status is 141, as of a program that SIGPIPE ends. Raises `SystemExit` for arguments that
+    the command does not know, as `argparse` does.
     """
+    open_streams()
     try:
         main = importlib.import_module(f"cjm_worker_ext.commands.{name}").main
     except ImportError as e:
         package = missing_package(e)
         if package is None:
             raise
-        install = f"pip install 'cjm-worker-ext[{EXTRAS[name]}]'"
-        sys.stderr.write(f"the command cjm-worker-{name} needs {package}: {install}\n")
-        return 2
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # not every terminal has every character
+        return complain(f"the command cjm-worker-{name} needs {package}: pip install 'cjm-worker-ext[{EXTRAS[name]}]'")
     try:
-        status: int = main(arguments)
-    except BrokenPipeError:  # whoever read the output has left; Python would complain when it closes stdout
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 128 + signal.SIGPIPE
-    except (WorkerExtError, OSError) as e:
-        sys.stderr.write(f"cjm-worker-{name}: {printable(e)}\n")
-        status = 2
+        try:
+            status: int = main(arguments)
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT
+    except (WorkerExtError, OSError, UnicodeError, SystemExit) as e:
+        # `rich` makes a `SystemExit` of a pipe that was closed
+        if isinstance(e, BrokenPipeError) or isinstance(e.__context__, BrokenPipeError):
+            status = 128 + signal.SIGPIPE
+        elif isinstance(e, SystemExit):
+            raise
+        else:
+            status = complain(f"cjm-worker-{name}: {printable(e)}")
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            let_go_of(stream)
     return status
 
 # %% ../../nbs/12_commands/00_terminal.ipynb #ba3ea8b4

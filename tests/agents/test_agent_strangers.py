@@ -182,8 +182,12 @@ def test_tls(certificates):
         why = run(refused(agent.host, tls=client_tls(certificates / "theirs.pem")))
         assert "TLS: " in why and "certificate" in why, why
         run(works(agent.host, tls=ours))
+        why = run(refused(agent.host))  # which ends at once, and not with `start_timeout_seconds`
+        assert "the agent wants TLS; give the backend `tls`" in why, why
+        assert agent.stop().count("a manager without TLS, and this agent wants TLS") == 1
     with AgentProcess() as agent:
-        assert "TLS: " in run(refused(agent.host, tls=ours)), "an agent without TLS"
+        why = run(refused(agent.host, tls=ours))
+        assert "TLS: " in why and "the agent has no TLS: start it with --tls-certificate" in why, why
 
 
 def test_tls_goes_on_while_the_loop_of_the_app_stands_still(certificates, tmp_path):
