@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # a worker starts faster without `typing`
     from cjm_worker_ext.engine.chunk_log import ChunkLog as ChunkLog
     from cjm_worker_ext.engine.durable_jobs import DurableJobs as DurableJobs
     from cjm_worker_ext.engine.job_groups import Progress
+    from cjm_worker_ext.errors import ConfigError, JobFailed, ManagerClosed, QueueFull, UnknownJob, UnknownPlugin
     from cjm_worker_ext.extensions.channels import EventChannelProtocol
     from cjm_worker_ext.extensions.protocols import (
         EventBroadcasterProtocol,
@@ -36,6 +37,7 @@ _names_of = {
     "blocking": ("BlockingManager",),
     "config": ("RestartPolicy", "WorkerConfig"),
     "engine.job_groups": ("Progress",),
+    "errors": ("ConfigError", "JobFailed", "ManagerClosed", "QueueFull", "UnknownJob", "UnknownPlugin"),
     "extensions.channels": ("EventChannelProtocol",),
     "extensions.protocols": ("EventBroadcasterProtocol", "PluginRegistryProtocol", "ResourceManagerProtocol"),
     "extensions.stores": ("JobFilter", "JobPage", "JobStoreProtocol"),
@@ -53,9 +55,10 @@ _names_of = {
 }
 _module_of = {name: module for module, names in _names_of.items() for name in names}
 __all__ = [
-    "BaseJob", "BaseJobManager", "BlockingManager", "EventBroadcasterProtocol", "EventChannelProtocol", "JobFilter",
-    "JobPage", "JobStatus", "JobStoreProtocol", "Lane", "ManagerHealth", "NodeState", "PluginRegistryProtocol",
-    "Progress", "Recycle", "ResourceManagerProtocol", "RestartPolicy", "Retry", "WorkerConfig", "WorkerInfo",
+    "BaseJob", "BaseJobManager", "BlockingManager", "ConfigError", "EventBroadcasterProtocol", "EventChannelProtocol",
+    "JobFailed", "JobFilter", "JobPage", "JobStatus", "JobStoreProtocol", "Lane", "ManagerClosed", "ManagerHealth",
+    "NodeState", "PluginRegistryProtocol", "Progress", "QueueFull", "Recycle", "ResourceManagerProtocol",
+    "RestartPolicy", "Retry", "UnknownJob", "UnknownPlugin", "WorkerConfig", "WorkerInfo",
 ]  # fmt: skip
 
 

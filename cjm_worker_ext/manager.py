@@ -50,6 +50,7 @@ from cjm_worker_ext.errors import (
     ManagerClosed,
     QueueFull,
     ResourcesUnavailable,
+    StreamGap,
     UnknownJob,
     WrongLoop,
     is_own_cancel,
@@ -759,11 +760,17 @@ class BaseJobManager:
         record = engine.jobs.find(job) if engine.durable is None else await self._find(engine.durable, job)
         if engine.durable is not None and engine.durable.remote is not None:
             engine.durable.remote.let_go(record, current_caller())
-        if record.chunks is None:  # the usual case
-            await record.wait(timeout, engine.loop)
-        else:
-            with record.chunks.waited_for(current_caller()):
+        try:
+            if record.chunks is None:  # the usual case
                 await record.wait(timeout, engine.loop)
+            else:
+                with record.chunks.waited_for(current_caller()):
+                    await record.wait(timeout, engine.loop)
+        except TimeoutError as e:
+            why = engine.waits_for if record.job.status is JobStatus.PENDING else None
+            if why is None or timeout is None:
+                raise
+            raise TimeoutError(f"{e}; a worker that could run it waits: {why}") from None
         return record.job
 
     def stream(
@@ -775,12 +782,12 @@ class BaseJobManager:
 
         Raises `UnknownJob`, and `StreamGap` if the chunk at `start` is gone. Several readers may read the same job. A
         slow reader slows the plugin down, once `max_buffered_chunks` wait for it, and loses nothing. A reader that does
-        not ask for `reader_timeout_seconds` counts as gone: the job goes on, and if the reader comes back too late, the
-        iterator raises `StreamGap`.
+        not ask for `reader_timeout_seconds` is treated as gone: the job goes on, and if the reader comes back too late,
+        the iterator raises `StreamGap`.
 
         With a store and a channel it reads jobs of other processes too, and goes on if a job moves to another one. Then
         a wrong id raises `UnknownJob` at the first step, and the chunks of an owner that has died raise `StreamGap`
-        unless its job was lost or cancelled.
+        unless its job was lost or cancelled. Without a channel a job of another process raises `StreamGap`.
         """
         WHOLE.check("start", start)
         engine = self._enter()
@@ -789,7 +796,11 @@ class BaseJobManager:
             is_here = known is not None and not engine.durable.has_chunks_elsewhere(known)
             first = engine.log_of(known).read(start) if known is not None and is_here else None
             return self._stream_anywhere(engine, engine.durable, remote, job, start, first)
-        return engine.log_of(engine.jobs.find(job)).read(start)
+        record = engine.jobs.find(job)
+        if engine.durable is not None and engine.durable.has_chunks_elsewhere(record):
+            what = "its chunks are in another process; give the managers of both a `channel`"
+            raise StreamGap(f"job {record.job.id}: {what}")
+        return engine.log_of(record).read(start)
 
     async def _stream_anywhere(
         self, engine: Engine, durable: DurableJobs, remote: RemoteJobs, job: BaseJob | str, start: int,

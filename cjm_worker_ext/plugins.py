@@ -61,8 +61,13 @@ class JobContext:
     ) -> None:
         """Report how far the job has come, from 0 to 1.
 
-        May be called from any thread, as often as convenient: reports in quick succession are combined.
+        May be called from any thread, as often as convenient: reports in quick succession are combined. A fraction that
+        looks like per cent is the end, and a warning.
         """
+        if fraction is not None and fraction > 1.01:  # a sum of floats may be a little more than 1
+            from warnings import warn
+
+            warn(f"progress takes a fraction from 0 to 1, got {fraction:g}; divide per cent by 100", stacklevel=2)
         if self._report is not None:
             self._report(self, None if fraction is None else min(1.0, max(0.0, float(fraction))), str(message))
 

@@ -37,6 +37,7 @@ class Retry(Settings):
 
     The reasons are `crashed` (its worker died), `lost` (its worker is out of reach), `timeout`, `failed` (the plugin
     raised whatever exception), and the category that an exception states: `transient`, `resource`, `input` or `fatal`.
+    By default a job whose plugin raises an ordinary exception is not tried again.
     """
 
     attempts: int = whole(3, least=1)  # In all, the first one included

@@ -60,7 +60,7 @@ file.onchange = async () => {
   on("job:progress", data => { bar.value = data.progress; said.textContent = data.message; });
   on("job:chunk", data => { for (const [line] of data.chunks) text.textContent += line + "\\n"; });
   on("job:completed", data => { said.textContent += ", done"; source.close(); });
-  for (const type of ["job:failed", "job:cancelled"]) on(type, data => { said.textContent = data.error; source.close(); });
+  for (const type of ["job:failed", "job:cancelled"]) on(type, data => { said.textContent = data.error ?? data.status; source.close(); });
 };
 </script>""")
     if not user_of(request):

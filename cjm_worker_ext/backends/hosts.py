@@ -810,7 +810,7 @@ class HostsBackend:
         problems = [
             f"hosts: {host!r} is not like 'gpu1:7000'"
             for host in (() if isinstance(hosts, str) else hosts)
-            if not (name_and_port := host.rpartition(":"))[0] or not name_and_port[2].isdecimal()
+            if not (name_and_port := host.rpartition(":"))[0] or not name_and_port[2].isdecimal() or "/" in host
         ]
         if not hosts or isinstance(hosts, str) or len(set(hosts)) < len(hosts):
             problems.append(f"hosts must be a list of different addresses, at least one, got {hosts!r}")

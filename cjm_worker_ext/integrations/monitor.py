@@ -116,6 +116,8 @@ def check_monitor(
         broadcaster = next(iter(found.values()), None)
         if len(found) > 1:
             problems.append("the managers have different broadcasters; give all the same one")
+    members = getattr(broadcaster, "members", ())  # of a `Broadcasters`
+    broadcaster = next((one for one in members if isinstance(one, SSEBroadcaster)), broadcaster)
     if not isinstance(broadcaster, SSEBroadcaster):
         problems.append(f"broadcaster must be an SSEBroadcaster that the managers use, got {broadcaster!r}")
     if problems:

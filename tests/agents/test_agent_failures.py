@@ -386,6 +386,8 @@ def test_workers_wait_for_a_machine_and_say_why(agent, caplog):
                 job = await manager.start_job("pid")
                 await until(lambda: "no machine has room" in caplog.text, what="a reason")
             assert agent.host in caplog.text and job.status == "pending"
+            with pytest.raises(TimeoutError, match=f"is still pending .*no machine has room: {agent.host}: "):
+                await manager.wait(job.id, 0.01)
             agent.start()
             assert (await manager.wait(job.id, 30)).status == "completed"
 

@@ -16,7 +16,7 @@ from control_app import make_manager
 from harness import until
 from test_two_apps import on_loop, ran
 
-from cjm_worker_ext import BaseJobManager
+from cjm_worker_ext import BaseJobManager, WorkerConfig
 from cjm_worker_ext.commands.jobs import store_at
 from cjm_worker_ext.errors import ConfigError, StreamGap, UnknownJob
 
@@ -323,6 +323,16 @@ async def test_chunks_of_all_kinds_travel_and_a_huge_one_says_that_it_does_not(t
         with pytest.raises(StreamGap, match="too large for a reader in another process"):
             await read(web.stream(job.id))
         assert (await web.wait(job.id, 60)).status == "completed"
+
+
+@on_loop
+async def test_without_a_channel_a_stream_of_a_job_elsewhere_is_refused(tmp_path):
+    web = BaseJobManager("text", plugins={"p": "os:getpid"}, job_store=store_at(str(tmp_path / "jobs.db")),
+                         worker_config=WorkerConfig(max_workers=0))  # fmt: skip
+    async with web:
+        job = await web.start_job("p")
+        with pytest.raises(StreamGap, match=f"job {job.id}: its chunks are in another process; .*channel"):
+            web.stream(job)
 
 
 def test_a_channel_needs_a_store(tmp_path):
