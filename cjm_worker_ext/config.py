@@ -288,20 +288,20 @@ def lanes_problem(
 # %% ../nbs/02_config.ipynb #496fea6b
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class WorkerConfig(Settings):
-    "How many workers a manager has, and how it treats them; raises `ConfigError` that names every wrong field."
+    """How many workers a manager has, and how it treats them; raises `ConfigError` that names every wrong field.
+
+    Where a field says nothing else, a whole number is from 0 to `sys.maxsize`, and a number of seconds from 0 to
+    1,000,000,000, which is 31 years. Clocks, databases and sums of them hold these.
+    """
 
     # Workers
     max_workers: int = whole(
         1, most=10_000
-    )  # Processes that run jobs at the same time; 0, with a job store: other apps run them
-    standby_workers: int = whole(
-        0, most=10_000
-    )  # Processes without a plugin, started ahead; each takes over from a killed worker
+    )  # Processes for jobs, 0 to 10,000; 0, with a job_store: other apps run them
+    standby_workers: int = whole(0, most=10_000)  # Started ahead, 0 to 10,000; each takes over from a killed worker
     one_plugin_per_worker: bool = False  # True: a process that has run one plugin never gets another one
     max_jobs_per_plugin: Mapping[str, int] = field(default_factory=dict[str, int])  # At a time, by plugin id
-    max_concurrency: int | None = whole(
-        None, least=1
-    )  # Jobs of an async plugin at a time on a worker; None: as it says
+    max_concurrency: int | None = whole(None, least=1)  # Of an async plugin's jobs on a worker, >= 1; None: as it says
 
     # Restarts
     restart_policy: RestartPolicy = RestartPolicy.BACKOFF  # What follows the end of a worker
@@ -313,29 +313,23 @@ class WorkerConfig(Settings):
     job_timeout_seconds: float | None = seconds(None)  # Time for a job on a loaded plugin; None: no limit
     load_timeout_seconds: float | None = seconds(None)  # Time for loading a plugin; None: no limit
     unload_timeout_seconds: float = seconds(30.0)  # Time for unloading a plugin, before its worker is killed
-    stall_seconds: float | None = seconds(
-        None
-    )  # Without progress, chunk or output, for `job:stalled`; None: not watched
+    stall_seconds: float | None = seconds(None)  # Without any sign of life, for `job:stalled`; None: not watched
     start_timeout_seconds: float = seconds(60.0)  # Time for a process to start, before it is killed
     cancel_grace_seconds: float = seconds(2.0)  # Time for an interrupted job to end, before its process is killed
     reader_timeout_seconds: float | None = seconds(60.0, optional=True)  # For a reader to ask again; None: no limit
     shutdown_timeout_seconds: float = seconds(10.0)  # Time for a whole shutdown
 
     # Limits
-    max_pending_jobs: int | None = whole(
-        None, least=1
-    )  # Delayed ones count too. `start_job` raises `QueueFull` beyond it; None: no limit
+    max_pending_jobs: int | None = whole(None, least=1)  # Delayed ones too, >= 1; then `QueueFull`; None: no limit
     max_finished_jobs: int = whole(1000)  # Ended jobs that are remembered, with their results
     max_finished_seconds: float | None = seconds(None)  # Time for which they are remembered; None: no limit
     max_finished_bytes: int = whole(2**28)  # About as many bytes are kept of them; parameters go first, then the oldest
-    max_buffered_chunks: int = whole(10_000, least=1)  # Chunks of one job kept for readers of its stream
-    max_buffered_bytes: int = whole(2**28, least=1)  # About as many bytes of chunks of one job are kept
-    max_result_bytes: int = whole(4 * 2**30, least=1)  # Largest serialised result or batch of chunks
-    max_result_items: int = whole(6_000_000, least=1)  # Most items of a result or chunk; a list or dict counts as three
+    max_buffered_chunks: int = whole(10_000, least=1)  # Chunks of one job kept for readers of its stream, >= 1
+    max_buffered_bytes: int = whole(2**28, least=1)  # About as many bytes of chunks of one job are kept, >= 1
+    max_result_bytes: int = whole(4 * 2**30, least=1)  # Largest serialised result or batch of chunks, >= 1
+    max_result_items: int = whole(6_000_000, least=1)  # Most items of a result or chunk, >= 1; a list or dict is three
     output_tail_lines: int = whole(20)  # Last lines of a worker's output that are attached to a crash
-    forward_logging: bool = (
-        True  # Records of the plugins' `logging` go to the app's logging; False: they stay in the worker
-    )
+    forward_logging: bool = True  # Records of plugins' `logging` go to the app's; False: they stay in the worker
 
     # The order of jobs, and plugins that crash
     priority_aging_seconds: float = seconds(300.0)  # A pending job gains one priority for each such wait
@@ -350,13 +344,8 @@ class WorkerConfig(Settings):
     # The environment of the processes
     environment: Mapping[str, str] = field(default_factory=dict[str, str])  # Set in workers over the app's own
     python: str = sys.executable  # The interpreter; one of another environment needs this package too
-    gpus: str | tuple[int | str, ...] | None = (
-        None  # Cards, one for each worker: `"all"`, or numbers as `nvidia-smi` has them, or UUIDs; None: no part of this
-    )
-
-    lanes: Mapping[str, "cjm_worker_ext.Lane"] = field(
-        default_factory=dict[str, Any]
-    )  # Other environments, by the name that plugins give
+    gpus: str | tuple[int | str, ...] | None = None  # One card a worker: `"all"`, numbers or UUIDs; None: left alone
+    lanes: Mapping[str, "cjm_worker_ext.Lane"] = field(default_factory=dict[str, Any])  # Other environments, by name
 
     def __post_init__(self) -> None:
         problems = [found for name, rule in _RULES if (found := rule.problem(name, getattr(self, name)))]

@@ -38,15 +38,16 @@ class Retry(Settings):
     The reasons are `crashed` (its worker died), `lost` (its worker is out of reach), `timeout`, `failed` (the plugin
     raised whatever exception), and the category that an exception states: `transient`, `resource`, `input` or `fatal`.
     By default a job whose plugin raises an ordinary exception is not tried again.
+    Numbers have the bounds of those of `WorkerConfig` where a field says nothing else.
     """
 
-    attempts: int = whole(3, least=1)  # In all, the first one included
+    attempts: int = whole(3, least=1)  # In all, the first one included, >= 1
     _: KW_ONLY
     on: tuple[str, ...] = ("crashed", "lost", "timeout", "transient")  # Reasons
     delay_seconds: float = seconds(1.0)  # Wait before the second attempt
-    factor: float = ratio(2.0, 1, 1000)  # Each further wait is longer by this factor, from 1 to 1000
+    factor: float = ratio(2.0, 1, 1000)  # Each further wait is longer by this factor, 1 to 1,000
     max_delay_seconds: float = seconds(60.0)  # Longest wait
-    jitter: float = ratio(0.1, 0, 1)  # Share of a wait by which it may be longer: many jobs do not come back at once
+    jitter: float = ratio(0.1, 0, 1)  # Share of a wait, 0 to 1, by which it may be longer: jobs come back one by one
 
     def __post_init__(self) -> None:
         problems = [found for name, rule in _RETRY_RULES if (found := rule.problem(name, getattr(self, name)))]
@@ -85,11 +86,14 @@ STICKY_ERRORS = (
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Recycle(Settings):
-    "When a worker is replaced, always between two jobs; raises `ConfigError` that names every wrong field."
+    """When a worker is replaced, always between two jobs; raises `ConfigError` that names every wrong field.
 
-    max_jobs: int | None = whole(None, least=1)  # Jobs that one worker does; None: no limit, as for the others
+    Numbers have the bounds of those of `WorkerConfig` where a field says nothing else.
+    """
+
+    max_jobs: int | None = whole(None, least=1)  # Jobs that one worker does, >= 1; None: no limit, as for the others
     max_age_seconds: float | None = seconds(None)  # Since it was ready
-    max_rss_bytes: int | None = whole(None, least=1)  # Resident memory of its process, looked at after each job
+    max_rss_bytes: int | None = whole(None, least=1)  # Resident memory of its process, >= 1, looked at after each job
     idle_seconds: float | None = seconds(None)  # Without a job; it is replaced when a job needs it
     on_errors: tuple[str, ...] = STICKY_ERRORS  # Parts of the type or message of an error, or of a cause; in any case
 
@@ -120,7 +124,7 @@ class Lane(Settings):
     python: str | None = None  # The interpreter; it needs this package too. None: that of the manager
     environment: Mapping[str, str] = field(default_factory=dict[str, str])  # Set over the manager's `environment`
     gpus: str | tuple[int | str, ...] | None = None  # As the manager's `gpus`; `()`: no card; None: as the manager
-    max_workers: int | None = whole(None, least=1, most=10_000)  # Workers at the same time; None: no limit of its own
+    max_workers: int | None = whole(None, least=1, most=10_000)  # At a time, 1 to 10,000; None: no limit of its own
 
     def __post_init__(self) -> None:
         python, rule = cast(Any, self.python), NumberRule(int, 1, optional=True, most=10_000)

@@ -5,17 +5,19 @@ Each is either taken and works, or refused at once by an error that names the op
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 import sys
 
 import pytest
+from fastcore.docments import docments
 from harness import run
 
 from cjm_worker_ext import BaseJobManager, WorkerConfig
 from cjm_worker_ext.backends.hosts import HostsBackend
 from cjm_worker_ext.backends.ray import RayBackend
-from cjm_worker_ext.config import number_rules
+from cjm_worker_ext.config import NumberRule, number_rules
 from cjm_worker_ext.errors import ConfigError, ProtocolError
 from cjm_worker_ext.extensions.stores import Retention
 from cjm_worker_ext.integrations.broadcasters import Broadcasters
@@ -166,3 +168,19 @@ def test_an_odd_argument_of_a_call_hurts_nobody(tmp_path):
             assert await manager.run("echo", x=2) == 2
 
     run(scene())
+
+
+@pytest.mark.parametrize("settings", [WorkerConfig, Retry, Recycle, Lane])
+def test_the_documentation_of_settings_says_their_bounds(settings):
+    said = docments(settings)
+    assert all(said[field.name] for field in dataclasses.fields(settings) if field.name != "_")
+    usual = NumberRule(int).most, NumberRule(float).most
+    for name, rule in number_rules(settings):
+        if rule.least:
+            assert f">= {rule.least}" in said[name] or f"{rule.least} to {rule.most:,}" in said[name], (
+                name,
+                said[name],
+            )
+        if rule.most not in usual:
+            assert f"{rule.least} to {rule.most:,}" in said[name], (name, said[name])
+    assert settings is Lane or "WorkerConfig" in settings.__doc__ or f"{usual[1]:,}" in settings.__doc__

@@ -189,7 +189,8 @@ DELIVERY = textwrap.dedent("""
         events, wire = SSEBroadcaster(), []
         app = Starlette(routes=[Route("/", events.endpoint)])
         transport = SimpleNamespace(
-            write=wire.append, close=lambda: None, abort=lambda: None, get_write_buffer_size=lambda: 0
+            write=wire.append, close=lambda: None, abort=lambda: None, get_write_buffer_size=lambda: 0,
+            is_closing=lambda: False,
         )
         scope = {"type": "http", "http_version": "1.1", "method": "GET", "path": "/", "query_string": b"", "root_path": ""}
         log, tasks = logging.getLogger("test"), []

@@ -292,6 +292,25 @@ def test_a_client_that_reads_nothing_is_disconnected(serve):
     healthy.close()
 
 
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_client_that_leaves_with_a_request_on_its_way_is_forgotten(serve, loop):
+    "uvicorn tells the end of a connection to its newest request only, which waits for the stream."
+    if loop == "uvloop":
+        pytest.importorskip("uvloop")
+    server = serve("--loop", loop, "--http", "httptools")
+    sock = server.connect()
+    read_until(sock, b"\n\n\r\n")
+    sock.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    server.post("/publish", [["job:completed", {"job_id": "a"}, 1, 0]])
+    read_until(sock, b"\n\n\r\n")
+    sock.close()
+    deadline = time.monotonic() + 60
+    while server.stats()["clients"]:
+        server.post("/publish", [["job:completed", {"job_id": "a"}, 3, 0]])
+        assert time.monotonic() < deadline, "the stream goes on without a client"
+    assert "Traceback" not in server.log.read_text()
+
+
 def test_a_client_that_fell_behind_gets_one_gap_and_every_end(serve):
     server = serve(MAX_EVENTS="100")
     client = server.connect(receive_buffer=4096)

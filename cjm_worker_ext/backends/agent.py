@@ -41,6 +41,7 @@ from cjm_worker_ext.backends.agent_protocol import (
     line_of,
     read_line,
     through_tls,
+    tune,
     write_line,
 )
 from cjm_worker_ext.backends.cards import CardDesk, CardFacts, call_apart
@@ -559,9 +560,7 @@ class Agent:
         knows_token = False
         try:
             sock.setblocking(False)
-            with contextlib.suppress(OSError):  # not over a socket pair
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            tune(sock)
             async with asyncio.timeout(self._handshake_seconds):
                 if self.tls is not None:
                     sock, _ = await through_tls(sock, self.tls, None, self._handshake_seconds)

@@ -27,6 +27,7 @@ from cjm_worker_ext.backends.agent_protocol import (
     encode_message,
     meet_agent,
     through_tls,
+    tune,
 )
 from cjm_worker_ext.backends.framing import Bytes, Frame
 from cjm_worker_ext.backends.local import FrameSocket
@@ -117,8 +118,7 @@ class AgentConnector:
     async def _meet(self, sock: socket.socket, claims: Mapping[str, Any]) -> tuple[socket.socket, dict[str, Any]]:
         half = None
         try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            tune(sock)
             if (tls := self._settings.tls) is not None:
                 sock, half = await through_tls(sock, tls, self._address[0], self._settings.connect_seconds)
             else:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import json
@@ -23,9 +24,10 @@ from cjm_worker_ext.errors import AgentRefused
 
 # %% auto #0
 __all__ = ['PROTOCOL', 'TOKEN_VARIABLE', 'MOST_LINE', 'OUTPUT', 'PING', 'PONG', 'KILL', 'DUMP', 'STACKS', 'GONE', 'READ',
-           'MOST_MESSAGE', 'PLAIN', 'read_line', 'object_of', 'line_of', 'write_line', 'text_of', 'prove', 'is_proof',
-           'own_versions', 'refusal', 'admit_manager', 'meet_agent', 'encode_message', 'decode_message', 'Gone',
-           'TlsHalf', 'through_tls', 'server_tls', 'Complaints']
+           'MOST_MESSAGE', 'IDLE_SECONDS', 'BETWEEN_SECONDS', 'MOST_UNANSWERED', 'PLAIN', 'read_line', 'object_of',
+           'line_of', 'write_line', 'text_of', 'prove', 'is_proof', 'own_versions', 'refusal', 'admit_manager',
+           'meet_agent', 'encode_message', 'decode_message', 'Gone', 'tune', 'TlsHalf', 'through_tls', 'server_tls',
+           'Complaints']
 
 # %% ../../nbs/05_backends/14_agent_protocol.ipynb #d5b3a5f2
 PROTOCOL = 1  # Of the connections between manager and agent
@@ -204,6 +206,26 @@ class Gone(NamedTuple):
         if not all(isinstance(value, kind) for value, kind in zip(values, kinds, strict=True)):
             raise AgentRefused("the other side does not speak our protocol")
         return cls(*cast(list[Any], values))
+
+# %% ../../nbs/05_backends/14_agent_protocol.ipynb #00b07d74
+IDLE_SECONDS, BETWEEN_SECONDS, MOST_UNANSWERED = 30, 10, 3  # Until the first look, between those that follow, how many
+
+
+def tune(
+    sock: socket.socket,  # A connection between a manager and an agent
+) -> None:
+    "Let what is written go at once, and let the system notice that the other side is gone."
+    with contextlib.suppress(OSError):  # not over a socket pair
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in (
+            ("TCP_KEEPIDLE", IDLE_SECONDS),
+            ("TCP_KEEPALIVE", IDLE_SECONDS),  # its name on macOS
+            ("TCP_KEEPINTVL", BETWEEN_SECONDS),
+            ("TCP_KEEPCNT", MOST_UNANSWERED),
+        ):
+            if (option := getattr(socket, name, None)) is not None:
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 # %% ../../nbs/05_backends/14_agent_protocol.ipynb #64c15bfc
 class TlsHalf(asyncio.Protocol):

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import socket
 import ssl
 import sys
@@ -810,9 +811,9 @@ class HostsBackend:
         problems = [
             f"hosts: {host!r} is not like 'gpu1:7000'"
             for host in (() if isinstance(hosts, str) else hosts)
-            if not (name_and_port := host.rpartition(":"))[0] or not name_and_port[2].isdecimal() or "/" in host
+            if not (found := re.fullmatch(r"[^\s\0/]+:([0-9]{1,5})", str(host))) or not 0 < int(found[1]) < 1 << 16
         ]
-        if not hosts or isinstance(hosts, str) or len(set(hosts)) < len(hosts):
+        if not hosts or isinstance(hosts, str) or len(set(map(str, hosts))) < len(hosts):
             problems.append(f"hosts must be a list of different addresses, at least one, got {hosts!r}")
         problems += option_problems((("spread", "fill"), "placement", placement))
         problems += time_problems(ping_seconds, lease_seconds, lost_seconds, connect_seconds)

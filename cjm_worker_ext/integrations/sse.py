@@ -110,7 +110,9 @@ class _Stream:
             await asyncio.wait({self._sender, listener}, return_when=asyncio.FIRST_COMPLETED)
             if self._sender.done() and not self._sender.cancelled():
                 self._sender.result()
-        except OSError:  # some servers report a disconnected client this way
+        except (OSError, RuntimeError) as e:  # some servers report a disconnected client this way; uvloop by the second
+            if isinstance(e, RuntimeError) and not self.is_cut:
+                raise
             logger.debug("the client of an event stream has disconnected")
         finally:
             listener.cancel()
@@ -161,6 +163,11 @@ class _Stream:
     def sent(self) -> int:  # >= 0
         "How many pieces were sent."
         return self._sent + (self._writer.sent if self._writer is not None else 0)
+
+    @property
+    def is_cut(self) -> bool:
+        "Whether the connection has ended. uvicorn tells that to the newest request of a client only, which may wait for this one."
+        return self.transport is not None and self.transport.is_closing()
 
     def tell(self, frame: bytes) -> None:
         "Send something that has no position in the log."
@@ -232,6 +239,9 @@ class _OpenStreams:
             self.close_all()
             return
         for stream in list(self.open):
+            if stream.is_cut:
+                stream.abort()
+                continue
             subscriber = stream.subscriber
             if (sent := stream.sent) != stream.sent_at_last_tick:
                 stream.sent_at_last_tick, stream.idle_ticks = sent, 0

@@ -49,6 +49,7 @@ class Transport(Protocol):
 
     def abort(self) -> None: ...
     def get_write_buffer_size(self) -> int: ...
+    def is_closing(self) -> bool: ...
 
 
 def find_transport(
@@ -64,7 +65,7 @@ def find_transport(
             continue
         owner = getattr(receive, "__self__", None)
         transport = getattr(owner, "transport", None)
-        if callable(getattr(transport, "abort", None)) and hasattr(transport, "get_write_buffer_size"):
+        if all(callable(getattr(transport, name, None)) for name in ("abort", "get_write_buffer_size", "is_closing")):
             return cast("Transport", transport)
         receive = getattr(owner, "receive", None)
     return None
