@@ -209,7 +209,7 @@ def printed(heard) -> list[str]:
 
 
 async def ended(manager, plugin_id, **params):
-    return await manager.wait((await manager.start_job(plugin_id, **params)).id, 30)
+    return await manager.wait((await manager.start_job(plugin_id, **params)).id, 120)
 
 
 def test_a_record_arrives_with_level_logger_job_and_traceback(heard):
