@@ -15,7 +15,6 @@ import socket
 import ssl
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from cjm_worker_ext.backends.agent import Agent, listen_on
