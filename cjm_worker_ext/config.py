@@ -295,9 +295,7 @@ class WorkerConfig(Settings):
     """
 
     # Workers
-    max_workers: int = whole(
-        1, most=10_000
-    )  # Processes for jobs, 0 to 10,000; 0, with a job_store: other apps run them
+    max_workers: int = whole(1, most=10_000)  # For jobs, 0 to 10,000; 0, with a job store: other apps run them
     standby_workers: int = whole(0, most=10_000)  # Started ahead, 0 to 10,000; each takes over from a killed worker
     one_plugin_per_worker: bool = False  # True: a process that has run one plugin never gets another one
     max_jobs_per_plugin: Mapping[str, int] = field(default_factory=dict[str, int])  # At a time, by plugin id
