@@ -60,6 +60,8 @@ def jobs_in(path):
     owner = store.open("text")
     try:
         waiting = store.claim(owner, 1000, time.time())
+        if problems := [job.problem for job in waiting if job.problem is not None]:
+            raise StoreFailed(problems[0])
         ids = [job.id for job in store.list_jobs(JobFilter(), None, 1000).jobs]
         found = {job.id: job for job in store.find(ids)}
     finally:

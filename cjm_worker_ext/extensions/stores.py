@@ -57,6 +57,8 @@ class StoredJob:
     traceback: str | None = None
     # `ask` writes this
     asked: str = ""  # What somebody wants its owner to do, for example `cancel`
+    # Stands in no row
+    problem: str | None = None  # Why a part of it cannot be read; only `claim` and `recover` return such a job
 
     @property
     def is_final(self) -> bool:  # True for completed, failed and cancelled
@@ -206,7 +208,8 @@ class JobStoreProtocol(Protocol):
     ) -> list[StoredJob]:  # Whole, in the order of their rank; pending, and now this owner's
         """Take pending jobs of the owner's worker type: those of nobody, and shared ones of other owners.
 
-        Two owners never get the same job. Jobs that this owner has already are not returned.
+        Two owners never get the same job. Jobs that this owner has already are not returned. A job of which a part cannot be
+        read comes with its `problem`, and keeps no other job from being claimed; the same holds for `recover`.
         """
         ...
 
@@ -241,7 +244,7 @@ class JobStoreProtocol(Protocol):
         job_ids: Collection[str],  # Of any worker type
         whole: bool = True,  # False: with empty parameters, notes, results and tracebacks
     ) -> list[StoredJob]:  # In any order; a job that is not there is left out
-        "Read jobs."
+        "Read jobs; raises `UnreadableJob` if a part of one cannot be read, although the store works."
         ...
 
     def list_jobs(

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 from cjm_worker_ext.config import SECONDS, option_problems, shown
-from cjm_worker_ext.errors import ConfigError, StoreFailed
+from cjm_worker_ext.errors import ConfigError, StoreFailed, UnreadableJob
 from cjm_worker_ext.extensions.stores import JobChange, JobFilter, JobPage, Payload, Retention, StoredJob, position_of
 from cjm_worker_ext.jobs import utc_now
 from cjm_worker_ext.stores.sqlite_files import HeldJobs, OwnerLocks, PayloadFiles, check_file_system
@@ -218,9 +218,7 @@ class Connections:
 
     def explained(self, error: Exception) -> StoreFailed:
         "Say what an error means for this file."
-        if isinstance(error, UnicodeDecodeError) or str(error).startswith(
-            "Could not decode"
-        ):  # and then the whole text, which may be long or secret
+        if _is_undecodable(error):
             return StoreFailed(f"job store {self.path}: a text in it is damaged; {_REMEDIES['SQLITE_CORRUPT']}")
         name = str(getattr(error, "sqlite_errorname", ""))
         kind = next((kind for kind in _REMEDIES if name.startswith(kind)), "")
@@ -235,6 +233,11 @@ class Connections:
             while True:
                 self._idle.pop().close()
         self._file = None
+
+
+def _is_undecodable(error: Exception) -> bool:
+    "Whether a text is damaged; the error holds all of it, which may be long or secret."
+    return isinstance(error, UnicodeDecodeError) or str(error).startswith("Could not decode")
 
 
 def _holds_text(wanted: str, *parts: object) -> bool:
@@ -509,7 +512,7 @@ class SQLiteJobStore:
         with self._writing() as db:
             ids = self._claimable(db, owner, limit, due_before, not_plugins, from_others)
             db.executemany(f"UPDATE jobs SET owner = ? WHERE {_THIS}", [(owner, job_id, job_id) for job_id in ids])
-            found = {job.id: job for job in self._read(db, ids, whole=True)}
+            found = {job.id: job for job in self._read(db, ids, whole=True, tolerant=True)}
         self._asked = (-1, [])
         return [found[job_id] for job_id in ids]
 
@@ -573,7 +576,7 @@ class SQLiteJobStore:
                 ids += [found for (found,) in db.execute("SELECT id FROM jobs WHERE owner = ? ORDER BY seq", (other,))]
                 db.execute("UPDATE jobs SET owner = ? WHERE owner = ?", (owner, other))
                 db.execute("DELETE FROM owners WHERE id = ?", (other,))
-            found = self._read(db, ids, whole=True)
+            found = self._read(db, ids, whole=True, tolerant=True)
             if here := [job for job in found if job.status == "running" and job.id in held]:
                 self._put_back(db, owner, here)
                 found = [job for job in found if job.status != "running" or job.id not in held]
@@ -613,20 +616,46 @@ class SQLiteJobStore:
         with self._connections.reading() as db:
             return self._read(db, list(job_ids), whole)
 
-    def _read(self, db: sqlite3.Connection, ids: Sequence[str], whole: bool) -> list[StoredJob]:
+    def _read(self, db: sqlite3.Connection, ids: Sequence[str], whole: bool, tolerant: bool = False) -> list[StoredJob]:
+        "Read jobs; if tolerant, one that cannot be read whole comes with its `problem`."
         found: list[StoredJob] = []
         sql = f"SELECT {', '.join(_ALL) if whole else _BRIEF} FROM jobs WHERE {_THIS}"
         for job_id in ids:
-            row = db.execute(sql, (job_id, job_id)).fetchone()
-            if row is not None:
-                found.append(_job(row[: len(_FIELDS)]))
+            row = self._row_of(db, sql, job_id)
+            if row is None:
+                continue
+            found.append(job := _job(row[: len(_FIELDS)]))
+            try:
                 if whole:
-                    if _is_damaged(row):
-                        what = f"the row of job {job_id} is damaged; {_REMEDIES['SQLITE_CORRUPT']}"
-                        raise StoreFailed(f"job store {self.path}: {what}")
-                    for name, field in db.execute("SELECT name, field FROM files WHERE job_id = ?", (job_id,)):
-                        setattr(found[-1], field, self.files.read(name))
+                    self._complete(db, job, row)
+            except UnreadableJob as e:
+                if not tolerant:
+                    raise
+                job.params, job.metadata, job.result, job.problem = "{}", "{}", None, str(e)
         return found
+
+    @staticmethod
+    def _row_of(db: sqlite3.Connection, sql: str, job_id: str) -> tuple[Any, ...] | None:
+        values = job_id, job_id
+        try:
+            row: tuple[Any, ...] | None = db.execute(sql, values).fetchone()
+        except (sqlite3.OperationalError, UnicodeDecodeError) as e:
+            if not _is_undecodable(e):
+                raise
+            usual, db.text_factory = db.text_factory, lambda text: text.decode("utf-8", "replace")
+            try:
+                row = db.execute(sql, values).fetchone()  # its checksum shows the damage
+            finally:
+                db.text_factory = usual
+        return row
+
+    def _complete(self, db: sqlite3.Connection, job: StoredJob, row: tuple[Any, ...]) -> None:
+        "Check the row of a job, and read what is in files; raises `UnreadableJob`."
+        if _is_damaged(row):
+            what = f"the row of job {job.id} is damaged; {_REMEDIES['SQLITE_CORRUPT']}"
+            raise UnreadableJob(f"job store {self.path}: {what}")
+        for name, field in db.execute("SELECT name, field FROM files WHERE job_id = ?", (job.id,)):
+            setattr(job, field, self.files.read(name))
 
     def list_jobs(self, where: JobFilter, after: str | None = None, limit: int = 50) -> JobPage:
         "Read a page of the history; see `JobStoreProtocol`."

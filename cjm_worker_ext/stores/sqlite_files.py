@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from cjm_worker_ext.errors import StoreFailed
+from cjm_worker_ext.errors import StoreFailed, UnreadableJob
 from cjm_worker_ext.extensions.stores import Payload
 
 logger = logging.getLogger(__name__)
@@ -228,12 +228,14 @@ class PayloadFiles:
         return path.name
 
     def read(self, name: str) -> Payload:
-        "Read a payload; raises `StoreFailed` if it is not there."
+        "Read a payload; raises `UnreadableJob` if it is not there or damaged, and `StoreFailed` if it cannot be known."
         try:
             data = self._path(name).read_bytes()
             return data.decode() if name.endswith("json") else data
         except (OSError, UnicodeDecodeError) as e:
-            raise StoreFailed(f"job store file {self.folder / name}: {e}; restore it from a backup") from e
+            is_lost = isinstance(e, FileNotFoundError | UnicodeDecodeError)
+            kind, what = (UnreadableJob if is_lost else StoreFailed), f"job store file {self.folder / name}: {e}"
+            raise kind(f"{what}; restore it from a backup") from e
 
     def remove(self, name: str) -> None:
         "Delete a file; one that is not there is no error."
@@ -253,7 +255,8 @@ class PayloadFiles:
 
     def _path(self, name: str) -> Path:
         if not self.NAME.fullmatch(name):
-            raise StoreFailed(f"job store: {name!r} is no name of one of its files; restore the database from a backup")
+            what = f"job store: {name!r} is no name of one of its files; restore the database from a backup"
+            raise UnreadableJob(what)
         return self.folder / name
 
     def _sync_folder(self) -> None:
