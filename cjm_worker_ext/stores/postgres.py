@@ -87,7 +87,8 @@ class PostgresJobStore:
     """
 
     PRUNED = 300  # Jobs that one call of `prune` deletes at most
-    SCANNED = 100_000  # Rows that one page of the history looks at, at most; a fifth of it for a text
+    SCANNED = 100_000  # Rows that one page of the history looks at, at most; a fifth of it for a text, and a twentieth by an index
+    MANY = 10_000  # Jobs that are counted each time
     SLACK = 1000  # Rows by which the order of arrival may differ from the order of the jobs' times
 
     def __init__(
@@ -115,6 +116,8 @@ class PostgresJobStore:
         self._asked: list[tuple[str, str]] = []
         self._stopped: dict[str, float] = {}  # When an owner was last seen to be stopped
         self._doubtful: dict[str, StoredJob] = {}  # What was to be written by calls that failed: perhaps it is
+        self._surplus = 0  # Ended jobs up to this `seq` are too many
+        self._counted = (0, float("-inf"))  # The last `seq` when that was found out, and the time
 
     # an owner's life
 
@@ -354,16 +357,30 @@ class PostgresJobStore:
         with self._sessions.any() as db:
             newest, before = self._range(db, where)
             first = position_of(after, newest)
-            terms, values = self._terms(db, where)
-            last = before
-            if not _is_unsuccessful(where) or where.text:  # no index leads to the jobs
-                last = max(last, first - (self.SCANNED // 5 if where.text else self.SCANNED))
+            has_few = _is_any_of(where, ("pending", "running")) and self._has_few_live(db)
+            terms, values = self._terms(db, where, has_few)
+            last = before if has_few else self._last(db, where, first, before)
             sql = f"SELECT {_BRIEF} FROM jobs WHERE seq <= %s AND seq > %s{terms} ORDER BY seq DESC LIMIT %s"
             rows = db.execute(sql.encode(), (first, last, *values, limit), binary=True).fetchall()
             goes_on = rows[-1][0] - 1 if len(rows) == limit else last
             sql = "SELECT max(seq) FROM jobs WHERE seq <= %s AND seq > %s"  # over a gap in one step
             (more,) = db.execute(sql, (goes_on, before)).fetchone() or (None,)
         return JobPage([_job(row) for row in rows], None if more is None else str(more))
+
+    def _has_few_live(self, db: psycopg.Connection[Any]) -> bool:
+        few = f"LIMIT {self.SCANNED // 5}"
+        sql = f"SELECT (SELECT count(*) FROM ({_OWNED} {few}) a) + (SELECT count(*) FROM ({_FREE} {few}) b)"
+        (count,) = db.execute(sql.encode()).fetchone() or (0,)
+        return bool(count < self.SCANNED // 5)
+
+    def _last(self, db: psycopg.Connection[Any], where: JobFilter, first: int, before: int) -> int:
+        "Before which row a page ends, so that it takes a moment however many jobs there are."
+        if not _is_any_of(where, _UNSUCCESSFUL):
+            return max(before, first - (self.SCANNED // 5 if where.text else self.SCANNED))
+        sql = """SELECT seq FROM jobs WHERE status IN ('failed', 'cancelled') AND seq <= %s AND seq > %s
+            ORDER BY seq DESC OFFSET %s LIMIT 1"""
+        found = db.execute(sql, (first, before, self.SCANNED // 20)).fetchone()
+        return before if found is None else int(found[0])
 
     def _range(
         self, db: psycopg.Connection[Any], where: JobFilter
@@ -391,7 +408,7 @@ class PostgresJobStore:
                 last = middle - 1
         return first
 
-    def _terms(self, db: psycopg.Connection[Any], where: JobFilter) -> tuple[str, list[Any]]:
+    def _terms(self, db: psycopg.Connection[Any], where: JobFilter, has_few_live: bool) -> tuple[str, list[Any]]:
         "A filter as SQL, and its values."
         terms: list[str] = []
         values: list[Any] = []
@@ -403,8 +420,10 @@ class PostgresJobStore:
             if value is not None:
                 terms.append(term)
                 values.append(value)
-        if _is_unsuccessful(where):
+        if _is_any_of(where, _UNSUCCESSFUL):
             terms.append("status IN ('failed', 'cancelled')")  # in the words of the index
+        if has_few_live:
+            terms.append(f"seq IN ({_OWNED} UNION ALL {_FREE})")
         if where.text:
             sql = "SELECT 1 FROM pg_collation WHERE collname = 'und-x-icu'"
             collation = ' COLLATE "und-x-icu"' if db.execute(sql).fetchone() else ""  # else that of the database
@@ -420,29 +439,37 @@ class PostgresJobStore:
 
     def prune(self) -> int:
         "Forget some ended jobs that are too many, too old or too large; see `JobStoreProtocol`."
-        rules, most = self.retention, self.PRUNED
+        age = self.retention.max_age_seconds
         with self._session.using() as db:
-            terms: list[str] = ["false"]
-            if rules.max_jobs is not None:
-                sql = f"""SELECT seq FROM jobs WHERE {_ENDED} AND (SELECT max(seq) - min(seq) >= %s FROM jobs)
-                    ORDER BY seq DESC OFFSET %s LIMIT 1"""  # usually there are not so many, and nothing is counted
-                found = db.execute(sql.encode(), (int(rules.max_jobs), int(rules.max_jobs))).fetchone()
-                terms += [f"seq <= {int(found[0])}"] if found else []
-            if rules.max_age_seconds is not None:
-                terms.append(f"completed_at < '{utc_now(time.time() - rules.max_age_seconds)}'")
-            oldest = (
-                f"SELECT seq, completed_at FROM jobs WHERE {_ENDED} ORDER BY seq LIMIT {most} FOR UPDATE SKIP LOCKED"
-            )
-            sql = f"DELETE FROM jobs WHERE seq IN (SELECT seq FROM ({oldest}) oldest WHERE {' OR '.join(terms)})"
-            count = db.execute(sql.encode()).rowcount if len(terms) > 1 else 0
-            if count == 0 and rules.max_bytes is not None:
-                (size,) = db.execute("SELECT coalesce(sum(bytes), 0)::int8 FROM jobs").fetchone() or (0,)
-                if size > rules.max_bytes:
-                    oldest = (
-                        f"SELECT seq FROM jobs WHERE {_ENDED} ORDER BY seq LIMIT {most // 10} FOR UPDATE SKIP LOCKED"
-                    )
-                    count = db.execute(f"DELETE FROM jobs WHERE seq IN ({oldest})".encode()).rowcount
-        return count
+            self._count(db)
+            terms = [f"seq <= {self._surplus}"] if self._surplus else []
+            if age is not None:
+                terms.append(f"completed_at < '{utc_now(time.time() - age)}'")
+            if not terms:
+                return 0
+            oldest = f"SELECT seq, completed_at FROM jobs WHERE {_ENDED} ORDER BY seq LIMIT {self.PRUNED}"
+            which = f"SELECT seq FROM ({oldest} FOR UPDATE SKIP LOCKED) oldest WHERE {' OR '.join(terms)}"
+            return db.execute(f"DELETE FROM jobs WHERE seq IN ({which})".encode()).rowcount
+
+    def _count(self, db: psycopg.Connection[Any]) -> None:
+        "Find out what is too much. That reads an index of all that is kept, so of many jobs a hundredth may come before."
+        rules = self.retention
+        if rules.max_jobs is None and rules.max_bytes is None:
+            return
+        first, last = db.execute("SELECT coalesce(min(seq), 0), coalesce(max(seq), 0) FROM jobs").fetchone() or (0, 0)
+        before, since = self._counted
+        if last - first > self.MANY and last - before < (last - first) // 100 and time.monotonic() - since < 60:
+            return
+        self._counted = last, time.monotonic()
+        if rules.max_jobs is not None and last - first >= rules.max_jobs:  # usually there are not so many
+            sql = f"SELECT seq FROM jobs WHERE {_ENDED} ORDER BY seq DESC OFFSET %s LIMIT 1"
+            found = db.execute(sql.encode(), (int(rules.max_jobs),)).fetchone()
+            self._surplus = max(self._surplus, int(found[0]) if found else 0)
+        if rules.max_bytes is not None:
+            (size,) = db.execute(_SIZE).fetchone() or (0,)
+            if (excess := size - int(rules.max_bytes)) > 0:
+                found = db.execute(_OLDEST_OF, (excess,)).fetchone() or (last,)
+                self._surplus = max(self._surplus, int(found[0]))
 
 
 # What is sent, and its types; NULL is left out
@@ -531,6 +558,19 @@ _ASK = f"""
 _HOLDS_TEXT = """strpos(translate(replace(lower(
     concat_ws(chr(1), id, plugin_id, key, error, params, metadata){}), 'ß', 'ss'), 'ςſ', 'σs'), %s) > 0"""
 
+# A job that has not ended has an owner, or is free
+_OWNED, _FREE = "SELECT seq FROM jobs WHERE owner <> ''", "SELECT seq FROM jobs WHERE owner = '' AND status = 'pending'"
+_UNSUCCESSFUL = ("failed", "cancelled")
+# What ended jobs take is in their index; then up to which `seq` the oldest of them take so much
+_SIZE = f"""
+    SELECT ((SELECT coalesce(sum(bytes), 0) FROM jobs WHERE {_ENDED})
+        + (SELECT coalesce(sum(bytes), 0) FROM jobs WHERE seq IN ({_OWNED} UNION ALL {_FREE})))::int8
+""".encode()
+_OLDEST_OF = f"""
+    SELECT seq FROM (SELECT seq, sum(bytes) OVER (ORDER BY seq) AS total FROM jobs WHERE {_ENDED}) ended
+    WHERE total >= %s ORDER BY seq LIMIT 1
+""".encode()
+
 # What is read
 _FIELDS = (
     "id", "worker_type", "plugin_id", "created_at", "key", "timeout", "retry", "status", "owner", "is_shared", "priority",
@@ -571,5 +611,6 @@ def _is_state(row: Sequence[Any], job: StoredJob) -> bool:  # The row is one of 
     return tuple(row[1:4]) == (job.status, job.owner or "", job.attempts)
 
 
-def _is_unsuccessful(where: JobFilter) -> bool:
-    return bool(where.statuses) and set(where.statuses) <= {"failed", "cancelled"}
+def _is_any_of(where: JobFilter, statuses: Collection[str]) -> bool:
+    "Whether a filter wants these only, or some of them."
+    return bool(where.statuses) and set(where.statuses) <= set(statuses)

@@ -255,9 +255,10 @@ class SQLiteJobStore:
 
     durability: Literal["committed", "behind"]  # As the argument
     PRUNED = 300  # Jobs that one call of `prune` deletes at most
-    SCANNED = 100_000  # Rows that one page of the history looks at, at most; a fifth of it for a text
+    SCANNED = 100_000  # Rows that one page of the history looks at, at most; a fifth of it for a text, and a twentieth by an index
     CHECKED = 256 << 20  # Bytes of a file that is checked whole when it is opened: about a second
     SLACK = 1000  # Rows by which the order of arrival may differ from the order of the jobs' times
+    SEEK = 3600.0  # Seconds between two looks for files that no row names
 
     def __init__(
         self,
@@ -290,6 +291,8 @@ class SQLiteJobStore:
         self._held: HeldJobs | None = None  # Of the owner
         self._is_careful = False  # Some payloads of the present transaction are in files
         self._asked: tuple[int, list[tuple[str, str]]] = (-1, [])  # What was found, at which version of the data
+        self._strays: Iterator[list[str]] | None = None  # A look for files that no row names
+        self._next_look = 0.0  # When it begins, by the monotonic clock
 
     def _beside(self, what: str) -> Path:
         return self.path.with_name(f"{self.path.name}-{what}")
@@ -315,6 +318,7 @@ class SQLiteJobStore:
                 raise self._connections.explained(e) from e
             raise
         self._owner, self._worker_type, self._asked = owner, worker_type, (-1, [])
+        self._strays, self._next_look = None, 0.0
         # What the mapped file says does not outlive a loss of power, and with `FULL` that costs no job.
         self._held = HeldJobs(self._held_by(owner)) if self._holds else None
         return owner
@@ -659,16 +663,31 @@ class SQLiteJobStore:
 
     def list_jobs(self, where: JobFilter, after: str | None = None, limit: int = 50) -> JobPage:
         "Read a page of the history; see `JobStoreProtocol`."
-        terms, values = _terms(where)
         with self._connections.reading() as db:
+            terms, values = _terms(where, has_few := _is_any_of(where, _LIVE_ONES) and self._has_few_live(db))
             newest, oldest = self._range(db, where)
             first = position_of(after, newest)
-            index, few = _index_for(where)
-            last = oldest if few else max(oldest, first - (self.SCANNED // 5 if where.text else self.SCANNED))
+            last = oldest if has_few else self._last(db, where, first, oldest)
+            index = "INDEXED BY jobs_unsuccessful" if _is_any_of(where, _UNSUCCESSFUL) else "NOT INDEXED"
             sql = f"SELECT seq, {_BRIEF} FROM jobs {index} WHERE seq <= ? AND seq > ?{terms} ORDER BY seq DESC LIMIT ?"
             rows = db.execute(sql, (first, last, *values, limit)).fetchall()
             goes_on = rows[-1][0] - 1 if len(rows) == limit else last
         return JobPage([_job(row[1:]) for row in rows], str(goes_on) if goes_on > oldest else None)
+
+    def _has_few_live(self, db: sqlite3.Connection) -> bool:
+        few = f"LIMIT {self.SCANNED // 5}"
+        sql = f"SELECT (SELECT count(*) FROM ({_OWNED} {few})) + (SELECT count(*) FROM ({_FREE} {few}))"
+        (count,) = db.execute(sql).fetchone()
+        return bool(count < self.SCANNED // 5)
+
+    def _last(self, db: sqlite3.Connection, where: JobFilter, first: int, oldest: int) -> int:
+        "Before which row a page ends, so that it takes a moment however many jobs there are."
+        if not _is_any_of(where, _UNSUCCESSFUL):
+            return max(oldest, first - (self.SCANNED // 5 if where.text else self.SCANNED))
+        sql = """SELECT seq FROM jobs INDEXED BY jobs_unsuccessful WHERE status IN ('failed', 'cancelled')
+            AND seq <= ? AND seq > ? ORDER BY seq DESC LIMIT 1 OFFSET ?"""
+        found = db.execute(sql, (first, oldest, self.SCANNED // 20)).fetchone()
+        return oldest if found is None else int(found[0])
 
     def _range(
         self, db: sqlite3.Connection, where: JobFilter
@@ -731,7 +750,7 @@ class SQLiteJobStore:
             with self._writing() as db:
                 count, names = self._delete(db, [(seq,) for seq in surplus], "seq = ?")
         else:
-            names = self._strays()
+            names = self._some_strays()
         self._remove_files(names)
         return count
 
@@ -753,12 +772,21 @@ class SQLiteJobStore:
         (files,) = db.execute("SELECT coalesce(sum(bytes), 0) FROM files").fetchone()
         return int((pages[0] - pages[1]) * pages[2] + files)
 
-    def _strays(self) -> list[str]:
-        "Files that no row names: the process died between the two."
-        with self._reading_here() as db, suppress(OSError):
+    def _some_strays(self) -> list[str]:
+        "Some of the files that no row names, since the process died between the two."
+        if self._strays is None:
+            if time.monotonic() < self._next_look:
+                return []
+            self._strays = self.files.strays()
+        names: list[str] | None = None
+        with suppress(OSError):
+            names = next(self._strays, None)
+        if names is None:
+            self._strays, self._next_look = None, time.monotonic() + self.SEEK
+            return []
+        with self._reading_here() as db:
             sql = "SELECT 1 FROM files WHERE name = ?"
-            return [name for name in self.files.strays() if db.execute(sql, (name,)).fetchone() is None]
-        return []
+            return [name for name in names if db.execute(sql, (name,)).fetchone() is None]
 
 
 _ALL = (*_FIELDS, *_SUMS)
@@ -883,15 +911,18 @@ def _job(row: Sequence[Any]) -> StoredJob:
     return StoredJob(**fields)
 
 
-def _index_for(where: JobFilter) -> tuple[str, bool]:  # As SQL, and whether it leads to few rows
-    "Which index a filter needs; SQLite would not find the partial one by itself."
-    wanted = set(where.statuses)
-    if wanted and wanted <= {"failed", "cancelled"}:
-        return "INDEXED BY jobs_unsuccessful", not where.text
-    return "NOT INDEXED", bool(wanted) and wanted <= {"pending", "running"}
+_UNSUCCESSFUL = ("failed", "cancelled")
+# A job that has not ended has an owner, or is free. SQLite would not find these indexes by itself.
+_OWNED = "SELECT seq FROM jobs INDEXED BY jobs_owned WHERE owner IS NOT NULL"
+_FREE = "SELECT seq FROM jobs INDEXED BY jobs_free WHERE owner IS NULL AND status = 'pending'"
 
 
-def _terms(where: JobFilter) -> tuple[str, list[Any]]:
+def _is_any_of(where: JobFilter, statuses: Collection[str]) -> bool:
+    "Whether a filter wants these only, or some of them."
+    return bool(where.statuses) and set(where.statuses) <= set(statuses)
+
+
+def _terms(where: JobFilter, has_few_live: bool) -> tuple[str, list[Any]]:
     "A filter as SQL, and its values."
     terms: list[str] = []
     values: list[Any] = []
@@ -902,12 +933,10 @@ def _terms(where: JobFilter) -> tuple[str, list[Any]]:
     if where.statuses:
         terms.append(f"status IN ({', '.join('?' * len(where.statuses))})")
         values += where.statuses
-        if set(where.statuses) <= {"failed", "cancelled"}:
+        if _is_any_of(where, _UNSUCCESSFUL):
             terms.append("status IN ('failed', 'cancelled')")  # in the words of the index
-        if set(where.statuses) <= {"pending", "running"}:  # such a job has an owner, or is free
-            owned = "SELECT seq FROM jobs INDEXED BY jobs_owned WHERE owner IS NOT NULL"
-            free = "SELECT seq FROM jobs INDEXED BY jobs_free WHERE owner IS NULL AND status = 'pending'"
-            terms.append(f"seq IN ({owned} UNION ALL {free})")
+        if has_few_live:
+            terms.append(f"seq IN ({_OWNED} UNION ALL {_FREE})")
     for term, value in (("created_at >= ?", where.since), ("created_at < ?", where.until)):
         if value is not None:
             terms.append(term)

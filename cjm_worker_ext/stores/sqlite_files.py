@@ -15,6 +15,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 from cjm_worker_ext.errors import StoreFailed, UnreadableJob
@@ -244,14 +245,19 @@ class PayloadFiles:
     def strays(
         self,
         age_seconds: float = 3600.0,  # Younger files may belong to a row that is about to be written
-    ) -> Iterator[str]:  # Names; the caller knows which of them a row has
-        "List the files that could be left over."
-        if not self.folder.is_dir():
-            return
+        step: int = 1000,  # Files that are looked at for each list
+    ) -> Iterator[list[str]]:  # Names; the caller knows which of them a row has
+        "List the files that could be left over, in steps, because each job may have a file."
         limit = time.time() - age_seconds
-        for entry in os.scandir(self.folder):
-            if self.NAME.fullmatch(entry.name) and entry.stat().st_mtime <= limit:
-                yield entry.name
+        with suppress(FileNotFoundError), os.scandir(self.folder) as entries:
+            while some := list(islice(entries, step)):
+                yield [entry.name for entry in some if self._could_be_stray(entry, limit)]
+
+    def _could_be_stray(self, entry: os.DirEntry[str], limit: float) -> bool:
+        try:
+            return self.NAME.fullmatch(entry.name) is not None and entry.stat().st_mtime <= limit
+        except FileNotFoundError:  # it was deleted in the meantime
+            return False
 
     def _path(self, name: str) -> Path:
         if not self.NAME.fullmatch(name):
