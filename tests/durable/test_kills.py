@@ -1,6 +1,7 @@
 """Apps are killed again and again at random points; then every acknowledged job is there, and ran and ended once.
 
-`DURABLE_KILLS=200 DURABLE_SEED=2 pytest tests/durable/test_kills.py` is the long form. What a seed does differs from run to run, since processes do.
+`DURABLE_KILLS=200 DURABLE_SEED=2 pytest tests/durable/test_kills.py` is the long form. What a seed does differs from run to
+run, since processes do.
 """
 
 import json
@@ -157,7 +158,7 @@ def run(place, trace, kills, seed, durability="committed"):
 
 
 def run_two(place, trace, kills, seed):
-    "Two apps have the store; one after the other is killed, and now and then both. So each recovers what the other has left."
+    "Two apps have the store; one after the other is killed, now and then both, and each recovers what the other left."
     chance, acknowledged = random.Random(seed), []
     apps = [App(place, trace, seed * 1000 + n, "committed") for n in range(2)]
     try:
