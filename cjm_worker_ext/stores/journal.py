@@ -224,8 +224,9 @@ def is_of_row(
     seen = 0
     while error is not None and seen < 10:
         names = {kind.__name__ for kind in type(error).__mro__}
-        # the last two are those of PEP 249, which each driver has as classes of its own
-        if isinstance(error, (ValueError, TypeError, ArithmeticError)) or names & {"DataError", "IntegrityError"}:
+        # the first two are those of PEP 249, which each driver has as classes of its own
+        of_row = names & {"DataError", "IntegrityError", "ProgramLimitExceeded"}
+        if isinstance(error, (ValueError, TypeError, ArithmeticError)) or of_row:
             return True
         error, seen = error.__cause__, seen + 1
     return False

@@ -89,6 +89,8 @@ class PostgresJobStore:
     PRUNED = 300  # Jobs that one call of `prune` deletes at most
     SCANNED = 100_000  # Rows that one page of the history looks at, at most; a fifth of it for a text, and a twentieth by an index
     MANY = 10_000  # Jobs that are counted each time
+    LARGE = 1 << 20  # Bytes from which a payload is sent by itself
+    LARGEST = 256 << 20  # Bytes of a payload; the server's own limit is 1 GB for all that it makes of it
     SLACK = 1000  # Rows by which the order of arrival may differ from the order of the jobs' times
 
     def __init__(
@@ -229,21 +231,38 @@ class PostgresJobStore:
             return self._send(owner, [JobChange(_storable(job), was) for job, was in changes], told)
 
     def _send(self, owner: str, changes: Sequence[JobChange], told: Collection[str]) -> set[str]:
-        new = [_row(job, _NEW_FIELDS, was) for job, was in changes if not was]
-        changed = [_row(job, _CHANGED_FIELDS, was) for job, was in changes if was]
+        sizes = [self._size(change) for change in changes]
+        small = [change for change, size in zip(changes, sizes, strict=True) if not size]
+        large = [change for change, size in zip(changes, sizes, strict=True) if size]
+        new = [_row(job, _NEW_FIELDS, was) for job, was in small if not was]
+        changed = [_row(job, _CHANGED_FIELDS, was) for job, was in small if was]
         answers: list[psycopg.Cursor[Any]] = []
         held, listed = self._held.take(changes)
         with self._session.using() as db, db.pipeline():  # one transaction, because nothing is fetched before its end
+            if large:
+                self._sessions.allow(db, sum(sizes))
             self._stay(db, owner)
             if changed:  # first, since a job that ends frees its key
                 answers.append(db.execute(_UPDATE, (json.dumps(changed), owner)))
+            answers += [db.execute(_UPDATE_LARGE, (*_large(change), owner)) for change in large if change.was]
             if new:
                 answers.append(db.execute(_INSERT, (json.dumps(new),)))
+            answers += [db.execute(_INSERT_LARGE, _large(change)) for change in large if not change.was]
             if told:
                 db.execute(_TOLD, (list(told), owner))
             self._held.write(db, held, listed)
         self._held.written(listed)
         return {job_id for answer in answers for (job_id,) in answer.fetchall()}
+
+    def _size(self, change: JobChange) -> int:  # 0: it goes with the others
+        "How many bytes the large payloads of a change have; raises `StoreFailed` if they are too many."
+        sizes = [len(getattr(change.job, name) or "") for name in _payloads_of(change)]
+        if max(sizes) > self.LARGEST:
+            what = (
+                f"a value of {max(sizes) >> 20:,} MiB; at most {self.LARGEST >> 20} fit, so store where it lies instead"
+            )
+            raise StoreFailed(f"job store {self._sessions.name}: job {change.job.id} has {what}") from ValueError(what)
+        return sum(sizes) if max(sizes) > self.LARGE else 0
 
     def _reasons(
         self, refused: Sequence[JobChange]
@@ -498,6 +517,20 @@ def _row(job: StoredJob, names: Sequence[str], was: str) -> dict[str, Any]:
     return row
 
 
+def _large(change: JobChange) -> list[Any]:
+    "The arguments of `_UPDATE_LARGE` or `_INSERT_LARGE`: payloads as text or bytes, and then the rest."
+    (job, was), arguments = change, list[Any]()
+    for name in _payloads_of(change):
+        value = getattr(job, name)
+        arguments += (value, None) if isinstance(value, str) else (None, value)
+    rest = job.changed(**dict.fromkeys(_payloads_of(change)))
+    return [*arguments, json.dumps([_row(rest, _CHANGED_FIELDS if was else _NEW_FIELDS, was)])]
+
+
+def _payloads_of(change: JobChange) -> tuple[str, ...]:  # In the order of `_NEW`
+    return ("result",) if change.was else ("result", "params", "metadata")
+
+
 def _storable(job: StoredJob) -> StoredJob:
     "A job without what a text of PostgreSQL cannot hold: the character 0, and halves of characters."
     changed = StoredJob(**{field.name: getattr(job, field.name) for field in fields(job)})
@@ -514,16 +547,28 @@ def _sent(columns: Mapping[str, str]) -> str:
     return f"unnest(ARRAY(SELECT json_array_elements(%s::json))) AS row, json_to_record(row) AS one ({fields})"
 
 
-_INSERT = f"""
-    INSERT INTO jobs ({", ".join(_NEW)}, asked) SELECT {", ".join(_NEW)}, '' FROM {_sent(_NEW)}
+def _insert(values: Mapping[str, str]) -> bytes:  # Of columns, in the order of `_NEW`
+    return f"""
+    INSERT INTO jobs ({", ".join(_NEW)}, asked) SELECT {", ".join(values.values())}, '' FROM {_sent(_NEW)}
     ON CONFLICT DO NOTHING RETURNING id
-""".encode()
+    """.encode()
+
+
+_SENT_ALONE = {
+    name: f"%b::{kind}"
+    for name, kind in _NEW.items()
+    if name.removesuffix("_bytes") in ("result", "params", "metadata")
+}
+_INSERT, _INSERT_LARGE = _insert({name: name for name in _NEW}), _insert({name: name for name in _NEW} | _SENT_ALONE)
 _UPDATE = f"""
     UPDATE jobs SET {", ".join(f"{name} = one.{name}" for name in _CHANGED if name != "id")}
     FROM {_sent(_CHANGED | {"was": "text"})}
     WHERE {_SAME} AND jobs.status = one.was AND jobs.owner IN ('', %s)
     AND jobs.{_LIVE} RETURNING jobs.id
 """.encode()
+_UPDATE_LARGE = _UPDATE.replace(
+    b"result = one.result, result_bytes = one.result_bytes", b"result = %b::text, result_bytes = %b::bytea"
+)
 _TOLD = f"""
     UPDATE jobs SET owner = '' FROM unnest(%s::text[]) AS one (id) WHERE {_SAME} AND owner = %s AND {_NOT_LIVE}
 """.encode()
