@@ -14,7 +14,16 @@ from typing import Any, Literal
 
 from cjm_worker_ext.config import NumberRule, TextRule, check_all
 from cjm_worker_ext.errors import StoreFailed
-from cjm_worker_ext.extensions.stores import JobChange, JobFilter, JobPage, Retention, StoredJob, position_of
+from cjm_worker_ext.extensions.stores import (
+    JobChange,
+    JobFilter,
+    JobPage,
+    Retention,
+    StoredJob,
+    position_of,
+    range_of,
+    sampled,
+)
 from cjm_worker_ext.jobs import utc_now
 from cjm_worker_ext.stores.postgres_sessions import (
     HeldJobs,
@@ -91,7 +100,6 @@ class PostgresJobStore:
     MANY = 10_000  # Jobs that are counted each time
     LARGE = 1 << 20  # Bytes from which a payload is sent by itself
     LARGEST = 256 << 20  # Bytes of a payload; the server's own limit is 1 GB for all that it makes of it
-    SLACK = 1000  # Rows by which the order of arrival may differ from the order of the jobs' times
 
     def __init__(
         self,
@@ -407,25 +415,11 @@ class PostgresJobStore:
         "Between which rows the jobs of a time lie."
         sql = "SELECT coalesce(min(seq), 1), coalesce(max(seq), 0) FROM jobs"
         first, last = db.execute(sql).fetchone() or (1, 0)
-        newest, before = last, first - 1
-        if where.until is not None:
-            newest = min(last, self._first_since(db, where.until, first, last) + self.SLACK)
-        if where.since is not None:
-            before = max(before, self._first_since(db, where.since, first, last) - self.SLACK - 1)
-        return newest, before
-
-    @staticmethod
-    def _first_since(db: psycopg.Connection[Any], created_at: str, first: int, last: int) -> int:
-        "Find the first row of a time by halving, since later rows are younger; that costs no index."
-        while first <= last:
-            middle = (first + last) // 2
-            sql = "SELECT seq, created_at FROM jobs WHERE seq >= %s ORDER BY seq LIMIT 1"
-            found = db.execute(sql, (middle,)).fetchone()
-            if found is not None and found[1] < created_at:
-                first = found[0] + 1
-            else:
-                last = middle - 1
-        return first
+        if where.since is None and where.until is None:
+            return last, first - 1
+        sql = """SELECT job.seq, created_at FROM unnest(%s::int8[]) WITH ORDINALITY AS sample (seq, place) CROSS JOIN LATERAL (
+            SELECT seq, created_at FROM jobs WHERE jobs.seq >= sample.seq ORDER BY jobs.seq LIMIT 1) job ORDER BY place"""
+        return range_of(where, db.execute(sql, (sampled(first, last),)).fetchall(), first, last)
 
     def _terms(self, db: psycopg.Connection[Any], where: JobFilter, has_few_live: bool) -> tuple[str, list[Any]]:
         "A filter as SQL, and its values."

@@ -21,7 +21,17 @@ from typing import Any, Literal, TypeVar, cast
 
 from cjm_worker_ext.config import SECONDS, option_problems, shown
 from cjm_worker_ext.errors import ConfigError, StoreFailed, UnreadableJob
-from cjm_worker_ext.extensions.stores import JobChange, JobFilter, JobPage, Payload, Retention, StoredJob, position_of
+from cjm_worker_ext.extensions.stores import (
+    JobChange,
+    JobFilter,
+    JobPage,
+    Payload,
+    Retention,
+    StoredJob,
+    position_of,
+    range_of,
+    sampled,
+)
 from cjm_worker_ext.jobs import utc_now
 from cjm_worker_ext.stores.sqlite_files import HeldJobs, OwnerLocks, PayloadFiles, check_file_system
 
@@ -257,7 +267,6 @@ class SQLiteJobStore:
     PRUNED = 300  # Jobs that one call of `prune` deletes at most
     SCANNED = 100_000  # Rows that one page of the history looks at, at most; a fifth of it for a text, and a twentieth by an index
     CHECKED = 256 << 20  # Bytes of a file that is checked whole when it is opened: about a second
-    SLACK = 1000  # Rows by which the order of arrival may differ from the order of the jobs' times
     SEEK = 3600.0  # Seconds between two looks for files that no row names
 
     def __init__(
@@ -695,25 +704,11 @@ class SQLiteJobStore:
         "Between which rows the jobs of a time lie."
         sql = "SELECT (SELECT coalesce(min(seq), 1) FROM jobs), (SELECT coalesce(max(seq), 0) FROM jobs)"
         first, last = db.execute(sql).fetchone()  # in one SELECT they would read all rows
-        newest = (
-            last if where.until is None else min(last, self._first_since(db, where.until, first, last) + self.SLACK)
-        )
-        if where.since is None:
-            return newest, first - 1
-        return newest, max(first, self._first_since(db, where.since, first, last) - self.SLACK) - 1
-
-    @staticmethod
-    def _first_since(db: sqlite3.Connection, created_at: str, first: int, last: int) -> int:
-        "Find the first row of a time by halving, since later rows are younger; that costs no index."
-        while first <= last:
-            middle = (first + last) // 2
-            sql = "SELECT seq, created_at FROM jobs WHERE seq >= ? ORDER BY seq LIMIT 1"
-            seq, found = db.execute(sql, (middle,)).fetchone()
-            if found < created_at:
-                first = seq + 1
-            else:
-                last = middle - 1
-        return first
+        if where.since is None and where.until is None:
+            return last, first - 1
+        sql = "SELECT seq, created_at FROM jobs WHERE seq >= ? ORDER BY seq LIMIT 1"
+        found = (db.execute(sql, (seq,)).fetchone() for seq in sampled(first, last))
+        return range_of(where, [row for row in found if row is not None], first, last)
 
     def forget(self, job_ids: Collection[str]) -> int:
         "Delete ended jobs; see `JobStoreProtocol`."
