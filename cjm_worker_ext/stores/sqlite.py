@@ -245,6 +245,10 @@ class Connections:
         self._file = None
 
 
+def _decoded_anyhow(text: bytes) -> str:
+    return text.decode("utf-8", "replace")
+
+
 def _is_undecodable(error: Exception) -> bool:
     "Whether a text is damaged; the error holds all of it, which may be long or secret."
     return isinstance(error, UnicodeDecodeError) or str(error).startswith("Could not decode")
@@ -655,7 +659,7 @@ class SQLiteJobStore:
         except (sqlite3.OperationalError, UnicodeDecodeError) as e:
             if not _is_undecodable(e):
                 raise
-            usual, db.text_factory = db.text_factory, lambda text: text.decode("utf-8", "replace")
+            usual, db.text_factory = db.text_factory, _decoded_anyhow
             try:
                 row = db.execute(sql, values).fetchone()  # its checksum shows the damage
             finally:
