@@ -270,7 +270,7 @@ class SQLiteJobStore:
     durability: Literal["committed", "behind"]  # As the argument
     PRUNED = 300  # Jobs that one call of `prune` deletes at most
     SCANNED = 100_000  # Rows that one page of the history looks at, at most; a fifth of it for a text, and a twentieth by an index
-    CHECKED = 256 << 20  # Bytes of a file that is checked whole when it is opened: about a second
+    CHECKED = 256 << 20, 300_000  # Bytes and jobs of a file that is checked whole when it is opened: half a second
     SEEK = 3600.0  # Seconds between two looks for files that no row names
 
     def __init__(
@@ -338,8 +338,14 @@ class SQLiteJobStore:
 
     def _check(self, db: sqlite3.Connection) -> None:
         "SQLite does not look for damage by itself, and a damaged index hides jobs."
-        if self.path.stat().st_size > self.CHECKED:
+        most_bytes, most_jobs = self.CHECKED
+        if self.path.stat().st_size > most_bytes:
             return
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version:
+            (jobs,) = db.execute("SELECT (SELECT max(seq) FROM jobs) - (SELECT min(seq) FROM jobs)").fetchone()
+            if jobs is not None and jobs > most_jobs:
+                return
         (found,) = db.execute("PRAGMA integrity_check(1)").fetchone()
         if found != "ok":
             remedy = _REMEDIES["SQLITE_CORRUPT"]
