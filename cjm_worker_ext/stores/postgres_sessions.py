@@ -67,7 +67,7 @@ def process_state(
 # %% ../../nbs/05b_stores/05_postgres_sessions.ipynb #8cc78db7
 # By the class of an error, which is the beginning of its code: https://www.postgresql.org/docs/current/errcodes-appendix.html
 _REMEDIES = {
-    "08": "see that the server runs and can be reached",
+    "08": "see that the server runs, can be reached and has connections left",
     "28": "check the user and the password of the dsn",
     "3D": "create the database, or correct its name in the dsn",
     "42501": "grant the user the right to it",

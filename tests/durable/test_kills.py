@@ -7,6 +7,7 @@ run, since processes do.
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -158,7 +159,10 @@ def run(place, trace, kills, seed, durability="committed"):
 
 
 def run_two(place, trace, kills, seed):
-    "Two apps have the store; one after the other is killed, now and then both, and each recovers what the other left."
+    """Two apps have the store; one after the other is killed, now and then both, and each recovers what the other left.
+
+    Now and then one stands still meanwhile.
+    """
     chance, acknowledged = random.Random(seed), []
     apps = [App(place, trace, seed * 1000 + n, "committed") for n in range(2)]
     try:
@@ -166,9 +170,17 @@ def run_two(place, trace, kills, seed):
         for number in range(2, kills + 2):
             deadline = time.monotonic() + chance.uniform(0.1, 1.0)
             until(apps[0], lambda deadline=deadline: time.monotonic() > deadline, 60)
-            for which in (0, 1) if number % 5 == 0 else (chance.randrange(2),):
+            both, first = number % 5 == 0, chance.randrange(2)
+            stopped = None if both or number % 3 else apps[1 - first].process.pid
+            if stopped is not None:
+                os.kill(stopped, signal.SIGSTOP)
+            for which in (first, 1 - first)[: 1 + both]:
                 acknowledged += apps[which].end()
                 apps[which] = App(place, trace, seed * 1000 + number * 2 + which, "committed")
+            if stopped is not None:
+                deadline = time.monotonic() + chance.uniform(0.1, 2.0)
+                until(apps[first], lambda deadline=deadline: time.monotonic() > deadline, 60)
+                os.kill(stopped, signal.SIGCONT)
     finally:
         for one in apps:
             acknowledged += one.end()
