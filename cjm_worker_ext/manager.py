@@ -906,7 +906,7 @@ class BaseJobManager:
 
     @property
     def store_trouble(self) -> str | None:  # None: it works, or there is none
-        "Why the job store does not work now; meanwhile new jobs are refused, and the others wait for it."
+        "Why the job store does not work now; meanwhile new jobs may be refused, and the others wait for it."
         return None if self._engine is None or self._engine.durable is None else self._engine.durable.trouble
 
     def get_all_jobs(self) -> list[BaseJob]:  # Ended ones first

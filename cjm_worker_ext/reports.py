@@ -83,7 +83,7 @@ class ManagerHealth(TypedDict):
     can_start_workers: bool  # False once too many starts in a row have failed
     held_plugins: dict[str, str]  # Plugins that get no worker now: by id, why
     last_crash: dict[str, Any] | None  # Of a worker: `at`, `pid`, `exitcode`, and `reason` in words
-    store_trouble: str | None  # Why the job store does not work now, so that new jobs are refused; None: it does
+    store_trouble: str | None  # Why the job store does not work now, so that new jobs may be refused; None: it does
     waits_for: (
         str | None
     )  # Why a worker cannot start now, for example because no machine has a free card; None: none waits

@@ -194,7 +194,7 @@ class MonitorState:
             "cards": local_cards + cards,
             "waits": {name: why for name, manager in pairs if (why := manager.health()["waits_for"]) is not None},
             "trouble": [
-                f"The job store of {name} does not work, so new jobs are refused: {manager.store_trouble}"
+                f"The job store of {name} does not work, so new jobs may be refused: {manager.store_trouble}"
                 for name, manager in pairs
                 if manager.store_trouble is not None
             ],

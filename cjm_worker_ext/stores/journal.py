@@ -652,7 +652,12 @@ class JobJournal:
         first, self.trouble = self.trouble is None, str(error)
         if first:
             self._pause = self.RETRY[0]
-            logger.error("%s; jobs that were acknowledged wait for it, new ones are refused", error)
+            told = (
+                "jobs that were acknowledged wait for it, new ones are refused"
+                if self._is_down
+                else "it is tried again"
+            )
+            logger.error("%s; %s", error, told)
             self._call(self._host.on_trouble, str(error))
         else:
             self._pause = min(2 * self._pause, self.RETRY[1])
