@@ -14,7 +14,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from harness import holdings, is_alive, targets, until_now
+from harness import are_gone, end_of, holdings, is_alive, targets, until_now
 
 from cjm_worker_ext import BaseJobManager, WorkerConfig
 from cjm_worker_ext.blocking import BlockingManager
@@ -208,25 +208,15 @@ def start_script(tmp_path: Path, body: str) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, str(script)], stdout=-1, stderr=-1, text=True, start_new_session=True)
 
 
-def end_of(app: subprocess.Popen, seconds: float = 4.0) -> str:
-    "Wait for the end of a script, which comes soon; what it wrote to stderr."
-    try:
-        return app.communicate(timeout=seconds)[1]
-    except subprocess.TimeoutExpired:
-        os.killpg(app.pid, signal.SIGKILL)
-        app.communicate()
-        raise AssertionError(f"the script does not end within {seconds:g} s") from None
-
-
 @pytest.mark.parametrize("where", INTERRUPTED)
 def test_ctrl_c_leaves_nothing(where, tmp_path):
     app = start_script(tmp_path, INTERRUPTED[where])
     pids = json.loads(app.stdout.readline() or app.stderr.read())["pids"]
     os.killpg(app.pid, signal.SIGINT)  # as a terminal does it
-    err = end_of(app)
+    _, err = end_of(app, 2.5)
     assert err.count("Traceback") == 1 and err.endswith("KeyboardInterrupt\n"), err
     assert app.returncode == -signal.SIGINT
-    until_now(lambda: not any(map(is_alive, pids)), 2.0, "the end of the workers")
+    are_gone(pids, 2.0)
 
 
 STREAM = "stream = manager.stream(manager.start_job('count_slowly').id)\nnext(stream)\n"
@@ -246,8 +236,8 @@ FORGOTTEN = {
 def test_a_script_that_forgets_the_shutdown_ends_quietly(how, tmp_path):
     app = start_script(tmp_path, FORGOTTEN[how])
     pids = json.loads(app.stdout.readline() or app.stderr.read())["pids"]
-    assert end_of(app) == "" and app.returncode == 0
-    until_now(lambda: not any(map(is_alive, pids)), 2.0, "the end of the workers")
+    assert end_of(app, 2.5)[1] == "" and app.returncode == 0
+    are_gone(pids, 2.0)
 
 
 HARD = {
@@ -311,7 +301,7 @@ say(pids=[])
 @pytest.mark.parametrize("how", HARD)
 def test_ends_that_are_easy_to_get_wrong(how, tmp_path):
     app = start_script(tmp_path, HARD[how])
-    assert end_of(app, 8.0) == "" and app.returncode == 0
+    assert end_of(app, 2.5)[1] == "" and app.returncode == 0
 
 
 def test_a_caller_that_is_interrupted_leaves_nothing_on_the_loop():
