@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from backend_plugins import Broken, Own, Shelf
-from harness import until
+from harness import time_is_up, until
 
 from cjm_worker_ext import BaseJobManager, Recycle, Retry, WorkerConfig
 from cjm_worker_ext.errors import NotSerializable, PluginLoadError, StreamGap, UnknownPlugin
@@ -402,7 +402,13 @@ async def another_attempt(make: Make, tmp_path, simulated):
     async with make("fails_at_first", "add", config=config, event_broadcaster=events, retry=retry) as manager:
         for how, reason in [("transient", "transient"), ("crash", "crashed"), ("hang", "timeout")]:
             params = {"log": log + how, "how": how, "simulated": simulated}
-            job = await manager.submit_job("fails_at_first", params, timeout=0.5 if how == "hang" else None)
+            job = await manager.submit_job("fails_at_first", params, timeout=600 if how == "hang" else None)
+            if how == "crash":
+                await until(lambda job=job: len(manager.get_job_chunks(job.id)[1]) == 2)
+                (tmp_path / "logcrash read").touch()
+            elif how == "hang":
+                await until(lambda job=job: job.progress_message == "still here")
+                time_is_up(manager, job)
             assert [chunk async for chunk in manager.stream(job.id, start=2)] == ["2.0", "2.1"], how
             assert (job.status, job.attempts, job.result) == ("completed", 2, ["2.0", "2.1"])
             again = [data for kind, data in events.seen if kind == "job:retrying" and data["job_id"] == job.id]
@@ -428,10 +434,12 @@ async def another_worker(make: Make, tmp_path, simulated):
     ends = [(kind, data["exitcode"]) for kind, data in events.seen if kind in ENDS]
     assert ends == [("worker:stopped", 0)] * 3
 
-    async with make("add", recycle=Recycle(max_jobs=2, idle_seconds=0.1)) as manager:
+    async with make("add", recycle=Recycle(max_jobs=2)) as manager:
         pids = [(await ended(manager, "add", a=1)).worker_pid for _ in range(4)]
         assert (pids[0], pids[2]) == (pids[1], pids[3]) and pids[0] != pids[2]
         assert (await ended(manager, "add", a=1)).worker_pid not in pids
+    async with make("add", recycle=Recycle(idle_seconds=0.1)) as manager:
+        await ended(manager, "add", a=1)
         await until(lambda: not manager.workers(), what="the end of an idle worker")
 
 

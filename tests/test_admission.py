@@ -89,9 +89,13 @@ def test_the_sampler_ends_with_the_loop(monkeypatch):
     Machine(monkeypatch)
     resources = ProcessResourceManager(interval_seconds=0.01)
     admission = MemoryAdmission(resources, needs)
-    assert asyncio.run(admission.validate_resources(BaseJob("fill", {"bytes": MIB}))) is None
-    assert resources._sampler.running  # the job has not been seen on a worker; its loop is gone
-    deadline = time.monotonic() + 10
+
+    async def main() -> None:
+        assert await admission.validate_resources(BaseJob("fill", {"bytes": MIB})) is None
+        assert resources._sampler.running  # the job has not been seen on a worker
+
+    asyncio.run(main())  # and now its loop is gone
+    deadline = time.monotonic() + 60
     while resources._sampler.running and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not resources._sampler.running

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from company_plugins import Configs, SlowToRead
-from harness import run, until
+from harness import let_pass, run, time_is_up, until
 
 from cjm_worker_ext import BaseJobManager, WorkerConfig
 from cjm_worker_ext.policies import Recycle, Retry
@@ -231,8 +231,9 @@ def test_the_time_of_one_runs_out_and_the_others_go_on(tmp_path):
         go_on = tmp_path / "go on"
         async with make("company_plugins:Busy") as manager:
             jobs = await submit(manager, *({"until": str(go_on)} for _ in range(2)))
-            jobs += await submit(manager, {}, timeout=0.3)
+            jobs += await submit(manager, {}, timeout=600)
             await until(lambda: all(job.progress is not None for job in jobs))
+            time_is_up(manager, jobs[2])
             await manager.wait(jobs[2].id, 30)
             assert (jobs[2].status, jobs[2].error_type, jobs[0].status) == ("failed", "JobTimeout", "running")
             go_on.touch()
@@ -323,15 +324,16 @@ def test_time_in_front_of_a_batch_is_not_the_time_of_a_job(tmp_path):
         async with make(config={"log": str(log)}) as manager:
             await loaded(manager)
             first = await submit(manager, *({"x": x, "until": str(go_on)} for x in range(4)))
-            (short,) = await submit(manager, {"x": 4}, timeout=0.3)
+            (short,) = await submit(manager, {"x": 4}, timeout=600)
             await until(lambda: len(batches(log)) == 2)
             assert short.status == "running", "it is at the worker already"
+            let_pass(601)
             with pytest.raises(TimeoutError):
-                await manager.wait(short.id, 0.6)
+                await manager.wait(short.id, 0.3)
             go_on.touch()
             assert [job.status for job in await ends(manager, [*first, short])] == ["completed"] * 5
 
-    run(scene())
+    run(scene(), 700)
 
 
 def test_a_worker_that_never_comes_to_the_next_batch_does_not_hold_it_for_ever(tmp_path):

@@ -142,7 +142,7 @@ def test_a_shutdown_whose_caller_is_cancelled_goes_on(tmp_path):
         manager = make(cancel_grace_seconds=60)  # so that nothing but the shutdown's own limit ends the worker
         job = await manager.start_job("hold_lock", started=str(started))
         await until(started.exists)
-        impatient = asyncio.create_task(manager.shutdown(timeout=0.3))
+        impatient = asyncio.create_task(manager.shutdown(timeout=2.0))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         impatient.cancel()

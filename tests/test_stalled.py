@@ -104,7 +104,7 @@ def test_the_stack_is_read_while_the_interpreter_lock_is_held_and_the_app_may_en
     caplog.set_level(logging.WARNING, "cjm_worker_ext.engine.engine")
 
     async def scene():
-        async with make(end=True, cancel_grace_seconds=0.05) as manager:
+        async with make(end=True, stall_seconds=1.0, cancel_grace_seconds=0.05) as manager:
             await manager.load_plugin("holds_the_lock")
             job = await manager.start_job("holds_the_lock")
             await manager.wait(job.id, 30)
@@ -185,7 +185,7 @@ def test_a_job_may_take_the_signal_and_the_next_one_still_shows_its_stack(tmp_pa
 
     async def scene():
         plugins = {"takes": takes, "wait_for_file": wait_for_file}
-        async with Watched("stalls", plugins=plugins, worker_config=WorkerConfig(stall_seconds=0.3)) as manager:
+        async with Watched("stalls", plugins=plugins, worker_config=WorkerConfig(stall_seconds=1.0)) as manager:
             for name in ("there", "there2"):
                 (tmp_path / name).touch()
             for plugin, params in (("wait_for_file", {"path": str(tmp_path / "there")}), ("takes", {})):  # it is loaded

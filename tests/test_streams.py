@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
-from harness import is_alive, run, targets, until
+from harness import is_alive, let_pass, run, targets, until
 
 from cjm_worker_ext import BaseJobManager, WorkerConfig
 from cjm_worker_ext.errors import StreamGap
@@ -309,17 +309,18 @@ def test_a_drain_does_not_wait_for_a_stream_of_its_own_task():
 
 def test_a_slow_reader_that_still_asks_loses_nothing():
     async def scene():
-        async with make(max_buffered_chunks=100, reader_timeout_seconds=2) as manager:
+        async with make(max_buffered_chunks=100, reader_timeout_seconds=60) as manager:
             job, chunks = await paused_by_a_reader(manager)
             got = [0]
             for _ in range(30):  # longer than the limit in all, but each chunk much shorter
-                await asyncio.sleep(0.1)
+                let_pass(10)
+                await asyncio.sleep(0)
                 got.append((await anext(chunks))[0])
             assert log_of(manager, job)._paused and job.status == "running"
             got += [n for n, _ in await collect(chunks)]
             assert got == list(range(20_000)) and (await manager.wait(job.id, 20)).status == "completed"
 
-    run(scene())
+    run(scene(), 400)
 
 
 def test_of_several_readers_only_the_one_that_stops_loses_chunks():
