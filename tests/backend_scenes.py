@@ -83,7 +83,7 @@ def maker(backend):
 
 async def ended(manager, plugin_id, /, **params):
     "Run a job to its end."
-    return await manager.wait((await manager.start_job(plugin_id, **params)).id, 30)
+    return await manager.wait((await manager.start_job(plugin_id, **params)).id, 120)
 
 
 async def running(manager, plugin_id, /, **params):
@@ -240,7 +240,7 @@ async def cancelling_the_deaf(make: Make, tmp_path, simulated):
         await until(started.exists)
         after = await manager.start_job("add", a=1)
         assert await manager.cancel_job(job.id)
-        await manager.wait(after.id, 30)
+        await manager.wait(after.id, 120)
         assert (job.status, after.result) == ("cancelled", 2) and job.worker_pid != after.worker_pid
         go_on.touch()
     ends = {data["pid"]: (kind, data["exitcode"]) for kind, data in events.seen if kind in ENDS}
@@ -254,10 +254,10 @@ ENDS = ("worker:stopped", "worker:crashed")
 async def timeouts(make: Make, tmp_path, simulated):
     go_on, started = tmp_path / "go on", tmp_path / "started"
     async with make("work", "deaf", "add", config=WorkerConfig(cancel_grace_seconds=0.05)) as manager:
-        job = await manager.wait((await manager.submit_job("work", timeout=0.05)).id, 30)
+        job = await manager.wait((await manager.submit_job("work", timeout=0.05)).id, 120)
         assert (job.status, job.error_type) == ("failed", "JobTimeout") and "of 0.05 s" in job.error
         options = {"go_on": str(go_on), "started": str(started)}
-        job = await manager.wait((await manager.submit_job("deaf", options, timeout=0.05)).id, 30)
+        job = await manager.wait((await manager.submit_job("deaf", options, timeout=0.05)).id, 120)
         assert (job.status, job.error_type) == ("failed", "JobTimeout")
         go_on.touch()
         assert (await ended(manager, "add", a=1)).result == 2
@@ -329,7 +329,7 @@ async def several_workers(make: Make, tmp_path, simulated):
         assert {w.job_id for w in manager.workers()} == {first.id, second.id}
         waiting = await manager.start_job("add", a=1)
         assert await manager.cancel_job(first.id)
-        await manager.wait(waiting.id, 30)
+        await manager.wait(waiting.id, 120)
         assert (waiting.worker_pid, second.status) == (first.worker_pid, "running")
     assert (second.status, second.error) == ("cancelled", "the manager was shut down")
 
@@ -341,7 +341,7 @@ async def a_crash(make: Make, tmp_path, simulated):
     async with make("dies", "add", **listeners) as manager:
         job = await manager.start_job("dies", simulated=simulated)
         after = await manager.start_job("add", a=1)
-        await manager.wait(after.id, 30)
+        await manager.wait(after.id, 120)
         assert (job.status, job.error_type, job.exception.exitcode) == ("failed", "WorkerCrashed", 7)
         assert (after.result, after.attempts) == (2, 1) and after.worker_pid != job.worker_pid
         await manager.load_plugin("add")

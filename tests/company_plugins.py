@@ -117,7 +117,7 @@ class Meeting:
         if self.here == self.expected:
             self.all_here.set()
         try:
-            await asyncio.wait_for(self.all_here.wait(), 60)
+            await asyncio.wait_for(self.all_here.wait(), 120)
         finally:
             self.here -= 1
         return number

@@ -19,7 +19,7 @@ from typing import NoReturn
 PLUGINS = "plugins_for_tests:"
 
 
-def run(coroutine, seconds: float = 60.0):
+def run(coroutine, seconds: float = 300.0):
     "Run a test's coroutine; one that hangs is a failure."
 
     async def limited():
@@ -42,7 +42,7 @@ def targets(*names: str) -> dict[str, str]:
     return {name: PLUGINS + name for name in names}
 
 
-async def until(condition: Callable[[], object], seconds: float = 20.0, what: str = "the condition"):
+async def until(condition: Callable[[], object], seconds: float = 120.0, what: str = "the condition"):
     "Wait until something holds, and return it; the time-out is the failure."
     deadline = time.monotonic() + seconds
     while not (found := condition()):
@@ -68,7 +68,7 @@ def way_out() -> Callable[[int], NoReturn]:
     return leave
 
 
-def until_now(condition: Callable[[], object], seconds: float = 20.0, what: str = "the condition"):
+def until_now(condition: Callable[[], object], seconds: float = 120.0, what: str = "the condition"):
     "The same without a loop."
     deadline = time.monotonic() + seconds
     while not (found := condition()):

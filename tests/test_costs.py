@@ -32,7 +32,7 @@ PROGRAM = textwrap.dedent("""
     async def rest(*pids):
         "Wait until the end of the last job has gone its way, however busy the machine is."
         quiet = 0
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             while quiet < 5:
                 before = [switches(pid) for pid in pids]
                 await asyncio.sleep(0.1)

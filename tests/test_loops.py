@@ -22,7 +22,7 @@ def make(**config) -> BaseJobManager:
 
 
 async def echo(manager, value=1):
-    return await manager.wait((await manager.start_job("echo", value=value)).id, 30)
+    return await manager.wait((await manager.start_job("echo", value=value)).id, 120)
 
 
 def test_asyncio_run_again_and_again_without_a_shutdown_leaves_nothing():
@@ -186,7 +186,7 @@ def test_a_shutdown_says_whom_it_waits_for(caplog):
 
     async def scene():
         manager = BaseJobManager("loops", plugins={"lingers": Lingers})
-        job = await manager.wait((await manager.start_job("lingers")).id, 30)
+        job = await manager.wait((await manager.start_job("lingers")).id, 120)
         await manager.shutdown(timeout=1.5)
         return job
 

@@ -167,7 +167,7 @@ def test_a_forked_child_of_the_app_that_exits_leaves_the_workers_alone(tmp_path)
         await manager.shutdown()
     """
     app = start_app(tmp_path, body, end="if __name__ == '__main__':\n    asyncio.run(main())")
-    out, err = app.communicate(timeout=30)
+    out, err = app.communicate(timeout=120)
     problems = [line for line in err.splitlines() if "use of fork() may lead to deadlocks" not in line]  # Python 3.12
     assert json.loads(out) == {"status": "completed", "error": None}
     assert not [line for line in problems if line.strip() != "child = os.fork()"], err
@@ -254,7 +254,7 @@ def test_ctrl_c_does_not_reach_the_workers(tmp_path):
     app = start_app(tmp_path, body, start_new_session=True)
     app.stdout.readline()
     os.killpg(app.pid, signal.SIGINT)
-    out, err = app.communicate(timeout=20)
+    out, err = app.communicate(timeout=120)
     assert json.loads(out) == {"status": "completed", "error": None} and err == ""
 
 
@@ -307,7 +307,7 @@ def test_a_shutdown_leaves_nothing(tmp_path):
         say(pids=pids, threads=[t.name for t in threading.enumerate()], left=left, maps=maps)
     """
     app = start_app(tmp_path, body)
-    out, err = app.communicate(timeout=30)
+    out, err = app.communicate(timeout=120)
     assert not err, err
     facts = json.loads(out)
     assert facts["threads"] == ["MainThread"] and facts["left"] == [] and facts["maps"] == []

@@ -120,7 +120,7 @@ def test_a_steady_flow_of_urgent_jobs_starves_nobody():
             user = asyncio.create_task(flow())
             await until(lambda: len(manager.order) > 5)
             patient = await manager.submit_job("echo", {"value": "patient"})
-            await asyncio.wait_for(user, 30)
+            await asyncio.wait_for(user, 120)
             assert patient.result == "patient"
 
     run(scene())
@@ -267,7 +267,7 @@ def test_a_key_is_free_however_its_job_ends(name, params):
             if name == "sleep":
                 assert await manager.cancel_job(job.id)
             else:
-                await manager.wait(job.id, 20)
+                await manager.wait(job.id, 120)
             assert manager._engine.jobs.by_key == {}
             assert await (await manager.submit_job("echo", {"value": 1}, key="k", on_duplicate="refuse")) == 1
 
@@ -434,7 +434,7 @@ def test_a_plugin_has_no_more_jobs_at_a_time_than_its_limit(backend, tmp_path):
             ]
             jobs = [await manager.start_job("touch_and_wait", **params) for params in paths]
             await until((tmp_path / "started 0").exists)
-            other = await manager.wait((await manager.start_job("echo", value="quick")).id, 30)
+            other = await manager.wait((await manager.start_job("echo", value="quick")).id, 120)
             assert other.result == "quick", "what waits for its own plugin holds up no other"
             assert [job.status for job in jobs] == ["running", "pending", "pending", "pending"]
             assert [manager.get_queue_position(job.id) for job in jobs] == [None, 1, 2, 3]
@@ -444,7 +444,7 @@ def test_a_plugin_has_no_more_jobs_at_a_time_than_its_limit(backend, tmp_path):
             assert not (tmp_path / "started 3").exists()
             for n in (0, 2, 3):  # in a thread, job 0 cannot be killed: it goes on until it is told
                 (tmp_path / f"go on {n}").touch()
-            assert [(await manager.wait(job.id, 30)).status for job in jobs[2:]] == ["completed"] * 2
+            assert [(await manager.wait(job.id, 120)).status for job in jobs[2:]] == ["completed"] * 2
             assert (tmp_path / "started 3").exists() and not (tmp_path / "started 1").exists()
 
     run(scene())

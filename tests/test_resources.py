@@ -210,14 +210,14 @@ def test_a_snapshot_while_sampling_does_not_wait_for_a_slow_look():
         def read(self):
             if self.slow:
                 self.looking.set()
-                assert self.go_on.wait(30)
+                assert self.go_on.wait(120)
 
     cards = SlowCards()
     resources = ProcessResourceManager(interval_seconds=0.001, gpu=cards)
     resources.snapshot()
     cards.slow = True
     with resources.sampling():
-        assert cards.looking.wait(30)
+        assert cards.looking.wait(120)
         told = []
         with resources.sampling(told.append):  # would wait for 30 seconds, and fail the measurement
             resources.register_worker(os.getpid(), "test")
@@ -233,17 +233,17 @@ def test_two_who_ask_at_once_share_one_look():
 
         def read(self):
             self.looking.set()
-            assert self.go_on.wait(30)
+            assert self.go_on.wait(120)
 
     cards = Cards()
     resources = ProcessResourceManager(gpu=cards)
     askers = [threading.Thread(target=resources.snapshot, args=(60,)) for _ in range(2)]
     for asker in askers:
         asker.start()
-    assert cards.looking.wait(30)
+    assert cards.looking.wait(120)
     cards.go_on.set()
     for asker in askers:
-        asker.join(30)
+        asker.join(120)
     assert len(resources.history()) == 1
 
 
