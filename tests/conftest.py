@@ -3,16 +3,12 @@
 import signal
 from collections.abc import Iterator
 
+import no_deadlines  # noqa: F401  - for all tests with hypothesis
 import pytest
-from hypothesis import HealthCheck, settings
 from postgres_server import PostgresServer, missing
 
 # A shell that starts a command in the background lets it ignore Ctrl-C, and so would the programs that are tested here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-# A busy machine is no fault.
-settings.register_profile("patient", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")

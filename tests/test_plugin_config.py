@@ -362,7 +362,7 @@ json_values = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(json_values, st.dictionaries(st.sampled_from(["a", "aaaa", "b"]), json_values, max_size=3))
 def test_whatever_a_schema_holds_it_is_refused_or_works(schema: Any, config: dict[str, Any]) -> None:
     try:

@@ -343,9 +343,8 @@ class DurableJobs:
         self.starting: dict[int, Starting] = {}  # Starts that are not committed yet, by task number
         self._holder = store if isinstance(store, (HoldsJobs, SharesHeldJobs)) and not self.is_behind else None
         self._releaser = self._holder if isinstance(self._holder, SharesHeldJobs) else None
-        self.held: dict[
-            int, Held
-        ] = {}  # Jobs whose start is committed, or about to be, before a worker is there; by number
+        # Jobs whose start is committed, or about to be, before a worker is there; by number
+        self.held: dict[int, Held] = {}
         self._at_once: set[str] = set()  # New jobs of `adding` for which a worker was idle
         self._wished: set[str] = set()  # Jobs that are to be cancelled as soon as they are known here
         self._opening: asyncio.Task[None] | None = None
@@ -364,9 +363,8 @@ class DurableJobs:
         "Open the store, and settle what dead owners have left; raises `StoreFailed`. The next call tries it again then."
         if self._opening is None:
             self._opening = self._loop.create_task(self._open())
-            self._opening.add_done_callback(
-                lambda task: task.cancelled() or task.exception()
-            )  # seen, if all callers left
+            # seen, if all callers left
+            self._opening.add_done_callback(lambda task: task.cancelled() or task.exception())
         await asyncio.shield(self._opening)
 
     async def _open(self) -> None:
@@ -780,9 +778,8 @@ class DurableJobs:
     def _on_end_written(self, record: DurableRecord, refused: str | None, error: Exception | None) -> None:
         if record.ended or record.end is None:
             return
-        if error is not None and not isinstance(
-            record.end.exception, StoreFailed
-        ):  # the result is too large, for example
+        # the result is too large, for example
+        if error is not None and not isinstance(record.end.exception, StoreFailed):
             self._end_as(record, JobStatus.FAILED, error)
         elif refused is None:
             if error is not None:

@@ -503,9 +503,7 @@ def _send_accepted(manager: Any) -> None:
     manager.register_worker(FIRST_PID, "contract")
     accepted: dict[str, Any] = {}
     for keyword, value in _everything().items():
-        with contextlib.suppress(
-            Exception
-        ):  # boundary: `each_keyword_is_accepted` judges what the implementation raises
+        with contextlib.suppress(Exception):  # boundary: `each_keyword_is_accepted` judges that
             manager.update_worker_state(FIRST_PID, **{keyword: value})
             accepted[keyword] = value
     manager.update_worker_state(FIRST_PID, **accepted)

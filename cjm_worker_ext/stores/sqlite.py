@@ -189,9 +189,8 @@ class Connections:
             self._patiently(lambda: db.execute("PRAGMA journal_mode = WAL"))
             db.execute(f"PRAGMA synchronous = {self._synchronous}")
             db.execute("PRAGMA journal_size_limit = 67108864")
-            db.execute(
-                "PRAGMA wal_autocheckpoint = 8000"
-            )  # each one waits for the disk, and meanwhile jobs wait for it
+            # each one waits for the disk, and meanwhile jobs wait for it
+            db.execute("PRAGMA wal_autocheckpoint = 8000")
             db.execute("PRAGMA cache_size = -16384")
             db.create_function("holds_text", -1, _holds_text, deterministic=True)
             if self._file is None:
@@ -218,9 +217,8 @@ class Connections:
 
     def explained(self, error: Exception) -> StoreFailed:
         "Say what an error means for this file."
-        if isinstance(error, UnicodeDecodeError) or str(error).startswith(
-            "Could not decode"
-        ):  # and then the whole text, which may be long or secret
+        # and then the whole text, which may be long or secret
+        if isinstance(error, UnicodeDecodeError) or str(error).startswith("Could not decode"):
             return StoreFailed(f"job store {self.path}: a text in it is damaged; {_REMEDIES['SQLITE_CORRUPT']}")
         name = str(getattr(error, "sqlite_errorname", ""))
         kind = next((kind for kind in _REMEDIES if name.startswith(kind)), "")
