@@ -78,6 +78,8 @@ def test_a_submit_that_is_cancelled_leaves_no_job_and_frees_its_key(tmp_path, ke
                 while (found := statuses(manager)) != ["cancelled"] + ["completed"] * workers:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
                     assert "failed" not in found
+            # The manager hears of the commit a moment later, and until then the key is in use.
+            await until(lambda: all(job.status.is_final for job in manager.get_all_jobs()))
             if workers:
                 job = await manager.submit_job("double", {"n": 2}, key=key)
                 assert (await manager.wait(job, 120)).result == 4
