@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 # %% auto #0
 __all__ = ['WorkerExtError', 'ProtocolError', 'ConfigError', 'PlatformError', 'UnknownPlugin', 'UnknownJob', 'ManagerClosed',
-           'WrongLoop', 'ForkedManager', 'QueueFull', 'DuplicateJob', 'StoreFailed', 'StreamGap', 'PluginLoadError',
-           'PluginError', 'JobTimeout', 'NotSerializable', 'RefusedType', 'TransientError', 'JobFailed', 'JobNotEnded',
-           'ResourcesUnavailable', 'PluginHeldBack', 'WorkersExhausted', 'JobLost', 'describe_exit', 'WorkerCrashed',
-           'NodeLost', 'AgentRefused', 'JobCancelled', 'is_own_cancel', 'pass_on']
+           'WrongLoop', 'ForkedManager', 'QueueFull', 'DuplicateJob', 'StoreFailed', 'UnreadableJob', 'StreamGap',
+           'PluginLoadError', 'PluginError', 'JobTimeout', 'NotSerializable', 'RefusedType', 'TransientError',
+           'JobFailed', 'JobNotEnded', 'ResourcesUnavailable', 'PluginHeldBack', 'WorkersExhausted', 'JobLost',
+           'describe_exit', 'WorkerCrashed', 'NodeLost', 'AgentRefused', 'JobCancelled', 'is_own_cancel', 'pass_on']
 
 # %% ../nbs/00_errors.ipynb #b502368d
 class WorkerExtError(Exception):
@@ -61,6 +61,10 @@ class DuplicateJob(WorkerExtError, ValueError):
 
 class StoreFailed(WorkerExtError, RuntimeError):
     "The job store cannot read or write now; the message says why and what helps."
+
+
+class UnreadableJob(StoreFailed, ValueError):
+    "A part of a stored job is damaged or gone, although the store works; no other job is concerned."
 
 
 class StreamGap(WorkerExtError, LookupError):

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,6 +94,49 @@ def write(path):
 
 
 # ---------------------------------------------------------------- faults
+def filled(path):
+    "Fill the disk; the file that is in the way."
+    filler = path.parent / "filler"
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(b"\0" * 4096)
+    return filler
+
+
+async def disk_full_at_recovery(path):
+    "An owner dies while the disk is full: it is told once, and what the owner has left is settled when there is room."
+    tries = 0
+
+    class Counting(SQLiteJobStore):
+        def recover(self, owner):
+            nonlocal tries
+            tries += 1
+            return super().recover(owner)
+
+    dead = SQLiteJobStore(path)
+    owner = dead.open("text")
+    jobs = [row(owner, status="running") for _ in range(2000)]
+    dead.write(owner, [JobChange(job) for job in jobs])
+    journal = JobJournal(Counting(path), "text", host := Host())
+    await journal.open()
+    filler = filled(path)
+    dead.close(owner)
+    await host.sees("on_trouble")
+    first = tries
+    async with asyncio.timeout(30):
+        while tries < first + 4:  # noqa: ASYNC110  - the thread tries, and tells nobody
+            await asyncio.sleep(0.01)
+    assert [event[0] for event in host.seen] == ["on_trouble"], host.seen
+    assert "free some space on its disk" in journal.trouble, journal.trouble
+    filler.unlink()
+    ((_, left),) = await host.sees("on_recovered")
+    assert {job.id for job in left} == {job.id for job in jobs}
+    host.seen = [event for event in host.seen if event[1] != host.seen[0][1]]
+    await host.sees("on_trouble")
+    assert journal.trouble is None
+    assert await journal.close(5)
+
+
 async def disk_full(path):
     "The disk is full for a while: new jobs fail, and the acknowledged one goes on when there is room."
     store = SQLiteJobStore(path)
@@ -102,13 +146,7 @@ async def disk_full(path):
     job, large = row(journal.owner), row(journal.owner, status="running")
     await journal.add(job)
     await journal.add(large)
-    filler = path.parent / "filler"
-    with filler.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(b"\0" * 4096)
-        except OSError:
-            pass
+    filler = filled(path)
     failed = 0
     for _ in range(50):  # what is left in the last page of a file is used up first
         try:

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from cjm_worker_ext.errors import StoreFailed
-from cjm_worker_ext.extensions.stores import JobChange, JobFilter, StoredJob
-from cjm_worker_ext.jobs import utc_now
+from cjm_worker_ext.extensions.stores import JobChange, JobFilter, Retention, StoredJob
+from cjm_worker_ext.jobs import BaseJob, utc_now
 from cjm_worker_ext.stores import sqlite
 from cjm_worker_ext.stores.sqlite import SQLiteJobStore
 
@@ -42,6 +42,10 @@ def test_disk_full(tmp_path):
     run("disk_full", tmp_path / "jobs.db", "4m")
 
 
+def test_disk_full_during_recovery(tmp_path):
+    run("disk_full_at_recovery", tmp_path / "jobs.db", "4m")
+
+
 def test_read_only_folder(tmp_path):
     run("read_only", tmp_path / "jobs.db", "4m")
 
@@ -60,6 +64,8 @@ def jobs_in(path):
     owner = store.open("text")
     try:
         waiting = store.claim(owner, 1000, time.time())
+        if problems := [job.problem for job in waiting if job.problem is not None]:
+            raise StoreFailed(problems[0])
         ids = [job.id for job in store.list_jobs(JobFilter(), None, 1000).jobs]
         found = {job.id: job for job in store.find(ids)}
     finally:
@@ -126,3 +132,57 @@ def test_an_upgrade_that_fails_changes_nothing(tmp_path, monkeypatch):
     monkeypatch.undo()
     store.close(store.open("text"))
     assert [path.name for path in tmp_path.iterdir() if path.is_dir() and any(path.iterdir())] == []
+
+
+@pytest.mark.parametrize("jump", [-1e8, 1e8], ids=["back", "forward"])
+def test_a_clock_that_was_wrong_for_a_while_hides_no_job_of_a_time(tmp_path, jump):
+    "The history has no index of times; each part is more rows than jobs of two processes may be out of order."
+    began, store = 1.7e9, SQLiteJobStore(tmp_path / "jobs.db", retention=Retention(max_jobs=None))
+    owner = store.open("text")
+    for start in (began, began + jump, began + 10_000):
+        jobs = [StoredJob(BaseJob("p").id, "text", "p", utc_now(start + i), status="completed") for i in range(2000)]
+        store.write(owner, [JobChange(job) for job in jobs])
+
+    def count(where):
+        page = store.list_jobs(where, limit=10_000)
+        found = len(page.jobs)
+        while page.after is not None:
+            page = store.list_jobs(where, page.after, 10_000)
+            found += len(page.jobs)
+        return found
+
+    wrong = 2000 if jump > 0 else 0
+    assert count(JobFilter(since=utc_now(began))) == 4000 + wrong
+    assert count(JobFilter(since=utc_now(began), until=utc_now(began + 20_000))) == 4000
+    assert count(JobFilter(until=utc_now(began + 20_000))) == 6000 - wrong
+    assert count(JobFilter(since=utc_now(began + 1000), until=utc_now(began + 10_500))) == 1500
+    store.close(owner)
+
+
+def test_a_backup_of_a_store_in_use_is_taken_over_elsewhere(tmp_path):
+    "The copy has the rows of a living owner, and neither its lock nor its notes."
+    store = SQLiteJobStore(tmp_path / "jobs.db")
+    owner = store.open("text")
+    jobs = [StoredJob(f"j{i}", "text", "p", utc_now(), owner=owner, params=params) for i, params in enumerate(PARAMS)]
+    store.write(owner, [JobChange(job) for job in jobs])
+    store.hold("j0")
+    store.write(owner, [JobChange(job.changed(status="running"), "pending") for job in jobs[:2]])
+    with sqlite3.connect(tmp_path / "jobs.db") as db, sqlite3.connect(tmp_path / "copy.db") as copy:
+        db.backup(copy)
+    db.close()
+    copy.close()
+    shutil.copytree(tmp_path / "jobs.db-files", tmp_path / "copy.db-files")
+    restored = SQLiteJobStore(tmp_path / "copy.db")
+    second = restored.open("text")
+    assert [(job.id, job.status, job.problem) for job in restored.recover(second)] == [
+        ("j0", "running", None),
+        ("j1", "running", None),
+    ]
+    claimed = restored.claim(second, 9, time.time())
+    assert [(job.id, job.params, job.problem) for job in claimed] == [("j2", PARAMS[2], None), ("j3", "{}", None)]
+    assert store.write(owner, [JobChange(job.changed(status="failed"), job.status) for job in jobs[2:]]) == {}
+    restored.close(second)
+    store.close(owner)
+
+
+PARAMS = ("{}", "{}", '"' + "x" * 2_000_000 + '"', "{}")

@@ -82,7 +82,7 @@ def job_document(
     document["due_at"] = utc_now(job.due_at) if job.due_at else None
     for field in ("params", "metadata", "result"):
         document[field] = shown_value(document[field])
-    for field in ("rank", "is_shared", *(() if whole else ("params", "metadata", "result", "traceback"))):
+    for field in ("rank", "is_shared", "problem", *(() if whole else ("params", "metadata", "result", "traceback"))):
         del document[field]
     return document
 

@@ -30,6 +30,7 @@ from cjm_worker_ext.errors import (
     NotSerializable,
     StoreFailed,
     UnknownPlugin,
+    UnreadableJob,
     is_own_cancel,
 )
 from cjm_worker_ext.events.delivery import CallThread
@@ -222,6 +223,8 @@ class RecordMaker:
         row: StoredJob,  # Pending
     ) -> DurableRecord:
         "Make the record of a job that is to run here; raises what keeps it from running."
+        if row.problem is not None:
+            raise UnreadableJob(row.problem)
         entry = await self._resolver.find(row.plugin_id)
         self._prepare(entry)
         return self._record(row, entry, self.rows.restore(row, self._make_job(row.plugin_id, self.params(row))))

@@ -14,8 +14,8 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 from cjm_worker_ext.errors import ConfigError
 
 # %% auto #0
-__all__ = ['Payload', 'MOST_KEPT', 'StoredJob', 'JobChange', 'JobFilter', 'JobPage', 'position_of', 'Retention',
-           'JobStoreProtocol', 'HoldsJobs', 'SharesHeldJobs']
+__all__ = ['Payload', 'MOST_KEPT', 'StoredJob', 'JobChange', 'JobFilter', 'JobPage', 'position_of', 'sampled', 'range_of',
+           'Retention', 'JobStoreProtocol', 'HoldsJobs', 'SharesHeldJobs']
 
 # %% ../../nbs/extensions/stores.ipynb #78179d13
 Payload = str | bytes  # JSON text, or a message of `backends.codec`
@@ -57,6 +57,8 @@ class StoredJob:
     traceback: str | None = None
     # `ask` writes this
     asked: str = ""  # What somebody wants its owner to do, for example `cancel`
+    # Stands in no row
+    problem: str | None = None  # Why a part of it cannot be read; only `claim` and `recover` return such a job
 
     @property
     def is_final(self) -> bool:  # True for completed, failed and cancelled
@@ -130,6 +132,37 @@ def position_of(
     return min(newest, int(after))
 
 
+def sampled(
+    first: int,  # Numbers of the first and the last job
+    last: int,
+) -> list[int]:  # In their order
+    "Say at which jobs of a store that numbers them `range_of` wants to look."
+    return list(range(first, last + 1, max(1, (last - first) // 256)))
+
+
+def range_of(
+    where: JobFilter,
+    samples: Sequence[tuple[int, str]],  # Number and `created_at` of each sampled job, or of the next one that is there
+    first: int,  # Numbers of the first and the last job
+    last: int,
+) -> tuple[int, int]:  # Number of the newest job of the range, and the one before its oldest
+    """Find between which jobs those of a time lie, without an index: later jobs are younger.
+
+    Clocks jump, and those of two processes differ. So each sample counts, and the parts around those that fit are in the
+    range too. What lies within one of 256 parts, and is stamped as if it belonged elsewhere, may be missed.
+    """
+    newest, before = last, first - 1
+    if where.since is not None:
+        fits = (i for i, (_, created_at) in enumerate(samples) if created_at >= where.since)
+        i = next(fits, len(samples))
+        before = samples[i - 1][0] - 1 if i else first - 1
+    if where.until is not None:
+        fits = (i for i, (_, created_at) in enumerate(samples) if created_at < where.until)
+        i = max(fits, default=-1)
+        newest = samples[i + 1][0] if i + 1 < len(samples) else last
+    return newest, before
+
+
 MOST_KEPT = 1 << 53  # What a database and a float both hold
 
 
@@ -201,7 +234,8 @@ class JobStoreProtocol(Protocol):
     ) -> list[StoredJob]:  # Whole, in the order of their rank; pending, and now this owner's
         """Take pending jobs of the owner's worker type: those of nobody, and shared ones of other owners.
 
-        Two owners never get the same job. Jobs that this owner has already are not returned.
+        Two owners never get the same job. Jobs that this owner has already are not returned. A job of which a part cannot be
+        read comes with its `problem`, and keeps no other job from being claimed; the same holds for `recover`.
         """
         ...
 
@@ -236,7 +270,7 @@ class JobStoreProtocol(Protocol):
         job_ids: Collection[str],  # Of any worker type
         whole: bool = True,  # False: with empty parameters, notes, results and tracebacks
     ) -> list[StoredJob]:  # In any order; a job that is not there is left out
-        "Read jobs."
+        "Read jobs; raises `UnreadableJob` if a part of one cannot be read, although the store works."
         ...
 
     def list_jobs(
@@ -247,7 +281,7 @@ class JobStoreProtocol(Protocol):
     ) -> JobPage:
         """Read a page of the history. What is created meanwhile moves nothing on later pages.
 
-        Raises `ConfigError` for an `after` that no page has returned; see `position_of`.
+        Raises `ConfigError` for an `after` that no page has returned. `position_of` and `range_of` help a store.
         """
         ...
 

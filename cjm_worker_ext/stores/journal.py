@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -224,8 +224,9 @@ def is_of_row(
     seen = 0
     while error is not None and seen < 10:
         names = {kind.__name__ for kind in type(error).__mro__}
-        # the last two are those of PEP 249, which each driver has as classes of its own
-        if isinstance(error, (ValueError, TypeError, ArithmeticError)) or names & {"DataError", "IntegrityError"}:
+        # the first two are those of PEP 249, which each driver has as classes of its own
+        of_row = names & {"DataError", "IntegrityError", "ProgramLimitExceeded"}
+        if isinstance(error, (ValueError, TypeError, ArithmeticError)) or of_row:
             return True
         error, seen = error.__cause__, seen + 1
     return False
@@ -278,6 +279,8 @@ class JobJournal:
         self.is_behind = store.durability == "behind"
         self.owner = ""  # Once it is open
         self.trouble: str | None = None  # Why the store does not work now
+        self._is_down = False  # The last write has failed
+        self._stuck: set[str] = set()  # What the last look for has failed
         self._began = 0.0  # When the present transaction began, by the monotonic clock; 0: there is none
         self._wanted = (0, 0)  # Jobs of nobody, and jobs of others, that this process could take now
         self.finds = True  # Whether the last look for jobs to claim found any
@@ -541,7 +544,7 @@ class JobJournal:
         self._deliver_soon()
         # What the event loop does with an answer may be one more change. So the order of these looks matters.
         awaits_loop = self._has_loop and (bool(self._calls) or self._in_calls)
-        return not (awaits_loop or self._waiting) or self.trouble is not None
+        return not (awaits_loop or self._waiting) or self._is_down
 
     def _turn(self) -> None:
         "Sleep, write, look."
@@ -550,10 +553,11 @@ class JobJournal:
             time.sleep(self.COLLECT)
         self._write(*self._waiting.take())
         self._deliver_soon()
-        if self.trouble is None:
+        if not self._is_down:
             self._look("recover", self.RECOVER, self._recover)
             self._look("look", self.POLL, self._look_around)
             self._look("prune", self.PRUNE, self._prune)
+            self._works_again()
         self._deliver_soon()
 
     # writing
@@ -564,11 +568,11 @@ class JobJournal:
             return
         error = self._try(entries, told)
         if error is None:
-            self._works_again()
+            self._is_down = False
             return
         if len(entries) == 1 and not told and is_of_row(error):  # that is no trouble of the store
             self._keep([(entries[0], error)], [], [], True)
-            self._works_again()
+            self._is_down = False
             return
         alone = len(entries) + bool(told) < 2
         failed: list[tuple[Entry, Exception]] = [(entry, error) for entry in entries if alone]
@@ -583,9 +587,8 @@ class JobJournal:
         if works and told and self._try([], told) is None:
             told = []
         self._keep(failed, [(entry, error) for entry in left], told, works)
-        if works:
-            self._works_again()
-        else:
+        self._is_down = not works
+        if not works:
             self._fails(error)
 
     def _try(self, entries: list[Entry], told: list[str]) -> Exception | None:
@@ -654,7 +657,8 @@ class JobJournal:
             self._pause = min(2 * self._pause, self.RETRY[1])
 
     def _works_again(self) -> None:
-        if self.trouble is not None:
+        "Say so, unless a look fails still: to write nothing takes no room on a full disk, and to recover jobs does."
+        if self.trouble is not None and not self._stuck:
             self.trouble, self._next = None, {}
             logger.warning("the job store works again")
             self._call(self._host.on_trouble, None)
@@ -669,8 +673,10 @@ class JobJournal:
         try:
             again = look()
         except BaseException as e:  # noqa: BLE001  - the integration boundary: the store may be the app's own
+            self._stuck.add(name)
             self._fails(as_store_failed(e))
             return
+        self._stuck.discard(name)
         self._next[name] = 0.0 if again else now + seconds
 
     def _recover(self) -> bool:
@@ -709,9 +715,21 @@ class JobJournal:
         if moved := [job for job in there.values() if not job.is_final and self._seen[job.id] != before.get(job.id)]:
             self._call(self._host.on_moved, moved)
         if ended:
+            whole = self._whole(ended, there)
             self.watched.difference_update(ended)
-            whole = self.store.find(ended)
             self._call(self._host.on_elsewhere, whole, sorted({*ended} - {job.id for job in whole}))
+
+    def _whole(self, job_ids: Sequence[str], there: Mapping[str, StoredJob]) -> list[StoredJob]:
+        "Read jobs; one that cannot be read comes as it is known, with the reason."
+        try:
+            return self.store.find(job_ids)
+        except BaseException as e:
+            if not is_of_row(e):
+                raise
+            problem = str(as_store_failed(e))
+        if len(job_ids) > 1:
+            return [job for job_id in job_ids for job in self._whole([job_id], there)]
+        return [there[job_id].changed(problem=problem) for job_id in job_ids if job_id in there]
 
     def _prune(self) -> bool:
         return self.store.prune() > 0

@@ -14,7 +14,16 @@ from typing import Any, Literal
 
 from cjm_worker_ext.config import NumberRule, TextRule, check_all
 from cjm_worker_ext.errors import StoreFailed
-from cjm_worker_ext.extensions.stores import JobChange, JobFilter, JobPage, Retention, StoredJob, position_of
+from cjm_worker_ext.extensions.stores import (
+    JobChange,
+    JobFilter,
+    JobPage,
+    Retention,
+    StoredJob,
+    position_of,
+    range_of,
+    sampled,
+)
 from cjm_worker_ext.jobs import utc_now
 from cjm_worker_ext.stores.postgres_sessions import (
     HeldJobs,
@@ -87,8 +96,10 @@ class PostgresJobStore:
     """
 
     PRUNED = 300  # Jobs that one call of `prune` deletes at most
-    SCANNED = 100_000  # Rows that one page of the history looks at, at most; a fifth of it for a text
-    SLACK = 1000  # Rows by which the order of arrival may differ from the order of the jobs' times
+    SCANNED = 100_000  # Rows that one page of the history looks at, at most; a fifth of it for a text, and a twentieth by an index
+    MANY = 10_000  # Jobs that are counted each time
+    LARGE = 1 << 20  # Bytes from which a payload is sent by itself
+    LARGEST = 256 << 20  # Bytes of a payload; the server's own limit is 1 GB for all that it makes of it
 
     def __init__(
         self,
@@ -115,6 +126,8 @@ class PostgresJobStore:
         self._asked: list[tuple[str, str]] = []
         self._stopped: dict[str, float] = {}  # When an owner was last seen to be stopped
         self._doubtful: dict[str, StoredJob] = {}  # What was to be written by calls that failed: perhaps it is
+        self._surplus = 0  # Ended jobs up to this `seq` are too many
+        self._counted = (0, float("-inf"))  # The last `seq` when that was found out, and the time
 
     # an owner's life
 
@@ -226,21 +239,38 @@ class PostgresJobStore:
             return self._send(owner, [JobChange(_storable(job), was) for job, was in changes], told)
 
     def _send(self, owner: str, changes: Sequence[JobChange], told: Collection[str]) -> set[str]:
-        new = [_row(job, _NEW_FIELDS, was) for job, was in changes if not was]
-        changed = [_row(job, _CHANGED_FIELDS, was) for job, was in changes if was]
+        sizes = [self._size(change) for change in changes]
+        small = [change for change, size in zip(changes, sizes, strict=True) if not size]
+        large = [change for change, size in zip(changes, sizes, strict=True) if size]
+        new = [_row(job, _NEW_FIELDS, was) for job, was in small if not was]
+        changed = [_row(job, _CHANGED_FIELDS, was) for job, was in small if was]
         answers: list[psycopg.Cursor[Any]] = []
         held, listed = self._held.take(changes)
         with self._session.using() as db, db.pipeline():  # one transaction, because nothing is fetched before its end
+            if large:
+                self._sessions.allow(db, sum(sizes))
             self._stay(db, owner)
             if changed:  # first, since a job that ends frees its key
                 answers.append(db.execute(_UPDATE, (json.dumps(changed), owner)))
+            answers += [db.execute(_UPDATE_LARGE, (*_large(change), owner)) for change in large if change.was]
             if new:
                 answers.append(db.execute(_INSERT, (json.dumps(new),)))
+            answers += [db.execute(_INSERT_LARGE, _large(change)) for change in large if not change.was]
             if told:
                 db.execute(_TOLD, (list(told), owner))
             self._held.write(db, held, listed)
         self._held.written(listed)
         return {job_id for answer in answers for (job_id,) in answer.fetchall()}
+
+    def _size(self, change: JobChange) -> int:  # 0: it goes with the others
+        "How many bytes the large payloads of a change have; raises `StoreFailed` if they are too many."
+        sizes = [len(getattr(change.job, name) or "") for name in _payloads_of(change)]
+        if max(sizes) > self.LARGEST:
+            what = (
+                f"a value of {max(sizes) >> 20:,} MiB; at most {self.LARGEST >> 20} fit, so store where it lies instead"
+            )
+            raise StoreFailed(f"job store {self._sessions.name}: job {change.job.id} has {what}") from ValueError(what)
+        return sum(sizes) if max(sizes) > self.LARGE else 0
 
     def _reasons(
         self, refused: Sequence[JobChange]
@@ -354,10 +384,9 @@ class PostgresJobStore:
         with self._sessions.any() as db:
             newest, before = self._range(db, where)
             first = position_of(after, newest)
-            terms, values = self._terms(db, where)
-            last = before
-            if not _is_unsuccessful(where) or where.text:  # no index leads to the jobs
-                last = max(last, first - (self.SCANNED // 5 if where.text else self.SCANNED))
+            has_few = _is_any_of(where, ("pending", "running")) and self._has_few_live(db)
+            terms, values = self._terms(db, where, has_few)
+            last = before if has_few else self._last(db, where, first, before)
             sql = f"SELECT {_BRIEF} FROM jobs WHERE seq <= %s AND seq > %s{terms} ORDER BY seq DESC LIMIT %s"
             rows = db.execute(sql.encode(), (first, last, *values, limit), binary=True).fetchall()
             goes_on = rows[-1][0] - 1 if len(rows) == limit else last
@@ -365,33 +394,34 @@ class PostgresJobStore:
             (more,) = db.execute(sql, (goes_on, before)).fetchone() or (None,)
         return JobPage([_job(row) for row in rows], None if more is None else str(more))
 
+    def _has_few_live(self, db: psycopg.Connection[Any]) -> bool:
+        few = f"LIMIT {self.SCANNED // 5}"
+        sql = f"SELECT (SELECT count(*) FROM ({_OWNED} {few}) a) + (SELECT count(*) FROM ({_FREE} {few}) b)"
+        (count,) = db.execute(sql.encode()).fetchone() or (0,)
+        return bool(count < self.SCANNED // 5)
+
+    def _last(self, db: psycopg.Connection[Any], where: JobFilter, first: int, before: int) -> int:
+        "Before which row a page ends, so that it takes a moment however many jobs there are."
+        if not _is_any_of(where, _UNSUCCESSFUL):
+            return max(before, first - (self.SCANNED // 5 if where.text else self.SCANNED))
+        sql = """SELECT seq FROM jobs WHERE status IN ('failed', 'cancelled') AND seq <= %s AND seq > %s
+            ORDER BY seq DESC OFFSET %s LIMIT 1"""
+        found = db.execute(sql, (first, before, self.SCANNED // 20)).fetchone()
+        return before if found is None else int(found[0])
+
     def _range(
         self, db: psycopg.Connection[Any], where: JobFilter
     ) -> tuple[int, int]:  # `seq` of the last, and before the first
         "Between which rows the jobs of a time lie."
         sql = "SELECT coalesce(min(seq), 1), coalesce(max(seq), 0) FROM jobs"
         first, last = db.execute(sql).fetchone() or (1, 0)
-        newest, before = last, first - 1
-        if where.until is not None:
-            newest = min(last, self._first_since(db, where.until, first, last) + self.SLACK)
-        if where.since is not None:
-            before = max(before, self._first_since(db, where.since, first, last) - self.SLACK - 1)
-        return newest, before
+        if where.since is None and where.until is None:
+            return last, first - 1
+        sql = """SELECT job.seq, created_at FROM unnest(%s::int8[]) WITH ORDINALITY AS sample (seq, place) CROSS JOIN LATERAL (
+            SELECT seq, created_at FROM jobs WHERE jobs.seq >= sample.seq ORDER BY jobs.seq LIMIT 1) job ORDER BY place"""
+        return range_of(where, db.execute(sql, (sampled(first, last),)).fetchall(), first, last)
 
-    @staticmethod
-    def _first_since(db: psycopg.Connection[Any], created_at: str, first: int, last: int) -> int:
-        "Find the first row of a time by halving, since later rows are younger; that costs no index."
-        while first <= last:
-            middle = (first + last) // 2
-            sql = "SELECT seq, created_at FROM jobs WHERE seq >= %s ORDER BY seq LIMIT 1"
-            found = db.execute(sql, (middle,)).fetchone()
-            if found is not None and found[1] < created_at:
-                first = found[0] + 1
-            else:
-                last = middle - 1
-        return first
-
-    def _terms(self, db: psycopg.Connection[Any], where: JobFilter) -> tuple[str, list[Any]]:
+    def _terms(self, db: psycopg.Connection[Any], where: JobFilter, has_few_live: bool) -> tuple[str, list[Any]]:
         "A filter as SQL, and its values."
         terms: list[str] = []
         values: list[Any] = []
@@ -403,8 +433,10 @@ class PostgresJobStore:
             if value is not None:
                 terms.append(term)
                 values.append(value)
-        if _is_unsuccessful(where):
+        if _is_any_of(where, _UNSUCCESSFUL):
             terms.append("status IN ('failed', 'cancelled')")  # in the words of the index
+        if has_few_live:
+            terms.append(f"seq IN ({_OWNED} UNION ALL {_FREE})")
         if where.text:
             sql = "SELECT 1 FROM pg_collation WHERE collname = 'und-x-icu'"
             collation = ' COLLATE "und-x-icu"' if db.execute(sql).fetchone() else ""  # else that of the database
@@ -420,29 +452,37 @@ class PostgresJobStore:
 
     def prune(self) -> int:
         "Forget some ended jobs that are too many, too old or too large; see `JobStoreProtocol`."
-        rules, most = self.retention, self.PRUNED
+        age = self.retention.max_age_seconds
         with self._session.using() as db:
-            terms: list[str] = ["false"]
-            if rules.max_jobs is not None:
-                sql = f"""SELECT seq FROM jobs WHERE {_ENDED} AND (SELECT max(seq) - min(seq) >= %s FROM jobs)
-                    ORDER BY seq DESC OFFSET %s LIMIT 1"""  # usually there are not so many, and nothing is counted
-                found = db.execute(sql.encode(), (int(rules.max_jobs), int(rules.max_jobs))).fetchone()
-                terms += [f"seq <= {int(found[0])}"] if found else []
-            if rules.max_age_seconds is not None:
-                terms.append(f"completed_at < '{utc_now(time.time() - rules.max_age_seconds)}'")
-            oldest = (
-                f"SELECT seq, completed_at FROM jobs WHERE {_ENDED} ORDER BY seq LIMIT {most} FOR UPDATE SKIP LOCKED"
-            )
-            sql = f"DELETE FROM jobs WHERE seq IN (SELECT seq FROM ({oldest}) oldest WHERE {' OR '.join(terms)})"
-            count = db.execute(sql.encode()).rowcount if len(terms) > 1 else 0
-            if count == 0 and rules.max_bytes is not None:
-                (size,) = db.execute("SELECT coalesce(sum(bytes), 0)::int8 FROM jobs").fetchone() or (0,)
-                if size > rules.max_bytes:
-                    oldest = (
-                        f"SELECT seq FROM jobs WHERE {_ENDED} ORDER BY seq LIMIT {most // 10} FOR UPDATE SKIP LOCKED"
-                    )
-                    count = db.execute(f"DELETE FROM jobs WHERE seq IN ({oldest})".encode()).rowcount
-        return count
+            self._count(db)
+            terms = [f"seq <= {self._surplus}"] if self._surplus else []
+            if age is not None:
+                terms.append(f"completed_at < '{utc_now(time.time() - age)}'")
+            if not terms:
+                return 0
+            oldest = f"SELECT seq, completed_at FROM jobs WHERE {_ENDED} ORDER BY seq LIMIT {self.PRUNED}"
+            which = f"SELECT seq FROM ({oldest} FOR UPDATE SKIP LOCKED) oldest WHERE {' OR '.join(terms)}"
+            return db.execute(f"DELETE FROM jobs WHERE seq IN ({which})".encode()).rowcount
+
+    def _count(self, db: psycopg.Connection[Any]) -> None:
+        "Find out what is too much. That reads an index of all that is kept, so of many jobs a hundredth may come before."
+        rules = self.retention
+        if rules.max_jobs is None and rules.max_bytes is None:
+            return
+        first, last = db.execute("SELECT coalesce(min(seq), 0), coalesce(max(seq), 0) FROM jobs").fetchone() or (0, 0)
+        before, since = self._counted
+        if last - first > self.MANY and last - before < (last - first) // 100 and time.monotonic() - since < 60:
+            return
+        self._counted = last, time.monotonic()
+        if rules.max_jobs is not None and last - first >= rules.max_jobs:  # usually there are not so many
+            sql = f"SELECT seq FROM jobs WHERE {_ENDED} ORDER BY seq DESC OFFSET %s LIMIT 1"
+            found = db.execute(sql.encode(), (int(rules.max_jobs),)).fetchone()
+            self._surplus = max(self._surplus, int(found[0]) if found else 0)
+        if rules.max_bytes is not None:
+            (size,) = db.execute(_SIZE).fetchone() or (0,)
+            if (excess := size - int(rules.max_bytes)) > 0:
+                found = db.execute(_OLDEST_OF, (excess,)).fetchone() or (last,)
+                self._surplus = max(self._surplus, int(found[0]))
 
 
 # What is sent, and its types; NULL is left out
@@ -471,6 +511,20 @@ def _row(job: StoredJob, names: Sequence[str], was: str) -> dict[str, Any]:
     return row
 
 
+def _large(change: JobChange) -> list[Any]:
+    "The arguments of `_UPDATE_LARGE` or `_INSERT_LARGE`: payloads as text or bytes, and then the rest."
+    (job, was), arguments = change, list[Any]()
+    for name in _payloads_of(change):
+        value = getattr(job, name)
+        arguments += (value, None) if isinstance(value, str) else (None, value)
+    rest = job.changed(**dict.fromkeys(_payloads_of(change)))
+    return [*arguments, json.dumps([_row(rest, _CHANGED_FIELDS if was else _NEW_FIELDS, was)])]
+
+
+def _payloads_of(change: JobChange) -> tuple[str, ...]:  # In the order of `_NEW`
+    return ("result",) if change.was else ("result", "params", "metadata")
+
+
 def _storable(job: StoredJob) -> StoredJob:
     "A job without what a text of PostgreSQL cannot hold: the character 0, and halves of characters."
     changed = StoredJob(**{field.name: getattr(job, field.name) for field in fields(job)})
@@ -487,16 +541,28 @@ def _sent(columns: Mapping[str, str]) -> str:
     return f"unnest(ARRAY(SELECT json_array_elements(%s::json))) AS row, json_to_record(row) AS one ({fields})"
 
 
-_INSERT = f"""
-    INSERT INTO jobs ({", ".join(_NEW)}, asked) SELECT {", ".join(_NEW)}, '' FROM {_sent(_NEW)}
+def _insert(values: Mapping[str, str]) -> bytes:  # Of columns, in the order of `_NEW`
+    return f"""
+    INSERT INTO jobs ({", ".join(_NEW)}, asked) SELECT {", ".join(values.values())}, '' FROM {_sent(_NEW)}
     ON CONFLICT DO NOTHING RETURNING id
-""".encode()
+    """.encode()
+
+
+_SENT_ALONE = {
+    name: f"%b::{kind}"
+    for name, kind in _NEW.items()
+    if name.removesuffix("_bytes") in ("result", "params", "metadata")
+}
+_INSERT, _INSERT_LARGE = _insert({name: name for name in _NEW}), _insert({name: name for name in _NEW} | _SENT_ALONE)
 _UPDATE = f"""
     UPDATE jobs SET {", ".join(f"{name} = one.{name}" for name in _CHANGED if name != "id")}
     FROM {_sent(_CHANGED | {"was": "text"})}
     WHERE {_SAME} AND jobs.status = one.was AND jobs.owner IN ('', %s)
     AND jobs.{_LIVE} RETURNING jobs.id
 """.encode()
+_UPDATE_LARGE = _UPDATE.replace(
+    b"result = one.result, result_bytes = one.result_bytes", b"result = %b::text, result_bytes = %b::bytea"
+)
 _TOLD = f"""
     UPDATE jobs SET owner = '' FROM unnest(%s::text[]) AS one (id) WHERE {_SAME} AND owner = %s AND {_NOT_LIVE}
 """.encode()
@@ -530,6 +596,19 @@ _ASK = f"""
 # As near to `casefold` as every version of the server comes
 _HOLDS_TEXT = """strpos(translate(replace(lower(
     concat_ws(chr(1), id, plugin_id, key, error, params, metadata){}), 'ß', 'ss'), 'ςſ', 'σs'), %s) > 0"""
+
+# A job that has not ended has an owner, or is free
+_OWNED, _FREE = "SELECT seq FROM jobs WHERE owner <> ''", "SELECT seq FROM jobs WHERE owner = '' AND status = 'pending'"
+_UNSUCCESSFUL = ("failed", "cancelled")
+# What ended jobs take is in their index; then up to which `seq` the oldest of them take so much
+_SIZE = f"""
+    SELECT ((SELECT coalesce(sum(bytes), 0) FROM jobs WHERE {_ENDED})
+        + (SELECT coalesce(sum(bytes), 0) FROM jobs WHERE seq IN ({_OWNED} UNION ALL {_FREE})))::int8
+""".encode()
+_OLDEST_OF = f"""
+    SELECT seq FROM (SELECT seq, sum(bytes) OVER (ORDER BY seq) AS total FROM jobs WHERE {_ENDED}) ended
+    WHERE total >= %s ORDER BY seq LIMIT 1
+""".encode()
 
 # What is read
 _FIELDS = (
@@ -571,5 +650,6 @@ def _is_state(row: Sequence[Any], job: StoredJob) -> bool:  # The row is one of 
     return tuple(row[1:4]) == (job.status, job.owner or "", job.attempts)
 
 
-def _is_unsuccessful(where: JobFilter) -> bool:
-    return bool(where.statuses) and set(where.statuses) <= {"failed", "cancelled"}
+def _is_any_of(where: JobFilter, statuses: Collection[str]) -> bool:
+    "Whether a filter wants these only, or some of them."
+    return bool(where.statuses) and set(where.statuses) <= set(statuses)

@@ -174,6 +174,11 @@ class Sessions:
         if (found := encoding.fetchone()) and found[0] != "UTF8":
             raise StoreFailed(f"job store {self.name}: the database has the encoding {found[0]}; use one with UTF8")
 
+    def allow(self, db: psycopg.Connection[Any], size: int) -> None:
+        "Give the present transaction more time: a second for each MiB that it sends."
+        limit = f"{round(1000 * (self._timeout + size / (1 << 20)))}ms"
+        db.execute("SELECT set_config('statement_timeout', %s, true)", (limit,))
+
     @contextmanager
     def any(self) -> Generator[psycopg.Connection[Any]]:
         "Use a connection for one question or one change."

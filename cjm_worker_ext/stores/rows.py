@@ -242,6 +242,8 @@ class Rows:
         job.error, job.error_type, job.traceback = row.error, row.error_type, row.traceback
         job.attempts, job.worker_pid, job.duration_seconds = row.attempts, row.worker_pid, row.duration_seconds
         try:
+            if row.problem is not None:
+                raise RefusedType(row.problem)
             job.metadata.update(self.value(row.metadata, f"job {row.id}: its metadata", from_app=True))
             job.result = self.value(row.result, f"job {row.id}: its result")
         except RefusedType as e:

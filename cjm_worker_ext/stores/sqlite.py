@@ -20,8 +20,18 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 from cjm_worker_ext.config import SECONDS, option_problems, shown
-from cjm_worker_ext.errors import ConfigError, StoreFailed
-from cjm_worker_ext.extensions.stores import JobChange, JobFilter, JobPage, Payload, Retention, StoredJob, position_of
+from cjm_worker_ext.errors import ConfigError, StoreFailed, UnreadableJob
+from cjm_worker_ext.extensions.stores import (
+    JobChange,
+    JobFilter,
+    JobPage,
+    Payload,
+    Retention,
+    StoredJob,
+    position_of,
+    range_of,
+    sampled,
+)
 from cjm_worker_ext.jobs import utc_now
 from cjm_worker_ext.stores.sqlite_files import HeldJobs, OwnerLocks, PayloadFiles, check_file_system
 
@@ -217,8 +227,7 @@ class Connections:
 
     def explained(self, error: Exception) -> StoreFailed:
         "Say what an error means for this file."
-        # and then the whole text, which may be long or secret
-        if isinstance(error, UnicodeDecodeError) or str(error).startswith("Could not decode"):
+        if _is_undecodable(error):
             return StoreFailed(f"job store {self.path}: a text in it is damaged; {_REMEDIES['SQLITE_CORRUPT']}")
         name = str(getattr(error, "sqlite_errorname", ""))
         kind = next((kind for kind in _REMEDIES if name.startswith(kind)), "")
@@ -233,6 +242,15 @@ class Connections:
             while True:
                 self._idle.pop().close()
         self._file = None
+
+
+def _decoded_anyhow(text: bytes) -> str:
+    return text.decode("utf-8", "replace")
+
+
+def _is_undecodable(error: Exception) -> bool:
+    "Whether a text is damaged; the error holds all of it, which may be long or secret."
+    return isinstance(error, UnicodeDecodeError) or str(error).startswith("Could not decode")
 
 
 def _holds_text(wanted: str, *parts: object) -> bool:
@@ -250,9 +268,9 @@ class SQLiteJobStore:
 
     durability: Literal["committed", "behind"]  # As the argument
     PRUNED = 300  # Jobs that one call of `prune` deletes at most
-    SCANNED = 100_000  # Rows that one page of the history looks at, at most; a fifth of it for a text
-    CHECKED = 256 << 20  # Bytes of a file that is checked whole when it is opened: about a second
-    SLACK = 1000  # Rows by which the order of arrival may differ from the order of the jobs' times
+    SCANNED = 100_000  # Rows that one page of the history looks at, at most; a fifth of it for a text, and a twentieth by an index
+    CHECKED = 256 << 20, 300_000  # Bytes and jobs of a file that is checked whole when it is opened: half a second
+    SEEK = 3600.0  # Seconds between two looks for files that no row names
 
     def __init__(
         self,
@@ -285,6 +303,8 @@ class SQLiteJobStore:
         self._held: HeldJobs | None = None  # Of the owner
         self._is_careful = False  # Some payloads of the present transaction are in files
         self._asked: tuple[int, list[tuple[str, str]]] = (-1, [])  # What was found, at which version of the data
+        self._strays: Iterator[list[str]] | None = None  # A look for files that no row names
+        self._next_look = 0.0  # When it begins, by the monotonic clock
 
     def _beside(self, what: str) -> Path:
         return self.path.with_name(f"{self.path.name}-{what}")
@@ -310,14 +330,21 @@ class SQLiteJobStore:
                 raise self._connections.explained(e) from e
             raise
         self._owner, self._worker_type, self._asked = owner, worker_type, (-1, [])
+        self._strays, self._next_look = None, 0.0
         # What the mapped file says does not outlive a loss of power, and with `FULL` that costs no job.
         self._held = HeldJobs(self._held_by(owner)) if self._holds else None
         return owner
 
     def _check(self, db: sqlite3.Connection) -> None:
         "SQLite does not look for damage by itself, and a damaged index hides jobs."
-        if self.path.stat().st_size > self.CHECKED:
+        most_bytes, most_jobs = self.CHECKED
+        if self.path.stat().st_size > most_bytes:
             return
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version:
+            (jobs,) = db.execute("SELECT (SELECT max(seq) FROM jobs) - (SELECT min(seq) FROM jobs)").fetchone()
+            if jobs is not None and jobs > most_jobs:
+                return
         (found,) = db.execute("PRAGMA integrity_check(1)").fetchone()
         if found != "ok":
             remedy = _REMEDIES["SQLITE_CORRUPT"]
@@ -507,7 +534,7 @@ class SQLiteJobStore:
         with self._writing() as db:
             ids = self._claimable(db, owner, limit, due_before, not_plugins, from_others)
             db.executemany(f"UPDATE jobs SET owner = ? WHERE {_THIS}", [(owner, job_id, job_id) for job_id in ids])
-            found = {job.id: job for job in self._read(db, ids, whole=True)}
+            found = {job.id: job for job in self._read(db, ids, whole=True, tolerant=True)}
         self._asked = (-1, [])
         return [found[job_id] for job_id in ids]
 
@@ -571,7 +598,7 @@ class SQLiteJobStore:
                 ids += [found for (found,) in db.execute("SELECT id FROM jobs WHERE owner = ? ORDER BY seq", (other,))]
                 db.execute("UPDATE jobs SET owner = ? WHERE owner = ?", (owner, other))
                 db.execute("DELETE FROM owners WHERE id = ?", (other,))
-            found = self._read(db, ids, whole=True)
+            found = self._read(db, ids, whole=True, tolerant=True)
             if here := [job for job in found if job.status == "running" and job.id in held]:
                 self._put_back(db, owner, here)
                 found = [job for job in found if job.status != "running" or job.id not in held]
@@ -611,33 +638,74 @@ class SQLiteJobStore:
         with self._connections.reading() as db:
             return self._read(db, list(job_ids), whole)
 
-    def _read(self, db: sqlite3.Connection, ids: Sequence[str], whole: bool) -> list[StoredJob]:
+    def _read(self, db: sqlite3.Connection, ids: Sequence[str], whole: bool, tolerant: bool = False) -> list[StoredJob]:
+        "Read jobs; if tolerant, one that cannot be read whole comes with its `problem`."
         found: list[StoredJob] = []
         sql = f"SELECT {', '.join(_ALL) if whole else _BRIEF} FROM jobs WHERE {_THIS}"
         for job_id in ids:
-            row = db.execute(sql, (job_id, job_id)).fetchone()
-            if row is not None:
-                found.append(_job(row[: len(_FIELDS)]))
+            row = self._row_of(db, sql, job_id)
+            if row is None:
+                continue
+            found.append(job := _job(row[: len(_FIELDS)]))
+            try:
                 if whole:
-                    if _is_damaged(row):
-                        what = f"the row of job {job_id} is damaged; {_REMEDIES['SQLITE_CORRUPT']}"
-                        raise StoreFailed(f"job store {self.path}: {what}")
-                    for name, field in db.execute("SELECT name, field FROM files WHERE job_id = ?", (job_id,)):
-                        setattr(found[-1], field, self.files.read(name))
+                    self._complete(db, job, row)
+            except UnreadableJob as e:
+                if not tolerant:
+                    raise
+                job.params, job.metadata, job.result, job.problem = "{}", "{}", None, str(e)
         return found
+
+    @staticmethod
+    def _row_of(db: sqlite3.Connection, sql: str, job_id: str) -> tuple[Any, ...] | None:
+        values = job_id, job_id
+        try:
+            row: tuple[Any, ...] | None = db.execute(sql, values).fetchone()
+        except (sqlite3.OperationalError, UnicodeDecodeError) as e:
+            if not _is_undecodable(e):
+                raise
+            usual, db.text_factory = db.text_factory, _decoded_anyhow
+            try:
+                row = db.execute(sql, values).fetchone()  # its checksum shows the damage
+            finally:
+                db.text_factory = usual
+        return row
+
+    def _complete(self, db: sqlite3.Connection, job: StoredJob, row: tuple[Any, ...]) -> None:
+        "Check the row of a job, and read what is in files; raises `UnreadableJob`."
+        if _is_damaged(row):
+            what = f"the row of job {job.id} is damaged; {_REMEDIES['SQLITE_CORRUPT']}"
+            raise UnreadableJob(f"job store {self.path}: {what}")
+        for name, field in db.execute("SELECT name, field FROM files WHERE job_id = ?", (job.id,)):
+            setattr(job, field, self.files.read(name))
 
     def list_jobs(self, where: JobFilter, after: str | None = None, limit: int = 50) -> JobPage:
         "Read a page of the history; see `JobStoreProtocol`."
-        terms, values = _terms(where)
         with self._connections.reading() as db:
+            terms, values = _terms(where, has_few := _is_any_of(where, _LIVE_ONES) and self._has_few_live(db))
             newest, oldest = self._range(db, where)
             first = position_of(after, newest)
-            index, few = _index_for(where)
-            last = oldest if few else max(oldest, first - (self.SCANNED // 5 if where.text else self.SCANNED))
+            last = oldest if has_few else self._last(db, where, first, oldest)
+            index = "INDEXED BY jobs_unsuccessful" if _is_any_of(where, _UNSUCCESSFUL) else "NOT INDEXED"
             sql = f"SELECT seq, {_BRIEF} FROM jobs {index} WHERE seq <= ? AND seq > ?{terms} ORDER BY seq DESC LIMIT ?"
             rows = db.execute(sql, (first, last, *values, limit)).fetchall()
             goes_on = rows[-1][0] - 1 if len(rows) == limit else last
         return JobPage([_job(row[1:]) for row in rows], str(goes_on) if goes_on > oldest else None)
+
+    def _has_few_live(self, db: sqlite3.Connection) -> bool:
+        few = f"LIMIT {self.SCANNED // 5}"
+        sql = f"SELECT (SELECT count(*) FROM ({_OWNED} {few})) + (SELECT count(*) FROM ({_FREE} {few}))"
+        (count,) = db.execute(sql).fetchone()
+        return bool(count < self.SCANNED // 5)
+
+    def _last(self, db: sqlite3.Connection, where: JobFilter, first: int, oldest: int) -> int:
+        "Before which row a page ends, so that it takes a moment however many jobs there are."
+        if not _is_any_of(where, _UNSUCCESSFUL):
+            return max(oldest, first - (self.SCANNED // 5 if where.text else self.SCANNED))
+        sql = """SELECT seq FROM jobs INDEXED BY jobs_unsuccessful WHERE status IN ('failed', 'cancelled')
+            AND seq <= ? AND seq > ? ORDER BY seq DESC LIMIT 1 OFFSET ?"""
+        found = db.execute(sql, (first, oldest, self.SCANNED // 20)).fetchone()
+        return oldest if found is None else int(found[0])
 
     def _range(
         self, db: sqlite3.Connection, where: JobFilter
@@ -645,25 +713,11 @@ class SQLiteJobStore:
         "Between which rows the jobs of a time lie."
         sql = "SELECT (SELECT coalesce(min(seq), 1) FROM jobs), (SELECT coalesce(max(seq), 0) FROM jobs)"
         first, last = db.execute(sql).fetchone()  # in one SELECT they would read all rows
-        newest = (
-            last if where.until is None else min(last, self._first_since(db, where.until, first, last) + self.SLACK)
-        )
-        if where.since is None:
-            return newest, first - 1
-        return newest, max(first, self._first_since(db, where.since, first, last) - self.SLACK) - 1
-
-    @staticmethod
-    def _first_since(db: sqlite3.Connection, created_at: str, first: int, last: int) -> int:
-        "Find the first row of a time by halving, since later rows are younger; that costs no index."
-        while first <= last:
-            middle = (first + last) // 2
-            sql = "SELECT seq, created_at FROM jobs WHERE seq >= ? ORDER BY seq LIMIT 1"
-            seq, found = db.execute(sql, (middle,)).fetchone()
-            if found < created_at:
-                first = seq + 1
-            else:
-                last = middle - 1
-        return first
+        if where.since is None and where.until is None:
+            return last, first - 1
+        sql = "SELECT seq, created_at FROM jobs WHERE seq >= ? ORDER BY seq LIMIT 1"
+        found = (db.execute(sql, (seq,)).fetchone() for seq in sampled(first, last))
+        return range_of(where, [row for row in found if row is not None], first, last)
 
     def forget(self, job_ids: Collection[str]) -> int:
         "Delete ended jobs; see `JobStoreProtocol`."
@@ -700,7 +754,7 @@ class SQLiteJobStore:
             with self._writing() as db:
                 count, names = self._delete(db, [(seq,) for seq in surplus], "seq = ?")
         else:
-            names = self._strays()
+            names = self._some_strays()
         self._remove_files(names)
         return count
 
@@ -722,12 +776,21 @@ class SQLiteJobStore:
         (files,) = db.execute("SELECT coalesce(sum(bytes), 0) FROM files").fetchone()
         return int((pages[0] - pages[1]) * pages[2] + files)
 
-    def _strays(self) -> list[str]:
-        "Files that no row names: the process died between the two."
-        with self._reading_here() as db, suppress(OSError):
+    def _some_strays(self) -> list[str]:
+        "Some of the files that no row names, since the process died between the two."
+        if self._strays is None:
+            if time.monotonic() < self._next_look:
+                return []
+            self._strays = self.files.strays()
+        names: list[str] | None = None
+        with suppress(OSError):
+            names = next(self._strays, None)
+        if names is None:
+            self._strays, self._next_look = None, time.monotonic() + self.SEEK
+            return []
+        with self._reading_here() as db:
             sql = "SELECT 1 FROM files WHERE name = ?"
-            return [name for name in self.files.strays() if db.execute(sql, (name,)).fetchone() is None]
-        return []
+            return [name for name in names if db.execute(sql, (name,)).fetchone() is None]
 
 
 _ALL = (*_FIELDS, *_SUMS)
@@ -852,15 +915,18 @@ def _job(row: Sequence[Any]) -> StoredJob:
     return StoredJob(**fields)
 
 
-def _index_for(where: JobFilter) -> tuple[str, bool]:  # As SQL, and whether it leads to few rows
-    "Which index a filter needs; SQLite would not find the partial one by itself."
-    wanted = set(where.statuses)
-    if wanted and wanted <= {"failed", "cancelled"}:
-        return "INDEXED BY jobs_unsuccessful", not where.text
-    return "NOT INDEXED", bool(wanted) and wanted <= {"pending", "running"}
+_UNSUCCESSFUL = ("failed", "cancelled")
+# A job that has not ended has an owner, or is free. SQLite would not find these indexes by itself.
+_OWNED = "SELECT seq FROM jobs INDEXED BY jobs_owned WHERE owner IS NOT NULL"
+_FREE = "SELECT seq FROM jobs INDEXED BY jobs_free WHERE owner IS NULL AND status = 'pending'"
 
 
-def _terms(where: JobFilter) -> tuple[str, list[Any]]:
+def _is_any_of(where: JobFilter, statuses: Collection[str]) -> bool:
+    "Whether a filter wants these only, or some of them."
+    return bool(where.statuses) and set(where.statuses) <= set(statuses)
+
+
+def _terms(where: JobFilter, has_few_live: bool) -> tuple[str, list[Any]]:
     "A filter as SQL, and its values."
     terms: list[str] = []
     values: list[Any] = []
@@ -871,12 +937,10 @@ def _terms(where: JobFilter) -> tuple[str, list[Any]]:
     if where.statuses:
         terms.append(f"status IN ({', '.join('?' * len(where.statuses))})")
         values += where.statuses
-        if set(where.statuses) <= {"failed", "cancelled"}:
+        if _is_any_of(where, _UNSUCCESSFUL):
             terms.append("status IN ('failed', 'cancelled')")  # in the words of the index
-        if set(where.statuses) <= {"pending", "running"}:  # such a job has an owner, or is free
-            owned = "SELECT seq FROM jobs INDEXED BY jobs_owned WHERE owner IS NOT NULL"
-            free = "SELECT seq FROM jobs INDEXED BY jobs_free WHERE owner IS NULL AND status = 'pending'"
-            terms.append(f"seq IN ({owned} UNION ALL {free})")
+        if has_few_live:
+            terms.append(f"seq IN ({_OWNED} UNION ALL {_FREE})")
     for term, value in (("created_at >= ?", where.since), ("created_at < ?", where.until)):
         if value is not None:
             terms.append(term)

@@ -15,9 +15,10 @@ import time
 import weakref
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
-from cjm_worker_ext.errors import StoreFailed
+from cjm_worker_ext.errors import StoreFailed, UnreadableJob
 from cjm_worker_ext.extensions.stores import Payload
 
 logger = logging.getLogger(__name__)
@@ -228,12 +229,14 @@ class PayloadFiles:
         return path.name
 
     def read(self, name: str) -> Payload:
-        "Read a payload; raises `StoreFailed` if it is not there."
+        "Read a payload; raises `UnreadableJob` if it is not there or damaged, and `StoreFailed` if it cannot be known."
         try:
             data = self._path(name).read_bytes()
             return data.decode() if name.endswith("json") else data
         except (OSError, UnicodeDecodeError) as e:
-            raise StoreFailed(f"job store file {self.folder / name}: {e}; restore it from a backup") from e
+            is_lost = isinstance(e, FileNotFoundError | UnicodeDecodeError)
+            kind, what = (UnreadableJob if is_lost else StoreFailed), f"job store file {self.folder / name}: {e}"
+            raise kind(f"{what}; restore it from a backup") from e
 
     def remove(self, name: str) -> None:
         "Delete a file; one that is not there is no error."
@@ -242,18 +245,24 @@ class PayloadFiles:
     def strays(
         self,
         age_seconds: float = 3600.0,  # Younger files may belong to a row that is about to be written
-    ) -> Iterator[str]:  # Names; the caller knows which of them a row has
-        "List the files that could be left over."
-        if not self.folder.is_dir():
-            return
+        step: int = 1000,  # Files that are looked at for each list
+    ) -> Iterator[list[str]]:  # Names; the caller knows which of them a row has
+        "List the files that could be left over, in steps, because each job may have a file."
         limit = time.time() - age_seconds
-        for entry in os.scandir(self.folder):
-            if self.NAME.fullmatch(entry.name) and entry.stat().st_mtime <= limit:
-                yield entry.name
+        with suppress(FileNotFoundError), os.scandir(self.folder) as entries:
+            while some := list(islice(entries, step)):
+                yield [entry.name for entry in some if self._could_be_stray(entry, limit)]
+
+    def _could_be_stray(self, entry: os.DirEntry[str], limit: float) -> bool:
+        try:
+            return self.NAME.fullmatch(entry.name) is not None and entry.stat().st_mtime <= limit
+        except FileNotFoundError:  # it was deleted in the meantime
+            return False
 
     def _path(self, name: str) -> Path:
         if not self.NAME.fullmatch(name):
-            raise StoreFailed(f"job store: {name!r} is no name of one of its files; restore the database from a backup")
+            what = f"job store: {name!r} is no name of one of its files; restore the database from a backup"
+            raise UnreadableJob(what)
         return self.folder / name
 
     def _sync_folder(self) -> None:

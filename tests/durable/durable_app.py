@@ -1,4 +1,4 @@
-"""An app with a job store that is killed at any point: `durable_app.py STORE TRACE SEED`.
+"""An app with a job store that is killed at any point: `durable_app.py STORE TRACE SEED DURABILITY`.
 
 It submits jobs of every kind, says each id once it is acknowledged, and again once its cancel is, and appends each terminal
 event to the trace. STORE is a path, or `postgresql://…`. With the seed 0 it submits nothing, and ends when no job is left
@@ -55,12 +55,13 @@ async def cancel(manager, job):
         print("cancelled", job.id, flush=True)
 
 
-async def main(place, trace, seed):
-    chance = random.Random(seed)
+async def main(place, trace, seed, durability):
+    chance, store = random.Random(seed), store_at(place)
+    store.durability = durability
     plugins = {name: f"durable_plugins:{name}" for name in "add stream wait fail fail_at_first crash large".split()}
     config = WorkerConfig(max_workers=3, hold_after_crashes=0, environment={"PYTHONPATH": str(Path(__file__).parent)})
     async with BaseJobManager(
-        "durable", worker_config=config, plugins=plugins, event_broadcaster=Trace(trace), job_store=store_at(place)
+        "durable", worker_config=config, plugins=plugins, event_broadcaster=Trace(trace), job_store=store
     ) as manager:
         print("ready", flush=True)
         number = 0
@@ -85,4 +86,4 @@ async def main(place, trace, seed):
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:3], int(sys.argv[3])))
+    asyncio.run(main(*sys.argv[1:3], int(sys.argv[3]), sys.argv[4]))

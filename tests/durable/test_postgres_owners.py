@@ -18,6 +18,7 @@ from postgres_server import PostgresServer
 from cjm_worker_ext.errors import StoreFailed
 from cjm_worker_ext.extensions.stores import JobChange, StoredJob
 from cjm_worker_ext.jobs import utc_now
+from cjm_worker_ext.stores import postgres as postgres_module
 from cjm_worker_ext.stores.postgres import PostgresJobStore
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells about processes of this machine")
@@ -309,6 +310,25 @@ def test_two_processes_make_the_tables_at_once(dsn):
     assert not errors and len(owners) == 4
     for store, owner in owners:
         store.close(owner)
+
+
+def test_tables_are_upgraded_below_an_app_that_has_jobs_in_flight(dsn, monkeypatch):
+    "The app of the earlier release goes on, and what it leaves is taken over."
+    with monkeypatch.context() as earlier:
+        earlier.setattr(postgres_module, "UPGRADES", postgres_module.UPGRADES[:1])
+        old = Looker(dsn)
+        jobs = [old.job(name, status=status) for name, status in (("runs", "running"), ("waits", "pending"))]
+        old.store.write(old.owner, [JobChange(job) for job in jobs])
+    new = Looker(dsn)
+    assert new.recovered() == []
+    assert not old.store.hold("more")  # its release notes nothing: there was no table
+    ended = replace(jobs[0], status="completed", result="1")
+    more = old.job("more", status="running")
+    assert old.store.write(old.owner, [JobChange(ended, "running"), JobChange(more)]) == {}
+    assert [job.id for job in new.store.claim(new.owner, 9, time.time())] == ["waits"]
+    old.store.close(old.owner)
+    assert sorted(new.recovered()) == ["more", "runs"]
+    new.store.close(new.owner)
 
 
 def test_wish_arrives_without_a_question(looker, dsn):

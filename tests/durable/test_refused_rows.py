@@ -1,6 +1,9 @@
 """A stored job that the app does not take any more fails alone."""
 
 import asyncio
+import shutil
+import sqlite3
+import time
 
 import pytest
 from harness import run, until
@@ -10,6 +13,7 @@ from cjm_worker_ext.extensions.stores import JobChange, JobFilter
 from cjm_worker_ext.jobs import BaseJob
 from cjm_worker_ext.stores.rows import Rows
 from cjm_worker_ext.stores.sqlite import SQLiteJobStore
+from cjm_worker_ext.stores.sqlite_files import PayloadFiles
 
 
 class Panic(BaseException):
@@ -99,3 +103,104 @@ def test_a_row_that_cannot_be_read_costs_no_other(tmp_path, change, status):
         error_type = "RefusedType" if change == {"params": "no JSON"} else "TypeError"
         expected = [("completed", None), ("failed", error_type), ("completed", None)]
     run(play(tmp_path / "jobs.db", ids, expected))
+
+
+def leave_large_jobs(path, status):
+    "As `leave_jobs`: the second one has parameters in a file, and so has its result."
+    large = "x" * (PayloadFiles.LARGE + 1)
+    ids = leave_jobs(path, "pending", {"params": f'{{"n": 1, "text": "{large}"}}'})
+    store = SQLiteJobStore(path)
+    owner = store.open("refused")
+    jobs = store.claim(owner, 9, time.time())
+    if status != "pending":
+        store.write(owner, [JobChange(job.changed(status="running", attempts=1), "pending") for job in jobs])
+    if status == "completed":  # and not told
+        store.write(owner, [JobChange(job.changed(status=status, result=f'"{large}"'), "running") for job in jobs])
+    store.close(owner)
+    return ids
+
+
+def lose_files(path, job_id):
+    shutil.rmtree(f"{path}-files")
+
+
+def change_byte(path, job_id):
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE jobs SET plugin_id = 'Double' WHERE id = ?", (job_id,))
+    db.close()
+
+
+def change_to_no_text(path, job_id):
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE jobs SET traceback = CAST(x'ff' AS TEXT) WHERE id = ?", (job_id,))
+    db.close()
+
+
+class Ends:
+    def __init__(self):
+        self.told = []
+
+    async def broadcast(self, event_type, data):
+        if event_type in ("job:completed", "job:failed"):
+            self.told.append(data["job_id"])
+
+
+@pytest.mark.parametrize("damage", [lose_files, change_byte, change_to_no_text], ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize("status", ["pending", "running", "completed"])
+def test_a_row_of_which_a_part_is_damaged_or_gone_costs_no_other(tmp_path, damage, status):
+    path, bus = tmp_path / "jobs.db", Ends()
+    ids = leave_large_jobs(path, status)
+    damage(path, ids[1])
+
+    async def play():
+        config = WorkerConfig(max_workers=1)
+        async with BaseJobManager(
+            "refused",
+            plugins={"double": double},
+            job_store=SQLiteJobStore(path),
+            worker_config=config,
+            event_broadcaster=bus,
+        ) as manager:
+            assert await manager.run("double", n=5) == 10
+            await until(lambda: set(bus.told) >= set(ids))
+            assert manager.store_trouble is None
+
+    run(play())
+    expected = {"pending": "completed", "running": "failed", "completed": "completed"}[status]
+    with sqlite3.connect(path) as db:
+        rows = dict(db.execute("SELECT id, status FROM jobs").fetchall())
+        error = "SELECT error_type FROM jobs WHERE id = ?"
+        (error_type,) = db.execute(error, (ids[1],)).fetchone()
+    db.close()
+    assert [rows[job_id] for job_id in ids] == [expected, "failed" if status == "pending" else expected, expected]
+    assert error_type == {"pending": "UnreadableJob", "running": "JobLost", "completed": None}[status]
+
+
+def test_a_damaged_end_in_another_process_wakes_who_waits_for_it_and_for_others(tmp_path):
+    path = tmp_path / "jobs.db"
+    store = SQLiteJobStore(path)
+
+    async def play():
+        config = WorkerConfig(max_workers=0)
+        async with BaseJobManager(
+            "refused", plugins={"double": double}, job_store=store, worker_config=config
+        ) as manager:
+            jobs = [await manager.submit_job("double", n=n) for n in range(2)]
+            other = SQLiteJobStore(path)
+            owner = other.open("refused")
+            mine = other.claim(owner, 9, time.time())
+            with sqlite3.connect(path) as db:  # before the others can look
+                db.execute(
+                    "CREATE TRIGGER damage AFTER UPDATE OF status ON jobs BEGIN UPDATE jobs SET result = '\"no\"'"
+                    f" WHERE id = '{jobs[0].id}' AND new.id = id AND new.status = 'completed'; END"
+                )
+            db.close()
+            ends = [JobChange(job.changed(status="completed", result='"fine"', owner=None), "pending") for job in mine]
+            assert not other.write(owner, ends)
+            async with asyncio.timeout(60):
+                damaged, whole = [await manager.wait(job) for job in jobs]
+            assert (whole.result, damaged.result) == ("fine", None)
+            assert "is damaged" in damaged.error
+            other.close(owner)
+
+    run(play())

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from durable_lives import PLUGINS, config
@@ -233,3 +234,43 @@ async def test_what_cannot_be_stored_fails_its_job_alone(tmp_path):
         assert (await manager.wait(await manager.submit_job("add", {**params, "name": "even"}), 120)).result == 3
         (row,) = manager.job_store.find([job.id])
         assert (row.status, row.error_type) == ("failed", "NotSerializable")
+
+
+class WithSecret:
+    "A registry whose plugin gets a secret as its configuration."
+
+    def get_plugins_by_category(self, category):
+        return []
+
+    def get_plugin(self, plugin_id):
+        return SimpleNamespace(id=plugin_id, name=plugin_id, category=None, target="durable_plugins:Configured")
+
+    def load_plugin_config(self, plugin_id):
+        return {"api_key": "".join(("x-secret-", "of-the-", "app"))}
+
+
+@on_loop
+async def test_no_configuration_is_stored(place, tmp_path):
+    "Neither of a job that ends well, nor of one that fails, crashes, is tried again or waits."
+    manager = BaseJobManager(
+        "durable", plugin_registry=WithSecret(), worker_config=config(max_workers=1), job_store=store_at(place)
+    )
+    async with manager:
+        done = await manager.wait(await manager.submit_job("configured", how="returns"), 60)
+        assert done.result == len(WithSecret().load_plugin_config("")["api_key"])
+        for how in ("raises", "crashes"):
+            job = await manager.submit_job("configured", how=how, retry=Retry(2, on=("crashed",), delay_seconds=0))
+            assert (await manager.wait(job, 60)).status == "failed"
+        await manager.submit_job("configured", how="returns", delay_seconds=600)
+    assert b"of-the-app" not in everything_of(place)
+
+
+def everything_of(place):
+    if not place.startswith("postgresql"):
+        return b"".join(path.read_bytes() for path in Path(place).parent.glob("jobs.db*") if path.is_file())
+    import psycopg
+
+    with psycopg.connect(place) as db:
+        rows = db.execute("SELECT row_to_json(jobs)::text FROM cjm_worker_ext.jobs").fetchall()
+        assert len(rows) == 4
+        return str(rows).encode()
