@@ -190,6 +190,43 @@ def test_a_job_is_six_system_calls(tmp_path):
     assert sum(each.values()) <= 6.1, each
 
 
+CHECKS = textwrap.dedent("""
+    import asyncio, json, sys
+    from collections import Counter
+    from cjm_worker_ext import BaseJobManager
+    from cjm_worker_ext.stores.sqlite import SQLiteJobStore
+
+    found = Counter()
+
+    def count(frame, event, what):
+        if event == "call" and frame.f_code.co_name == "__instancecheck__":
+            found[frame.f_code.co_filename] += 1
+
+    async def main(folder, durability):
+        store = SQLiteJobStore(f"{folder}/jobs.db", durability=durability)
+        async with BaseJobManager("test", "test", plugins={"pid": "os:getpid"}, job_store=store) as manager:
+            async def run(count):
+                for job in await asyncio.gather(*(manager.start_job("pid") for _ in range(count))):
+                    await manager.wait(job)
+            await run(10)
+            sys.setprofile(count)
+            await run(100)
+            sys.setprofile(None)
+        return sum(found.values())
+
+    print(json.dumps(asyncio.run(main(*sys.argv[1:]))))
+""")
+
+
+@pytest.mark.parametrize("durability", ["committed", "behind"])
+def test_no_step_of_a_durable_job_asks_what_its_store_is(tmp_path, durability):
+    done = subprocess.run(
+        [sys.executable, "-c", CHECKS, tmp_path, durability], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) < 10, "to ask whether it has a protocol's methods takes 20 µs"
+
+
 DELIVERY = textwrap.dedent("""
     import asyncio, json, logging, sys
     from types import SimpleNamespace
