@@ -93,9 +93,8 @@ class NumberRule:
 WHOLE, COUNT = NumberRule(int), NumberRule(int, 1)
 SECONDS, SECONDS_OR_NONE = NumberRule(float), NumberRule(float, optional=True)
 POSITIVE_SECONDS = NumberRule(float, above=True)
-TIME_LEFT = NumberRule(
-    float, -NumberRule.MOST_SECONDS, optional=True, most=NumberRule.MOST_SECONDS
-)  # < 0: none is left
+# Below 0: none is left.
+TIME_LEFT = NumberRule(float, -NumberRule.MOST_SECONDS, optional=True, most=NumberRule.MOST_SECONDS)
 # A store keeps it in 64 bits, and the order of the queue multiplies it by `priority_aging_seconds` without losing one.
 PRIORITY = NumberRule(int, -(10**12), most=10**12)
 

@@ -24,9 +24,8 @@ class DrainMember(NamedTuple):
     "A manager that drains on a signal."
 
     loop: asyncio.AbstractEventLoop  # The manager's
-    drain: WeakMethod[
-        Callable[[float | None, bool], None]
-    ]  # Called on the loop with the deadline, and whether to hurry
+    # Called on the loop with the deadline, and whether to hurry
+    drain: WeakMethod[Callable[[float | None, bool], None]]
     deadline: float | None  # Seconds
 
     def tell(self, hurry: bool) -> bool:  # False if there is no manager any more, or its loop does not run

@@ -96,9 +96,7 @@ class BaseJob:
     progress_message: str = ""  # What the plugin said with it
     stalled_stack: str | None = None  # Where its worker's threads were when it last stalled; None: it never did
     attempts: int = 0  # How often it went to a worker; more than once only with a `Retry`
-    metadata: dict[str, Any] = field(
-        default_factory=_no_items
-    )  # The app's own notes: in each event about the job, and never sent to a worker
+    metadata: dict[str, Any] = field(default_factory=_no_items)  # The app's notes: in each event, not sent to a worker
     worker_pid: int | None = None  # Process that runs or ran it
     chunks_dropped: int = 0  # Chunks at the beginning that are gone: nobody read them, and more came than are kept
     duration_seconds: float | None = None  # Time on the worker, load included, whatever the wall clock did meanwhile

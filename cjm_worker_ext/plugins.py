@@ -229,9 +229,8 @@ async def _async_generator() -> Any:
 
 
 _unused = _coroutine()
-AWAITED = frozenset(
-    (type(_unused), type(_async_generator()))
-)  # Types of what an async function gives when it is called
+# Types of what an async function gives when it is called
+AWAITED = frozenset((type(_unused), type(_async_generator())))
 _unused.close()
 _loops: dict[int, AbstractEventLoop] = {}  # By thread
 

@@ -84,9 +84,7 @@ class ManagerHealth(TypedDict):
     held_plugins: dict[str, str]  # Plugins that get no worker now: by id, why
     last_crash: dict[str, Any] | None  # Of a worker: `at`, `pid`, `exitcode`, and `reason` in words
     store_trouble: str | None  # Why the job store does not work now, so that new jobs may be refused; None: it does
-    waits_for: (
-        str | None
-    )  # Why a worker cannot start now, for example because no machine has a free card; None: none waits
+    waits_for: str | None  # Why a worker cannot start now, for example for want of a free card; None: none waits
     nodes: list[dict[str, Any]]  # Other machines that run workers, each as `NodeState.facts`
 
 

@@ -182,18 +182,22 @@ class ThreadJob:
         self._is_due = True
         if (task := self._task) is not None:
             with contextlib.suppress(RuntimeError):  # its loop is closed
-                task.get_loop().call_soon_threadsafe(task.cancel)
+                task.get_loop().call_soon_threadsafe(self._cancel, task)
+
+    def _cancel(self, task: asyncio.Task[Any]) -> None:
+        if self._is_due and task.cancel():  # else its step has just ended, and it learns that before the next one
+            self._is_due = False
 
     def finish(self, made: Coroutine[Any, Any, Any]) -> Any:  # What it returns
         "Run a coroutine of the plugin to its end; called in the job's thread. Raises `JobCancelled`."
         loop: asyncio.AbstractEventLoop = event_loop()
         self._task = loop.create_task(made)
-        if self._is_due:  # it came before there was a task
-            self._task.cancel()
+        self._cancel(self._task)  # if it came before there was a task
         try:
             return loop.run_until_complete(self._task)
         except asyncio.CancelledError:
-            self.check()
+            if self.ctx.cancelled:
+                raise self.cancelled() from None
             raise
         finally:
             self._task = None
@@ -204,8 +208,8 @@ class ThreadJob:
         return is_due
 
     def check(self) -> None:
-        "Raise `JobCancelled` if it is due; called in the job's thread."
-        if self.take_interrupt():
+        "Raise `JobCancelled` if it is due; called in the job's thread. A coroutine is cancelled where it waits instead."
+        if self._task is None and self.take_interrupt():
             raise self.cancelled()
 
     def cancelled(self) -> JobCancelled:

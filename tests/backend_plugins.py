@@ -234,7 +234,8 @@ def fails_at_first(log, how, simulated, ctx):
         yield f"{n}.{i}"
     ctx.progress(None, "chunks are sent before it")
     if n == 1:
-        time.sleep(0.05)  # so that a crash does not swallow them
+        while how == "crash" and not Path(f"{log} read").exists():  # so that it does not swallow them
+            time.sleep(0.002)
         if how == "crash":
             dies(simulated)
         while how == "hang":

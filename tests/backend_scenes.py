@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from backend_plugins import Broken, Own, Shelf
-from harness import until
+from harness import time_is_up, until
 
 from cjm_worker_ext import BaseJobManager, Recycle, Retry, WorkerConfig
 from cjm_worker_ext.errors import NotSerializable, PluginLoadError, StreamGap, UnknownPlugin
@@ -83,7 +83,7 @@ def maker(backend):
 
 async def ended(manager, plugin_id, /, **params):
     "Run a job to its end."
-    return await manager.wait((await manager.start_job(plugin_id, **params)).id, 30)
+    return await manager.wait((await manager.start_job(plugin_id, **params)).id, 120)
 
 
 async def running(manager, plugin_id, /, **params):
@@ -240,7 +240,7 @@ async def cancelling_the_deaf(make: Make, tmp_path, simulated):
         await until(started.exists)
         after = await manager.start_job("add", a=1)
         assert await manager.cancel_job(job.id)
-        await manager.wait(after.id, 30)
+        await manager.wait(after.id, 120)
         assert (job.status, after.result) == ("cancelled", 2) and job.worker_pid != after.worker_pid
         go_on.touch()
     ends = {data["pid"]: (kind, data["exitcode"]) for kind, data in events.seen if kind in ENDS}
@@ -254,10 +254,10 @@ ENDS = ("worker:stopped", "worker:crashed")
 async def timeouts(make: Make, tmp_path, simulated):
     go_on, started = tmp_path / "go on", tmp_path / "started"
     async with make("work", "deaf", "add", config=WorkerConfig(cancel_grace_seconds=0.05)) as manager:
-        job = await manager.wait((await manager.submit_job("work", timeout=0.05)).id, 30)
+        job = await manager.wait((await manager.submit_job("work", timeout=0.05)).id, 120)
         assert (job.status, job.error_type) == ("failed", "JobTimeout") and "of 0.05 s" in job.error
         options = {"go_on": str(go_on), "started": str(started)}
-        job = await manager.wait((await manager.submit_job("deaf", options, timeout=0.05)).id, 30)
+        job = await manager.wait((await manager.submit_job("deaf", options, timeout=0.05)).id, 120)
         assert (job.status, job.error_type) == ("failed", "JobTimeout")
         go_on.touch()
         assert (await ended(manager, "add", a=1)).result == 2
@@ -329,7 +329,7 @@ async def several_workers(make: Make, tmp_path, simulated):
         assert {w.job_id for w in manager.workers()} == {first.id, second.id}
         waiting = await manager.start_job("add", a=1)
         assert await manager.cancel_job(first.id)
-        await manager.wait(waiting.id, 30)
+        await manager.wait(waiting.id, 120)
         assert (waiting.worker_pid, second.status) == (first.worker_pid, "running")
     assert (second.status, second.error) == ("cancelled", "the manager was shut down")
 
@@ -341,7 +341,7 @@ async def a_crash(make: Make, tmp_path, simulated):
     async with make("dies", "add", **listeners) as manager:
         job = await manager.start_job("dies", simulated=simulated)
         after = await manager.start_job("add", a=1)
-        await manager.wait(after.id, 30)
+        await manager.wait(after.id, 120)
         assert (job.status, job.error_type, job.exception.exitcode) == ("failed", "WorkerCrashed", 7)
         assert (after.result, after.attempts) == (2, 1) and after.worker_pid != job.worker_pid
         await manager.load_plugin("add")
@@ -402,7 +402,13 @@ async def another_attempt(make: Make, tmp_path, simulated):
     async with make("fails_at_first", "add", config=config, event_broadcaster=events, retry=retry) as manager:
         for how, reason in [("transient", "transient"), ("crash", "crashed"), ("hang", "timeout")]:
             params = {"log": log + how, "how": how, "simulated": simulated}
-            job = await manager.submit_job("fails_at_first", params, timeout=0.5 if how == "hang" else None)
+            job = await manager.submit_job("fails_at_first", params, timeout=600 if how == "hang" else None)
+            if how == "crash":
+                await until(lambda job=job: len(manager.get_job_chunks(job.id)[1]) == 2)
+                (tmp_path / "logcrash read").touch()
+            elif how == "hang":
+                await until(lambda job=job: job.progress_message == "still here")
+                time_is_up(manager, job)
             assert [chunk async for chunk in manager.stream(job.id, start=2)] == ["2.0", "2.1"], how
             assert (job.status, job.attempts, job.result) == ("completed", 2, ["2.0", "2.1"])
             again = [data for kind, data in events.seen if kind == "job:retrying" and data["job_id"] == job.id]
@@ -428,10 +434,12 @@ async def another_worker(make: Make, tmp_path, simulated):
     ends = [(kind, data["exitcode"]) for kind, data in events.seen if kind in ENDS]
     assert ends == [("worker:stopped", 0)] * 3
 
-    async with make("add", recycle=Recycle(max_jobs=2, idle_seconds=0.1)) as manager:
+    async with make("add", recycle=Recycle(max_jobs=2)) as manager:
         pids = [(await ended(manager, "add", a=1)).worker_pid for _ in range(4)]
         assert (pids[0], pids[2]) == (pids[1], pids[3]) and pids[0] != pids[2]
         assert (await ended(manager, "add", a=1)).worker_pid not in pids
+    async with make("add", recycle=Recycle(idle_seconds=0.1)) as manager:
+        await ended(manager, "add", a=1)
         await until(lambda: not manager.workers(), what="the end of an idle worker")
 
 

@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Iterator
 
+import no_deadlines  # noqa: F401  - for all tests with hypothesis
 import pytest
 from postgres_server import PostgresServer, missing
 

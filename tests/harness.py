@@ -7,17 +7,19 @@ import contextlib
 import functools
 import gc
 import os
+import signal
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn
 
 PLUGINS = "plugins_for_tests:"
 
 
-def run(coroutine, seconds: float = 60.0):
+def run(coroutine, seconds: float = 300.0):
     "Run a test's coroutine; one that hangs is a failure."
 
     async def limited():
@@ -40,7 +42,7 @@ def targets(*names: str) -> dict[str, str]:
     return {name: PLUGINS + name for name in names}
 
 
-async def until(condition: Callable[[], object], seconds: float = 20.0, what: str = "the condition"):
+async def until(condition: Callable[[], object], seconds: float = 120.0, what: str = "the condition"):
     "Wait until something holds, and return it; the time-out is the failure."
     deadline = time.monotonic() + seconds
     while not (found := condition()):
@@ -66,7 +68,7 @@ def way_out() -> Callable[[int], NoReturn]:
     return leave
 
 
-def until_now(condition: Callable[[], object], seconds: float = 20.0, what: str = "the condition"):
+def until_now(condition: Callable[[], object], seconds: float = 120.0, what: str = "the condition"):
     "The same without a loop."
     deadline = time.monotonic() + seconds
     while not (found := condition()):
@@ -81,6 +83,93 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
+
+
+class Rest:
+    """How long a process and all that it has started slept at once: what is left of a time that a busy machine makes longer.
+
+    Time in which one of their threads runs, or is ready to run while others have the cores, does not count. Where the
+    system does not tell it (macOS), all time counts.
+    """
+
+    def __init__(self, *pids: int):
+        self.seconds = 0.0
+        self._pids, self._before = pids, dict[Path, int]()
+        self._began, self._worked = time.monotonic(), 0
+        self.look()
+        self.seconds = 0.0
+
+    def look(self) -> float:
+        "Count what has passed since the last look; looks come often, since of a process that has ended nothing is known."
+        at_work = False
+        for pid in family(self._pids):
+            for thread in Path(f"/proc/{pid}/task").glob("*"):
+                with contextlib.suppress(OSError):  # it has ended
+                    at_work |= (thread / "stat").read_text().rpartition(")")[2].split()[0] == "R"
+                    now = sum(map(int, (thread / "schedstat").read_text().split()[:2]))
+                    self._worked += now - self._before.get(thread, 0)
+                    self._before[thread] = now
+        if not at_work:  # else the time for which it waits for a core now is not known yet
+            passed, worked = time.monotonic() - self._began, self._worked / 1e9
+            self._began, self._worked = time.monotonic(), 0
+            self.seconds += max(0.0, passed - worked)
+        return self.seconds
+
+
+def family(pids: Iterable[int]) -> set[int]:
+    "Processes, and those that they have started."
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    found, left = set(pids), True
+    while left:
+        left = {pid for pid, parent in parents.items() if parent in found} - found
+        found |= left
+    return found
+
+
+def end_of(app: subprocess.Popen, rest_seconds: float) -> tuple[str, str]:
+    "Wait for the end of a program, which may not rest longer than that; what it has written."
+    rest = Rest(app.pid)
+    with contextlib.suppress(ProcessLookupError):
+        while True:
+            try:
+                return app.communicate(timeout=0.02)
+            except subprocess.TimeoutExpired:
+                if rest.look() > rest_seconds:
+                    break
+        os.killpg(app.pid, signal.SIGKILL) if os.getpgid(app.pid) == app.pid else app.kill()
+    app.communicate()
+    raise AssertionError(f"the program has not ended, and has rested for {rest_seconds:g} s")
+
+
+def are_gone(pids: Iterable[int], rest_seconds: float) -> None:
+    "Wait for the end of processes, which may not rest longer than that."
+    pids = list(pids)
+    rest = Rest(*pids)
+    while left := [pid for pid in pids if is_alive(pid)]:
+        if rest.look() > rest_seconds:
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
+            raise AssertionError(
+                f"{len(left)} of {len(pids)} processes are left, and have rested for {rest_seconds:g} s"
+            )
+        time.sleep(0.005)
+
+
+def time_is_up(manager, job) -> None:
+    "Let the timeout of a running job be over: a test waits for what is to come before, and not for a moment."
+    number = manager._engine.jobs.find(job).task.number
+    assert manager._engine.timers.clear("timeout", number), "it has no timeout, or does not run"
+    manager._engine.timers.set("timeout", number, 0.0)
+
+
+def let_pass(seconds: float) -> None:
+    "Put the clock of the running event loop forward: what is due until then is due now, and the limit of `run` comes nearer."
+    loop = asyncio.get_running_loop()
+    usual = loop.time
+    loop.time = lambda: usual() + seconds
 
 
 def descriptors() -> int:

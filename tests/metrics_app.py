@@ -51,7 +51,7 @@ async def run(request):
     with trace.get_tracer("app").start_as_current_span("POST /run", propagate.extract(request.headers)):
         jobs = [await manager.submit_job(plugin, params) for plugin, params in await request.json()]
     if "wait" in request.query_params:
-        jobs = [await manager.wait(job, timeout=60) for job in jobs]
+        jobs = [await manager.wait(job, timeout=120) for job in jobs]
     return JSONResponse([{"id": job.id, "status": str(job.status), "result": str(job.result)} for job in jobs])
 
 

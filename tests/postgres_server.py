@@ -88,7 +88,7 @@ class PostgresServer:
             self.process = subprocess.Popen(
                 command, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **self._as_user()
             )  # type: ignore[call-overload]
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not self._ready():
             assert self.process.poll() is None and time.monotonic() < deadline, (self.folder / "log").read_text()
             time.sleep(0.02)
@@ -104,7 +104,7 @@ class PostgresServer:
     def _end(self, number: int) -> None:
         if self.process and self.process.poll() is None:
             self.process.send_signal(number)
-            self.process.wait(60)
+            self.process.wait(120)
 
     def stop(self) -> None:
         "Stop it as an administrator does: connections are cut, and what is committed is written."

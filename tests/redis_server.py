@@ -60,7 +60,7 @@ class RedisServer:
             self.process = subprocess.Popen(
                 command, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not self._ready():
             assert self.process.poll() is None and time.monotonic() < deadline, (self.folder / "log").read_text()
             time.sleep(0.02)
@@ -82,7 +82,7 @@ class RedisServer:
         "End it at once."
         if self.process and self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)  # the group: `timeout` cannot pass on a kill
-            self.process.wait(60)
+            self.process.wait(120)
 
     def save(self) -> Path:
         "Kill it, and keep a copy of its data as it is now; `restore` brings that back."
@@ -104,7 +104,7 @@ class RedisServer:
         if self.process and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
-                self.process.wait(10)
+                self.process.wait(120)
             except subprocess.TimeoutExpired:
                 self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -68,12 +68,12 @@ async def a_lost_machine_costs_its_job(
         job = await running(manager, "run_until", folder=str(folder))
         waiting = await manager.start_job("pid")
         lose(job)
-        await manager.wait(job.id, 30)
+        await manager.wait(job.id, 120)
         assert not is_alive(real(job.worker_pid)), "it runs on although it was given up"
         assert (job.status, job.error_type) == ("failed", "NodeLost")
         assert "may have run in part" in job.error
         bring_back(waiting)
-        await manager.wait(waiting.id, 30)
+        await manager.wait(waiting.id, 120)
         assert (waiting.status, waiting.attempts) == ("completed", 1)
     assert [one_end(events, j) for j in (job, waiting)] == ["job:failed", "job:completed"]
     assert runs(folder) == [real(job.worker_pid)]
@@ -92,7 +92,7 @@ async def a_loop_that_stands_still_costs_no_worker(
         enough = link._heard + 2 * link._settings.lost_seconds / link._settings.ping_seconds
         until_now(lambda: link._heard > enough, what="answers of the agent")
         (folder / "go on").touch()
-        await manager.wait(job.id, 30)
+        await manager.wait(job.id, 120)
         assert (job.status, job.result) == ("completed", real(job.worker_pid)), job.error
         assert node.is_up
 
@@ -133,7 +133,7 @@ def a_killed_app_leaves_nothing(
         (worker,), found = runs(folder), others(app.pid, child)
     finally:
         app.kill()
-        app.wait(10)
+        app.wait(120)
     # long before the lease is over: the end of its connection is what ends the worker
     until_now(lambda: not is_alive(worker), seconds, what="the end of the worker")
     for pid in found:

@@ -50,7 +50,7 @@ class Host:
 async def settled(journal, job, was):
     done = asyncio.get_running_loop().create_future()
     journal.write(job, was, lambda refused, error: done.set_result((refused, error)))
-    return await asyncio.wait_for(done, 30)
+    return await asyncio.wait_for(done, 120)
 
 
 # ---------------------------------------------------------------- owners

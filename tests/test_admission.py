@@ -58,7 +58,7 @@ def test_many_jobs_at_once_never_take_more_than_there_is_and_start_in_order(monk
         finish(job)
 
     async def main() -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             await asyncio.gather(*(run(job) for job in jobs))
 
     asyncio.run(main())
@@ -89,9 +89,13 @@ def test_the_sampler_ends_with_the_loop(monkeypatch):
     Machine(monkeypatch)
     resources = ProcessResourceManager(interval_seconds=0.01)
     admission = MemoryAdmission(resources, needs)
-    assert asyncio.run(admission.validate_resources(BaseJob("fill", {"bytes": MIB}))) is None
-    assert resources._sampler.running  # the job has not been seen on a worker; its loop is gone
-    deadline = time.monotonic() + 10
+
+    async def main() -> None:
+        assert await admission.validate_resources(BaseJob("fill", {"bytes": MIB})) is None
+        assert resources._sampler.running  # the job has not been seen on a worker
+
+    asyncio.run(main())  # and now its loop is gone
+    deadline = time.monotonic() + 120
     while resources._sampler.running and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not resources._sampler.running
@@ -170,7 +174,7 @@ def test_real_processes_stay_below_the_limit(monkeypatch):
             idle.append(worker)
 
         with resources.sampling(watch):
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(120):
                 await asyncio.gather(*(do(BaseJob("fill", {"bytes": 110 * MIB})) for _ in range(12)))
         for worker in workers:
             await worker.end()

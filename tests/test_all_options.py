@@ -104,7 +104,7 @@ def test_the_largest_number_of_every_setting_works():
         config = WorkerConfig(**rules)
         async with BaseJobManager("largest", plugins={"echo": echo}, worker_config=config, recycle=recycle) as manager:
             jobs = [await manager.submit_job("echo", x=n, priority=n * 10**12, retry=retry) for n in (0, -1, 1)]
-            assert [(await manager.wait(job, 60)).result for job in jobs] == [0, -1, 1]
+            assert [(await manager.wait(job, 120)).result for job in jobs] == [0, -1, 1]
             assert [await manager.run("echo", x=x) for x in range(3)] == [0, 1, 2]
             await manager.shutdown(20)
 
@@ -129,7 +129,7 @@ def test_an_odd_option_of_a_job_hurts_nobody(store, tmp_path):
                     assert what in ("0", "-1", "1e-300", "text", "long", "1e300", "2**63"), (option, what)
                     # a timeout of 0 may come too late for such a short job
                     ends = ("failed", "completed") if option == "timeout" else ("completed",)
-                    assert (await manager.wait(job, 20)).status in ends
+                    assert (await manager.wait(job, 120)).status in ends
                 assert await manager.run("echo", x=option) == option and manager.store_trouble is None
 
     run(scene())
@@ -141,7 +141,7 @@ def test_an_odd_argument_of_a_call_hurts_nobody(tmp_path):
         manager = BaseJobManager("odd", plugins={"echo": echo}, job_store=store)
         async with manager:
             job = await manager.submit_job("echo", x=1)
-            await manager.wait(job, 20)
+            await manager.wait(job, 120)
             calls = {
                 "priority": lambda value: manager.set_priority(job, value),
                 "start": lambda value: manager.stream(job, value),

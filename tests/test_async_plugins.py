@@ -69,7 +69,7 @@ def test_one_is_cancelled_and_the_others_go_on(tmp_path):
             jobs = [await manager.start_job("plugin", name=n, until="go on") for n in "abc"]
             await until(lambda: all((tmp_path / f"{n} began").exists() for n in "abc"))
             await manager.cancel_job(jobs[1].id)
-            await manager.wait(jobs[1].id, 30)
+            await manager.wait(jobs[1].id, 120)
             assert (tmp_path / "b was cancelled").exists() and jobs[0].status == "running"
             (tmp_path / "go on").touch()
             assert [job.status for job in await ends(manager, jobs)] == ["completed", "cancelled", "completed"]
@@ -86,10 +86,10 @@ def test_a_job_that_does_not_end_costs_its_worker_only_once_nobody_needs_it(tmp_
             await until((tmp_path / "other began").exists)
             pid = manager.workers()[0].pid
             await manager.cancel_job(deaf.id)
-            assert (await manager.wait(deaf.id, 30)).status == "cancelled"
+            assert (await manager.wait(deaf.id, 120)).status == "cancelled"
             assert other.status == "running" and manager.workers()[0].pid == pid
             (tmp_path / "go on").touch()
-            assert (await manager.wait(other.id, 30)).status == "completed"
+            assert (await manager.wait(other.id, 120)).status == "completed"
             await until(lambda: pid not in {w.pid for w in manager.workers()}, what="the kill")
 
     run(scene())
@@ -100,9 +100,9 @@ def test_the_time_of_one_runs_out(tmp_path):
         async with make("Room", {"folder": str(tmp_path)}) as manager:
             slow = await manager.submit_job("plugin", params={"name": "slow", "until": "go on"}, timeout=0.3)
             other = await manager.start_job("plugin", name="other", until="go on")
-            assert (await manager.wait(slow.id, 30)).error_type == "JobTimeout"
+            assert (await manager.wait(slow.id, 120)).error_type == "JobTimeout"
             (tmp_path / "go on").touch()
-            assert (await manager.wait(other.id, 30)).status == "completed"
+            assert (await manager.wait(other.id, 120)).status == "completed"
 
     run(scene())
 
@@ -139,7 +139,7 @@ def test_a_slow_reader_holds_up_its_own_job_only(tmp_path):
             reader = manager.stream(paused.id)
             await anext(reader)
             await manager.cancel_job(paused.id)
-            assert (await manager.wait(paused.id, 30)).status == "cancelled"
+            assert (await manager.wait(paused.id, 120)).status == "cancelled"
 
     run(scene())
 
@@ -150,13 +150,17 @@ def test_what_was_loaded_lives_on_between_jobs_and_leaves_at_the_end(tmp_path):
         async with make("Room", {"folder": str(tmp_path)}, more=plain) as manager:
 
             async def beats() -> int:
-                job = await manager.wait((await manager.start_job("plugin", name="x", how="beats")).id, 30)
+                job = await manager.wait((await manager.start_job("plugin", name="x", how="beats")).id, 120)
                 return int(job.result)
 
-            first = await beats()
-            await asyncio.sleep(0.1)  # nothing runs: only the plugin's own task goes on
-            assert await beats() > first + 5
-            job = await manager.wait((await manager.start_job("plain", x=4)).id, 30)
+            first = before = await beats()
+            for pause in (0.1, 1, 10, 30):  # nothing runs: only the plugin's own task goes on; a machine may be busy
+                await asyncio.sleep(pause)
+                before, after = first, await beats()
+                if after > before + 15:
+                    break
+            assert after > before + 15
+            job = await manager.wait((await manager.start_job("plain", x=4)).id, 120)
             assert job.result == 8, "a plain plugin beside it may run a loop of its own"
             assert await beats() > first
         assert int((tmp_path / "unloaded").read_text()) > 5
@@ -169,9 +173,11 @@ def test_a_call_that_blocks_the_loop_is_told_with_its_stack(tmp_path, caplog):
         with caplog.at_level(logging.INFO, "cjm_worker_ext"):
             async with make("Room", {"folder": str(tmp_path)}) as manager:
                 job = await manager.start_job("plugin", name="a", how="block")
-                assert (await manager.wait(job.id, 30)).status == "completed"
+                await until(lambda: any(job.id in message for message in caplog.messages), what="what is told")
+                (tmp_path / "told").touch()
+                assert (await manager.wait(job.id, 120)).status == "completed"
         words = "\n".join(caplog.messages)
-        assert job.id in words and "time.sleep(1.6)" in words and "company_plugins.py" in words, words
+        assert "stands still for over" in words and "self.block()" in words and "company_plugins.py" in words, words
 
     run(scene())
 
@@ -181,7 +187,7 @@ def test_a_worker_is_replaced_once_all_its_jobs_have_ended(tmp_path):
         async with make("Room", {"folder": str(tmp_path)}) as manager:
             old = await manager.start_job("plugin", name="a", until="go on")
             await until((tmp_path / "a began").exists)
-            asks = await manager.wait((await manager.start_job("plugin", name="b", how="retire")).id, 30)
+            asks = await manager.wait((await manager.start_job("plugin", name="b", how="retire")).id, 120)
             new = await manager.start_job("plugin", name="c")
             (tmp_path / "go on").touch()
             await ends(manager, [old, new])
@@ -209,7 +215,7 @@ def test_a_forked_child_of_an_async_job_takes_no_order():
             for number in range(1, 60):
                 jobs.append(await manager.start_job("plugin", number=number, fork=number % 10 == 1))
                 await asyncio.sleep(0.01)
-            assert [job.result for job in await ends(manager, jobs, 15)] == list(range(1, 60))
+            assert [job.result for job in await ends(manager, jobs)] == list(range(1, 60))
             assert len({job.worker_pid for job in jobs}) == 1
 
     run(scene())
@@ -230,8 +236,8 @@ def test_a_job_that_holds_up_the_event_loop_for_ever_costs_its_worker(tmp_path):
             await until((tmp_path / "wedged began").exists)
             (tmp_path / "go on").touch()
             await manager.cancel_job(wedged.id)
-            assert (await manager.wait(wedged.id, 30)).status == "cancelled"
-            assert (await manager.wait(other.id, 30)).error_type == "WorkerCrashed"
-            assert (await manager.wait(again.id, 30)).status == "completed", "alone, on another worker"
+            assert (await manager.wait(wedged.id, 120)).status == "cancelled"
+            assert (await manager.wait(other.id, 120)).error_type == "WorkerCrashed"
+            assert (await manager.wait(again.id, 120)).status == "completed", "alone, on another worker"
 
     run(scene())

@@ -84,7 +84,7 @@ def test_a_timeout_that_is_no_number(timeout):
 def test_a_position_that_is_no_number(position):
     async def scene():
         async with make() as manager:
-            job = await manager.wait((await manager.start_job("echo", value=1)).id, 20)
+            job = await manager.wait((await manager.start_job("echo", value=1)).id, 120)
             with pytest.raises(ConfigError, match="start must be a whole number >= 0, got"):
                 manager.stream(job.id, start=position)
             with pytest.raises(ConfigError, match="last must be a whole number >= 0, got"):
@@ -132,7 +132,7 @@ def test_a_job_serves_as_well_as_its_id():
     async def scene():
         async with make() as manager:
             job = await manager.start_job("echo", value=1)
-            assert await manager.wait(job, 20) is job and await manager.result_of(job.id) == 1
+            assert await manager.wait(job, 120) is job and await manager.result_of(job.id) == 1
             assert not await manager.cancel_job(job)
             plain = (manager.get_job, manager.get_job_result, manager.get_job_output, manager.get_job_chunks)
             assert [call(job) for call in plain] == [call(job.id) for call in plain]
@@ -190,7 +190,7 @@ def test_something_else_as_the_third_argument():
 def test_after_shutdown():
     async def scene():
         manager = make()
-        job = await manager.wait((await manager.start_job("echo", value=1)).id, 20)
+        job = await manager.wait((await manager.start_job("echo", value=1)).id, 120)
         await manager.shutdown()
         await manager.shutdown()
         for call in (manager.start_job, manager.load_plugin, manager.reload_plugin, manager.unload_plugin):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from company_plugins import Configs, SlowToRead
-from harness import run, until
+from harness import let_pass, run, time_is_up, until
 
 from cjm_worker_ext import BaseJobManager, WorkerConfig
 from cjm_worker_ext.policies import Recycle, Retry
@@ -39,7 +39,7 @@ async def ends(manager, jobs, seconds=30):
 
 async def loaded(manager):
     "One job before the others, so that the plugin is there."
-    await manager.wait((await manager.start_job("model", x=0)).id, 30)
+    await manager.wait((await manager.start_job("model", x=0)).id, 120)
 
 
 def batches(log: Path) -> list[list[int]]:
@@ -82,7 +82,7 @@ def test_what_a_batch_prints_is_told_before_its_answers(caplog):
             await loaded(manager)
             for _ in range(50):
                 first, *others = await submit(manager, {}, {}, {})
-                await manager.wait(first.id, 30)
+                await manager.wait(first.id, 120)
                 assert f"line {first.result} of a batch" in caplog.text
                 await ends(manager, others)
 
@@ -181,7 +181,7 @@ def test_one_of_a_batch_is_cancelled_and_the_others_go_on(tmp_path):
             await until(lambda: all(job.progress is not None for job in jobs), what="the progress of each job")
             assert [job.progress_message for job in jobs] == ["part 0", "part 1", "part 2"]
             assert await manager.cancel_job(jobs[1].id)
-            await manager.wait(jobs[1].id, 30)
+            await manager.wait(jobs[1].id, 120)
             assert jobs[1].status == "cancelled" and jobs[0].status == "running", "it does not wait for the batch"
             go_on.touch()
             assert [job.status for job in await ends(manager, jobs)] == ["completed", "cancelled", "completed"]
@@ -201,7 +201,7 @@ def test_a_batch_that_nobody_wants_is_interrupted(tmp_path):
             for job in jobs:
                 await manager.cancel_job(job.id)
             assert [job.status for job in await ends(manager, jobs)] == ["cancelled"] * 3
-            job = await manager.wait((await manager.submit_job("model", params={})).id, 30)
+            job = await manager.wait((await manager.submit_job("model", params={})).id, 120)
             assert (job.status, job.worker_pid) == ("completed", pid), "the worker was not killed for it"
 
     run(scene())
@@ -216,11 +216,11 @@ def test_a_batch_that_hears_nothing_costs_its_worker_only_once_nobody_needs_it(t
             await until(lambda: all(path.exists() for path in started))
             pid = manager.workers()[0].pid
             await manager.cancel_job(jobs[0].id)
-            await manager.wait(jobs[0].id, 30)
+            await manager.wait(jobs[0].id, 120)
             assert (jobs[0].status, jobs[1].status) == ("cancelled", "running")
             assert manager.workers()[0].pid == pid, "the other job still runs there"
             await manager.cancel_job(jobs[1].id)
-            await manager.wait(jobs[1].id, 30)
+            await manager.wait(jobs[1].id, 120)
             await until(lambda: pid not in {w.pid for w in manager.workers()}, what="the kill")
 
     run(scene())
@@ -231,9 +231,10 @@ def test_the_time_of_one_runs_out_and_the_others_go_on(tmp_path):
         go_on = tmp_path / "go on"
         async with make("company_plugins:Busy") as manager:
             jobs = await submit(manager, *({"until": str(go_on)} for _ in range(2)))
-            jobs += await submit(manager, {}, timeout=0.3)
+            jobs += await submit(manager, {}, timeout=600)
             await until(lambda: all(job.progress is not None for job in jobs))
-            await manager.wait(jobs[2].id, 30)
+            time_is_up(manager, jobs[2])
+            await manager.wait(jobs[2].id, 120)
             assert (jobs[2].status, jobs[2].error_type, jobs[0].status) == ("failed", "JobTimeout", "running")
             go_on.touch()
             assert [job.status for job in await ends(manager, jobs)] == ["completed", "completed", "failed"]
@@ -266,7 +267,7 @@ def test_cancels_while_batches_are_answered_end_each_job_once():
             assert {job.status for job in jobs} == {"completed", "cancelled"}
             assert manager.workers()[0].pid == pid
 
-    run(scene(), 120)
+    run(scene())
 
 
 def test_a_worker_is_replaced_after_the_batch_that_asks_for_it(tmp_path):
@@ -323,15 +324,16 @@ def test_time_in_front_of_a_batch_is_not_the_time_of_a_job(tmp_path):
         async with make(config={"log": str(log)}) as manager:
             await loaded(manager)
             first = await submit(manager, *({"x": x, "until": str(go_on)} for x in range(4)))
-            (short,) = await submit(manager, {"x": 4}, timeout=0.3)
+            (short,) = await submit(manager, {"x": 4}, timeout=600)
             await until(lambda: len(batches(log)) == 2)
             assert short.status == "running", "it is at the worker already"
+            let_pass(601)
             with pytest.raises(TimeoutError):
-                await manager.wait(short.id, 0.6)
+                await manager.wait(short.id, 0.3)
             go_on.touch()
             assert [job.status for job in await ends(manager, [*first, short])] == ["completed"] * 5
 
-    run(scene())
+    run(scene(), 700)
 
 
 def test_a_worker_that_never_comes_to_the_next_batch_does_not_hold_it_for_ever(tmp_path):
@@ -345,8 +347,8 @@ def test_a_worker_that_never_comes_to_the_next_batch_does_not_hold_it_for_ever(t
             (other,) = await submit(manager, {"x": 2})
             go_on.touch()
             assert [job.status for job in await ends(manager, first)] == ["completed"]
-            assert (await manager.wait(slow.id, 30)).error_type == "JobTimeout"
-            assert (await manager.wait(other.id, 30)).status == "completed", "it goes to another worker"
+            assert (await manager.wait(slow.id, 120)).error_type == "JobTimeout"
+            assert (await manager.wait(other.id, 120)).status == "completed", "it goes to another worker"
 
     run(scene())
 

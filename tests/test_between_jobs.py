@@ -109,7 +109,7 @@ def test_a_worker_that_is_in_the_middle_of_a_message_keeps_its_jobs(plugin, name
             async with make() as manager:
                 jobs = []
                 for n in range(60):
-                    jobs.append(await manager.wait((await manager.start_job(plugin, n=n)).id, 30))
+                    jobs.append(await manager.wait((await manager.start_job(plugin, n=n)).id, 120))
                     await heard.next()  # the worker has nothing to do, and its next message is on its way
                 assert [job.result for job in jobs] == list(range(60))
                 assert len({job.worker_pid for job in jobs}) == 1
@@ -123,7 +123,7 @@ def test_a_worker_that_is_in_the_middle_of_a_message_keeps_its_jobs(plugin, name
 def test_an_order_waits_for_the_end_of_a_message(tmp_path):
     async def scene():
         async with make() as manager:
-            await manager.wait((await manager.start_job("plain")).id, 30)  # it is loaded, which is a message too
+            await manager.wait((await manager.start_job("plain")).id, 120)  # it is loaded, which is a message too
             first = await manager.wait((await manager.start_job("log_in_two_parts", folder=str(tmp_path))).id, 30)
             (tmp_path / "begin").touch()
             (worker,) = [worker for backend in local._backends for worker in backend.workers.values()]
@@ -131,9 +131,9 @@ def test_an_order_waits_for_the_end_of_a_message(tmp_path):
             cancelled, second = [await manager.start_job("plain", folder=str(tmp_path)) for _ in range(2)]
             await until(lambda: cancelled.status == "running")
             await manager.cancel_job(cancelled.id)
-            assert (await manager.wait(cancelled.id, 30)).status == "cancelled" and is_alive(first.worker_pid)
+            assert (await manager.wait(cancelled.id, 120)).status == "cancelled" and is_alive(first.worker_pid)
             (tmp_path / "end").touch()
-            await manager.wait(second.id, 30)
+            await manager.wait(second.id, 120)
             assert (second.result, second.worker_pid, second.attempts) == ("done", first.worker_pid, 1)
 
     run(scene())
@@ -148,7 +148,7 @@ def test_a_message_that_never_ends_costs_its_worker_and_no_job(tmp_path, monkeyp
             (tmp_path / "begin").touch()
             (worker,) = [worker for backend in local._backends for worker in backend.workers.values()]
             await until(lambda: worker.frames.reader.part)
-            second = await manager.wait((await manager.start_job("plain")).id, 30)
+            second = await manager.wait((await manager.start_job("plain")).id, 120)
             assert (second.result, second.attempts) == ("done", 1) and second.worker_pid != first.worker_pid
 
     run(scene())

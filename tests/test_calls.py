@@ -29,7 +29,7 @@ async def have_ended(manager, count):
     "The states of the jobs, once they have all ended."
     jobs = manager.get_all_jobs()
     assert len(jobs) == count
-    return [str((await manager.wait(job, 20)).status) for job in jobs]
+    return [str((await manager.wait(job, 120)).status) for job in jobs]
 
 
 def test_who_gives_up_a_run_gives_up_its_job():

@@ -51,7 +51,7 @@ class PostgresTests(RedisTests):
         return PostgresChannel(self.dsn, self.name, max_entries=self.kept)
 
     async def lose(self, channel):
-        async with await asyncio.wait_for(channel._connection(False), 10) as connection:
+        async with await asyncio.wait_for(channel._connection(False), 120) as connection:
             await connection.execute("TRUNCATE cjm_channels, cjm_channel_entries, cjm_channel_writers")
 
 
@@ -396,8 +396,8 @@ def test_an_app_whose_loop_is_blocked_does_not_pile_up_what_others_publish(tmp_p
         await events.ready()
         page = Page(events.endpoint, query=b"event=job:completed")
         await page.until(b"snapshot")
-        subprocess.run([sys.executable, program, path], check=True, timeout=60)  # noqa: ASYNC221  - it blocks the loop
-        deadline = time.monotonic() + 60
+        subprocess.run([sys.executable, program, path], check=True, timeout=120)  # noqa: ASYNC221  - it blocks the loop
+        deadline = time.monotonic() + 120
         while len(events._hub._handed_over) < 10_000:
             assert time.monotonic() < deadline
             time.sleep(0.01)  # noqa: ASYNC251
@@ -489,7 +489,7 @@ def test_a_process_that_ends_sends_its_last_events(tmp_path):
         "asyncio.run(main())\n"
     )
     path = tmp_path / "events.db"
-    subprocess.run([sys.executable, program, path], check=True, timeout=60, env={**os.environ})
+    subprocess.run([sys.executable, program, path], check=True, timeout=120, env={**os.environ})
 
     async def main():
         channel = SQLiteChannel(path)
@@ -526,6 +526,6 @@ asyncio.run(publish(events))
 asyncio.run(events.aclose())
 print("ended")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     told = "event channel: was started before the fork; make a broadcaster of its own in the child"
     assert done.stdout == f"{told}\nended\n", done.stderr

@@ -75,7 +75,7 @@ def works(function, arguments, keywords) -> bool:
         return False
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(signatures(stars=False), signatures(stars=True))
 def test_no_problem_exactly_when_every_promised_call_works(promised, found):
     protocol = type("P", (Protocol,), {"method": method(promised), "__module__": __name__})
@@ -86,7 +86,7 @@ def test_no_problem_exactly_when_every_promised_call_works(promised, found):
         assert (problems == []) == fits, f"{promised} promised, {found} found: {[str(p) for p in problems]}"
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sets(st.sampled_from(WORKER_STATE_KEYWORDS)), st.sets(st.sampled_from(WORKER_STATE_KEYWORDS)))
 def test_the_keywords_that_are_missing_or_required_are_named(listed, required):
     listed |= required

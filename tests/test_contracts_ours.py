@@ -235,7 +235,7 @@ async def run_one_job():
     )
     async with manager:
         job = await manager.start_job("words", text="one two three")
-        job = await manager.wait(job.id, timeout=30)
+        job = await manager.wait(job.id, timeout=120)
         assert (job.status, job.result) == ("completed", 3), job.error
     return resources, broadcaster
 

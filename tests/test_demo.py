@@ -61,7 +61,7 @@ def on_terminal(command: list[str], until: str = "", stop: int = 0) -> tuple[int
             process.send_signal(stop)
             stop = 0
     os.close(main)
-    return process.wait(30), shown.decode()
+    return process.wait(120), shown.decode()
 
 
 def alive(pids: list[int]) -> list[int]:
@@ -135,7 +135,7 @@ def test_a_reader_that_closes_the_pipe(script: list[str], texts: Path) -> None:
     process.stdout.readline()
     process.stdout.close()
     error = process.stderr.read()
-    assert (process.wait(60), error) == (128 + signal.SIGPIPE, b"")
+    assert (process.wait(120), error) == (128 + signal.SIGPIPE, b"")
 
 
 @pytest.mark.parametrize(

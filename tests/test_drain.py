@@ -218,7 +218,7 @@ def test_in_another_thread_a_warning_and_nothing_else(heard, caplog):
 
     thread = threading.Thread(target=run, args=(scene(),))
     thread.start()
-    thread.join(20)
+    thread.join(120)
     assert "manager 'drain': drain_on does nothing, because no signal arrives in this thread" in caplog.text
 
 
@@ -294,7 +294,7 @@ def test_a_program_without_a_handler_ends_by_the_signal_after_its_jobs(tmp_path,
             with pytest.raises(subprocess.TimeoutExpired):
                 process.wait(0.3)
             gate.go_on.touch()
-            assert process.wait(20) == -signal.SIGTERM
+            assert process.wait(120) == -signal.SIGTERM
             assert process.stdout.read().strip() == "completed"
             assert not is_alive(int(gate.started.read_text()))
         finally:
@@ -320,7 +320,7 @@ class Served:
     def ask(self, path: str, data: dict | None = None) -> tuple[int, object]:
         body = None if data is None else json.dumps(data).encode()
         try:
-            with urllib.request.urlopen(urllib.request.Request(self.address + path, body), timeout=20) as answer:
+            with urllib.request.urlopen(urllib.request.Request(self.address + path, body), timeout=120) as answer:
                 return answer.status, json.load(answer)
         except urllib.error.HTTPError as e:
             with e:
@@ -352,7 +352,7 @@ def test_under_uvicorn_jobs_finish_while_the_server_still_answers(tmp_path, loop
         )
         assert [served.ask(f"/jobs/{job}")[1] for job in (running, pending)] == ["running", "pending"]
         gate.go_on.touch()
-        assert served.process.wait(20) == -signal.SIGTERM, "as uvicorn ends without a drain: it repeats the signal"
+        assert served.process.wait(120) == -signal.SIGTERM, "as uvicorn ends without a drain: it repeats the signal"
         finished = served.report.read_text().splitlines()
         assert len(finished) >= 2 and set(finished) == {"completed None None"}
         assert not is_alive(int(gate.started.read_text()))
@@ -370,7 +370,7 @@ def test_under_uvicorn_a_second_signal_and_a_deadline_end_the_jobs(tmp_path):
             if signals == 2:
                 until_now(lambda: served.ask("/jobs", gate.params)[0] == 503)  # noqa: B023  - used at once
                 served.process.terminate()
-            assert served.process.wait(20) == -signal.SIGTERM
+            assert served.process.wait(120) == -signal.SIGTERM
             assert served.report.read_text().splitlines()[0] == "cancelled None the manager was shut down"
 
 
@@ -390,7 +390,7 @@ def test_a_drain_says_what_it_waits_for_again_and_again(caplog, tmp_path):
         events, gate = Events(), Gate(tmp_path)
         plugins = PLUGINS | {"lingers": lingers}
         manager = BaseJobManager("drain", plugins=plugins, event_broadcaster=events)
-        await manager.wait((await manager.start_job("lingers")).id, 30)
+        await manager.wait((await manager.start_job("lingers")).id, 120)
         job = await manager.start_job("touch_and_wait", **gate.params)
         pending = await manager.start_job("echo")
         await until(gate.started.exists)

@@ -29,26 +29,26 @@ def served(name, **environment):
     command = [sys.executable, "-m", "uvicorn", f"{name}:app", "--port", str(port), "--log-level", "warning"]
     server = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path, **environment}, start_new_session=True)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while True:
             with contextlib.suppress(httpx.TransportError):
-                httpx.get(f"http://127.0.0.1:{port}/", timeout=60).raise_for_status()
+                httpx.get(f"http://127.0.0.1:{port}/", timeout=120).raise_for_status()
                 break
             assert server.poll() is None and time.monotonic() < deadline
             time.sleep(0.1)
         yield f"http://127.0.0.1:{port}"
         server.send_signal(signal.SIGINT)
-        server.wait(30)
+        server.wait(120)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGKILL)
-        server.wait(30)
+        server.wait(120)
 
 
 def run_stories(name: str) -> None:
     "Tell a story, and look at the monitor."
-    deadline = time.monotonic() + 60
-    with served(name) as address, httpx.Client(base_url=address, follow_redirects=True, timeout=60) as client:
+    deadline = time.monotonic() + 120
+    with served(name) as address, httpx.Client(base_url=address, follow_redirects=True, timeout=120) as client:
         assert "Tell" in client.get("/").text
         answer = client.post("/", data={"story": "There <was> a king"})
         assert re.search(r"<h1>Jobs</h1>", answer.text), answer.text
@@ -62,7 +62,7 @@ def run_stories(name: str) -> None:
 
 def run_tokens() -> None:
     "Ask the parrot, without a browser; then stop it in the middle."
-    with served("fasthtml_tokens") as address, httpx.Client(base_url=address, timeout=60) as client:
+    with served("fasthtml_tokens") as address, httpx.Client(base_url=address, timeout=120) as client:
         assert "Tell me a story" in client.get("/").text
         job = client.post("/ask", data={"prompt": "a <b> c"}).json()["job"]
         lines = client.get(f"/tokens/{job}").text.split("\n\n")

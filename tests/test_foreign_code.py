@@ -98,7 +98,7 @@ TOLD = [("on_job_ended", False), ("on_job_ended", True)]
 @pytest.mark.parametrize(("hook", "is_async"), ENDS + TOLD)
 def test_a_hook_costs_its_own_job_at_most_whatever_it_raises(hook, is_async, kind):
     async def main():
-        async with asyncio.timeout(60), app(hook, kind, is_async) as manager:
+        async with asyncio.timeout(120), app(hook, kind, is_async) as manager:
             await manager.run("work", x=0)
             pid = manager.workers()[0].pid
             jobs = [await manager.start_job("work", x=x) for x in (0, 1, 2)]
@@ -123,7 +123,7 @@ def test_an_exit_in_a_hook_ends_the_loop_and_the_job_has_its_end(hook, is_async)
     async def main():
         manager = app(hook, SystemExit, is_async)
         jobs.append(await manager.start_job("work", x=1))
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             await asyncio.Event().wait()
 
     with pytest.raises(SystemExit, match="by the app"):
@@ -137,7 +137,7 @@ def test_a_check_that_is_cancelled_ends_its_job_as_cancelled():
             await asyncio.Event().wait()
 
     async def main():
-        async with asyncio.timeout(60), App("app", plugins={"work": work}) as manager:
+        async with asyncio.timeout(120), App("app", plugins={"work": work}) as manager:
             job = await manager.start_job("work", x=1)
             await asyncio.sleep(0)
             assert await manager.cancel_job(job)
@@ -212,7 +212,7 @@ def test_a_thread_for_calls_outlives_what_they_raise(caplog):
 def test_an_exception_that_cannot_be_described_fails_its_job_and_costs_no_worker(plugin, kind):
     async def main():
         plugins = {"work": work, "odd": plugin}
-        async with asyncio.timeout(60), BaseJobManager("app", plugins=plugins) as manager:
+        async with asyncio.timeout(120), BaseJobManager("app", plugins=plugins) as manager:
             await manager.run("work", x=0)
             pid = manager.workers()[0].pid
             job = await manager.wait(await manager.start_job("odd", kind=kind))
@@ -252,7 +252,7 @@ def test_a_cancel_on_a_second_loop_is_no_shutdown(tmp_path, stored):
     manager = App("app", plugins={"work": work}, job_store=store)
 
     async def main():
-        async with asyncio.timeout(60), manager:
+        async with asyncio.timeout(120), manager:
             job = await manager.start_job("work", x=1)
             await asyncio.sleep(0)
             assert await manager.cancel_job(job)
@@ -282,7 +282,7 @@ def test_a_broadcaster_may_shut_the_manager_down(first, caplog):
         else:
             await manager.load_plugin("crash")
         await manager.shutdown()
-        await asyncio.wait_for(asyncio.shield(manager.shutdown()), 60)
+        await asyncio.wait_for(asyncio.shield(manager.shutdown()), 120)
 
     asyncio.run(main())
     assert called
@@ -301,5 +301,5 @@ def test_a_sampler_outlives_what_its_call_raises():
 
     sampler = Sampler(take, 0.001)
     with sampler.asked():
-        assert again.wait(30)
+        assert again.wait(120)
     sampler.join()

@@ -29,7 +29,7 @@ def wait_for(child):
 """
 
 
-def play(body: str, tmp_path: Path, seconds: float = 40) -> dict:
+def play(body: str, tmp_path: Path, seconds: float = 120) -> dict:
     "Run an app, and return what it says at its end."
     script = tmp_path / "app.py"
     script.write_text(APP.format(tests=str(Path(__file__).parent), body=textwrap.dedent(body)))
@@ -75,8 +75,8 @@ def test_a_child_of_a_running_manager_changes_nothing_in_the_parent(child, loop,
                         CHILD
                     codes.append(wait_for(pid))
                     await asyncio.sleep(0.01)
-                await manager.wait(job.id, 30)
-                after = await manager.wait((await manager.start_job("echo", value=7)).id, 30)
+                await manager.wait(job.id, 120)
+                after = await manager.wait((await manager.start_job("echo", value=7)).id, 120)
                 same = after.worker_pid == job.worker_pid
             print(json.dumps({"codes": codes, "status": job.status, "error": job.error, "after": after.result, "same": same}))
 
@@ -95,7 +95,7 @@ def test_a_manager_made_before_the_fork_works_in_the_child_that_uses_it_first(tm
 
         async def main():
             async with manager:
-                return (await manager.wait((await manager.start_job("echo", value=7)).id, 30)).result
+                return (await manager.wait((await manager.start_job("echo", value=7)).id, 120)).result
 
         children = []
         for _ in range(2):
@@ -127,7 +127,7 @@ def test_a_blocking_manager_is_inert_in_a_child(tmp_path):
                         raise SystemExit(0)  # through the `with`, too
                     raise SystemExit(1)
                 codes.append(wait_for(pid))
-                job = manager.wait(manager.start_job("echo", value=7).id, 30)
+                job = manager.wait(manager.start_job("echo", value=7).id, 120)
                 codes.append(job.result)
         print(json.dumps({"codes": codes}))
         """,
@@ -149,7 +149,7 @@ def test_a_child_unregisters_no_worker_of_its_parent(tmp_path):
         async def main():
             leave = way_out()
             async with BaseJobManager("forks", plugins=plugins, resource_manager=Resources()) as manager:
-                await manager.wait((await manager.start_job("echo")).id, 30)
+                await manager.wait((await manager.start_job("echo")).id, 120)
                 pid = os.fork()
                 if not pid:
                     leave(0)  # runs what atexit has

@@ -63,7 +63,7 @@ class Steps:
             await asyncio.sleep(0)
 
     async def ends(self, job: BaseJob, *allowed: str) -> None:
-        await self.manager.wait(job.id, 20)
+        await self.manager.wait(job.id, 120)
         assert job.status in allowed and (job.status != "failed" or job.error_type == "JobTimeout"), (
             job.status,
             job.error,

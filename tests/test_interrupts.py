@@ -46,7 +46,7 @@ def test_a_cancelled_import_does_not_spoil_the_worker(tmp_path, monkeypatch):
             job = await manager.start_job("use", seconds=600)
             await until(started.exists)
             assert await manager.cancel_job(job.id)
-            again = await manager.wait((await manager.start_job("use")).id, 30)
+            again = await manager.wait((await manager.start_job("use")).id, 120)
             assert (again.result, again.error) == (42, None)
             assert again.worker_pid == job.worker_pid, "the import ends first, and the worker is as good as before"
 
@@ -74,7 +74,7 @@ def test_an_interrupt_that_is_lost_is_sent_again(tmp_path):
             job = await manager.start_job("lose")
             await until(started.exists)
             assert await manager.cancel_job(job.id)
-            after = await manager.wait((await manager.start_job("pid")).id, 30)
+            after = await manager.wait((await manager.start_job("pid")).id, 120)
             assert after.result == job.worker_pid, "the worker lives"
 
     run(scene())
@@ -104,7 +104,7 @@ def test_an_interrupt_is_held_back_while_a_plugin_loads(tmp_path):
             job = await manager.start_job("slow")
             await until(started.exists)
             assert await manager.cancel_job(job.id)
-            again = await manager.wait((await manager.start_job("slow")).id, 30)
+            again = await manager.wait((await manager.start_job("slow")).id, 120)
             assert (again.result, again.worker_pid) == ("loaded", job.worker_pid)
 
     run(scene())
@@ -169,7 +169,7 @@ def test_a_forked_child_of_a_plugin_answers_nothing(ending):
     async def scene():
         async with make({"fork": namespace["fork"]}) as manager:
             for _ in range(3):
-                job = await manager.wait((await manager.start_job("fork")).id, 30)
+                job = await manager.wait((await manager.start_job("fork")).id, 120)
                 assert (job.status, job.result) == ("completed", job.worker_pid), job.error
                 assert job.progress_message == "from the worker"
 

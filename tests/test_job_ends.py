@@ -53,7 +53,7 @@ def test_everything_is_there_when_the_state_is_written(end):
             if status == "cancelled":
                 await until(lambda: job.status == "running")
                 assert await manager.cancel_job(job.id)
-            await manager.wait(job.id, 15)
+            await manager.wait(job.id, 120)
         final = {k: v for k, v in vars(job).items() if k != "seen"}
         assert list(job.seen) == ["pending", "running", status]
         assert job.seen[status] == final
@@ -70,7 +70,7 @@ def test_a_job_that_never_ran():
     async def scene():
         config = WorkerConfig(python="/no/such/python")
         async with Manager("ends", "tests", plugins=targets(*NAMES), worker_config=config) as manager:
-            lost = await manager.wait((await manager.start_job("echo")).id, 15)
+            lost = await manager.wait((await manager.start_job("echo")).id, 120)
         async with Manager("ends", "tests", plugins=targets(*NAMES)) as manager:
             first, waiting = [await manager.start_job("sleep", seconds=600) for _ in range(2)]
             await until(lambda: first.status == "running")
@@ -95,7 +95,7 @@ def test_a_hook_of_the_end_is_called_wherever_it_is_set(name, how):
         if how == "instance":
             setattr(manager, name, lambda job: heard.append(job.id))
         async with manager:
-            job = await manager.wait((await manager.start_job("pid")).id, 20)
+            job = await manager.wait((await manager.start_job("pid")).id, 120)
         assert heard == [job.id]
 
     run(scene())

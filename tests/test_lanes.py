@@ -65,7 +65,7 @@ def lanes(tmp_path_factory):
     "A library in two versions that contradict each other: a virtualenv has one of them, a folder on a path the other."
     folder = tmp_path_factory.mktemp("environments")
     home = folder / "venv"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", home], check=True, timeout=60)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", home], check=True, timeout=120)
     site = Path(sysconfig.get_path("purelib", "venv", {"base": str(home)}))
     found = [str(Path(cjm_worker_ext.__file__).parent.parent), sysconfig.get_path("purelib")]
     (site / "app.pth").write_text("\n".join(found))  # stands for `pip install cjm-worker-ext`
@@ -112,7 +112,7 @@ def test_contradicting_plugins_run_at_the_same_time(lanes, backend, tmp_path):
     async def scene():
         async with make(lanes, backend) as manager:
             jobs = [await manager.start_job(f"{lane}-meet", folder=str(tmp_path), others=2) for lane in lanes]
-            assert [(await manager.wait(job.id, 60)).result for job in jobs] == ["1.9", "2.0"]
+            assert [(await manager.wait(job.id, 120)).result for job in jobs] == ["1.9", "2.0"]
             old = await manager.run("old-split", text="To Be")
             new = await manager.run("new-tokens", text="To Be")
             assert (old[0], new[0], old[2] == new[2]) == ("1.9", "2.0", False)
@@ -130,7 +130,7 @@ def test_a_job_runs_on_a_worker_of_its_lane_and_never_elsewhere(lanes, backend):
             order = ["old-later", "new-later", "old-Batches", "new-Batches"] * 25
             jobs = [await manager.start_job(plugin, n=n) for n, plugin in enumerate(order)]
             for n, (plugin, job) in enumerate(zip(order, jobs, strict=True)):
-                await manager.wait(job.id, 60)
+                await manager.wait(job.id, 120)
                 version = "1.9" if plugin.startswith("old") else "2.0"
                 assert (job.status, job.result) == ("completed", (version, n)), job.error
             assert len(manager.workers()) <= 3
@@ -154,7 +154,7 @@ def test_short_jobs_are_sent_ahead_within_their_lane(lanes, monkeypatch):
                 await manager.load_plugin(f"{lane}-env")
             jobs = [await manager.start_job(f"{('old', 'new')[n % 2]}-env", name="LANE") for n in range(200)]
             for n, job in enumerate(jobs):
-                await manager.wait(job.id, 60)
+                await manager.wait(job.id, 120)
                 assert (job.status, job.result) == ("completed", ("old", None)[n % 2]), job.error
 
     run(scene())
@@ -174,7 +174,7 @@ def test_jobs_of_a_store_run_in_their_lane_in_the_next_life_too(lanes, backend, 
     async def next_life(ids):
         async with with_store(max_workers=2) as manager:
             for n, job_id in enumerate(ids):
-                job = await manager.wait(job_id, 60)
+                job = await manager.wait(job_id, 120)
                 assert (job.status, job.result) == ("completed", (("1.9", "2.0")[n % 2], n // 2)), job.error
 
     run(next_life(run(first_life())), 120)
@@ -190,10 +190,10 @@ def test_one_place_is_shared_and_nobody_waits_for_ever(lanes, backend):
                 assert len(by_lane(manager)) == 1
             flood = [await manager.start_job("old-split", text="a") for _ in range(40)]
             other = await manager.submit_job("new-tokens", {"text": "b"}, priority=1)
-            await manager.wait(other.id, 60)
+            await manager.wait(other.id, 120)
             before = sum(job.status == "completed" for job in flood)
             assert before <= 15, f"{before} jobs of the other lane went first"
-            assert [(await manager.wait(job.id, 60)).status for job in flood] == ["completed"] * 40
+            assert [(await manager.wait(job.id, 120)).status for job in flood] == ["completed"] * 40
 
     run(scene())
 
@@ -203,7 +203,7 @@ def test_a_lane_has_no_more_workers_than_it_may(lanes):
         limited = {"old": lanes["old"], "new": Lane(environment=lanes["new"].environment, max_workers=1)}
         async with make(limited, LocalBackend, max_workers=3) as manager:
             jobs = [await manager.start_job("new-tokens", text="a") for _ in range(6)]
-            assert len({(await manager.wait(job.id, 60)).result[1] for job in jobs}) == 1
+            assert len({(await manager.wait(job.id, 120)).result[1] for job in jobs}) == 1
             assert len(by_lane(manager)["new"]) == 1
 
     run(scene())
@@ -214,13 +214,13 @@ def test_crash_cancel_and_kill_in_a_lane(lanes, backend, alone):
     async def scene():
         async with make(lanes, backend, cancel_grace_seconds=0.2, one_plugin_per_worker=alone) as manager:
             assert (await manager.run("new-tokens", text="a"))[0] == "2.0"
-            job = await manager.wait((await manager.start_job("old-crash")).id, 30)
+            job = await manager.wait((await manager.start_job("old-crash")).id, 120)
             assert (job.error_type, "exited with code 7" in job.error) == ("WorkerCrashed", True), job.error
             assert (await manager.run("old-split", text="a"))[0] == "1.9"
             job = await manager.start_job("old-hang")
             await until(lambda: job.progress_message, what="the beginning of the job")
             await manager.cancel_job(job.id)
-            assert (await manager.wait(job.id, 30)).status == "cancelled"
+            assert (await manager.wait(job.id, 120)).status == "cancelled"
             assert (await manager.run("old-split", text="a"))[0] == "1.9"
             pid = manager.workers()[-1].pid
             for worker in manager.workers():
@@ -243,7 +243,7 @@ def test_load_reload_and_unload_in_a_lane(lanes, backend):
             await manager.unload_plugin("new-tokens")
             loaded = {(worker.lane, worker.plugin_ids) for worker in manager.workers()} - {(None, ())}
             assert loaded == {("old", ("old-split",)), ("new", ())}
-            job = await manager.wait((await manager.start_job("old-tokens", text="a")).id, 30)
+            job = await manager.wait((await manager.start_job("old-tokens", text="a")).id, 120)
             assert job.error_type == "PluginLoadError", "version 1.9 has no such function"
             with pytest.raises(PluginLoadError):
                 await manager.load_plugin("new-split")
@@ -261,10 +261,10 @@ def test_a_broken_lane_fails_its_own_jobs_alone(lanes, backend):
             bad = [await manager.start_job("gone-split", text="a") for _ in range(3)]
             good = [await manager.start_job("old-split", text="a"), await manager.start_job("pid")]
             for job in bad:
-                await manager.wait(job.id, 30)
+                await manager.wait(job.id, 120)
                 assert job.error_type == "WorkersExhausted" and "/opt/gone/bin/python" in job.error, job.error
                 assert "lane 'gone'" in job.error or "127.0.0.1" in job.error, job.error
-            assert [(await manager.wait(job.id, 30)).status for job in good] == ["completed"] * 2
+            assert [(await manager.wait(job.id, 120)).status for job in good] == ["completed"] * 2
             with pytest.raises(WorkersExhausted, match="/opt/gone/bin/python"):
                 await manager.load_plugin("gone-split")
             assert (await manager.run("new-tokens", text="a"))[0] == "2.0"
@@ -302,7 +302,7 @@ def test_metadata_of_a_registry_names_the_lane_and_may_change_it(lanes):
             with pytest.raises(UnknownPlugin, match=r"'wrong': there is no lane 'odl'; .*'old', 'new'"):
                 await manager.start_job("wrong")
             registry.metadata["words"]["lane"] = None
-            job = await manager.wait((await manager.start_job("words", name="LANE")).id, 30)
+            job = await manager.wait((await manager.start_job("words", name="LANE")).id, 120)
             assert job.error_type == "PluginLoadError", "the app has no such library"
 
     run(scene())

@@ -20,7 +20,7 @@ def make(plugins, **config) -> BaseJobManager:
 
 
 async def ended(manager, plugin_id, **params):
-    return await manager.wait((await manager.start_job(plugin_id, **params)).id, 30)
+    return await manager.wait((await manager.start_job(plugin_id, **params)).id, 120)
 
 
 def said(caplog) -> str:
@@ -139,7 +139,7 @@ def test_what_a_job_changes_in_its_process_is_put_back_before_the_next_job(chang
             before = await ended(manager, "look")
             changed = await manager.start_job("change")
             after = await manager.start_job("look", seconds=0.4, text="it prints")
-            await manager.wait(after.id, 30)
+            await manager.wait(after.id, 120)
             assert changed.status == ("failed" if change == "failing" else "completed"), changed.error
             assert after.result == before.result, "the same process, in the same state"
             assert "it prints" in manager.get_job_output(after.id)
@@ -300,7 +300,7 @@ def test_processes_end_with_a_cancelled_job_whose_worker_lives(tmp_path, swallow
     async def scene():
         async with make({"starter": Starter}, cancel_grace_seconds=30) as manager:
             first, loaded, older = await started(manager, tmp_path / "first", then="return")
-            await manager.wait(first.id, 30)
+            await manager.wait(first.id, 120)
             tick = clock()
             await until(lambda: clock() > tick, what="the next tick of the clock that dates processes")
             job, _, own = await started(manager, tmp_path / "second", swallow=swallow)
@@ -319,7 +319,7 @@ def test_processes_end_with_a_job_that_timed_out(tmp_path):
             await manager.load_plugin("starter")
             path = tmp_path / "pids"
             job = await manager.submit_job("starter", {"pids": str(path)}, timeout=1.0)
-            await manager.wait(job.id, 30)
+            await manager.wait(job.id, 120)
             assert job.error_type == "JobTimeout"
             loaded, *own = map(int, path.read_text().split())
             await until(lambda: not any(map(is_alive, own)), what="the end of the job's processes")

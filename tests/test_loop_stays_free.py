@@ -60,7 +60,7 @@ def test_during_a_result_of_200_mb(plugin_id, run_on):
         async with make(plugin_id) as manager:
             await manager.load_plugin(plugin_id)
             async with Ticker() as ticker:
-                job = await manager.wait((await manager.start_job(plugin_id, megabytes=200)).id, 60)
+                job = await manager.wait((await manager.start_job(plugin_id, megabytes=200)).id, 120)
                 assert job.status == "completed", job.error
             value = job.result
             while isinstance(value, list):
@@ -77,7 +77,7 @@ def test_during_parameters_of_200_mb(run_on):
             await manager.load_plugin("size_of")
             data = b"x" * (200 << 20)
             async with Ticker() as ticker:
-                job = await manager.wait((await manager.start_job("size_of", data=data)).id, 60)
+                job = await manager.wait((await manager.start_job("size_of", data=data)).id, 120)
             assert job.result == 200 << 20
             return ticker.gap
 
@@ -126,9 +126,9 @@ def check(notes: list[tuple[int, bool]], limit: int) -> None:
 def test_many_small_values_are_read_and_pickled_in_a_thread(done_on):
     async def scene():
         async with make("many_texts", "size_of") as manager:
-            texts = await manager.wait((await manager.start_job("many_texts", n=MANY)).id, 60)
+            texts = await manager.wait((await manager.start_job("many_texts", n=MANY)).id, 120)
             assert len(texts.result) == MANY and texts.result[-1] == f"text {MANY - 1}"
-            size = await manager.wait((await manager.start_job("size_of", data=texts.result)).id, 60)
+            size = await manager.wait((await manager.start_job("size_of", data=texts.result)).id, 120)
             assert size.result == MANY
 
     run(scene())
@@ -140,7 +140,7 @@ def test_an_error_of_many_values_is_read_in_a_thread(done_on):
     async def scene():
         async with make("raise_long_text") as manager:
             for n in (1, 3_000):
-                job = await manager.wait((await manager.start_job("raise_long_text", n=n)).id, 60)
+                job = await manager.wait((await manager.start_job("raise_long_text", n=n)).id, 120)
                 assert job.error_type == "ValueError" and "text 0" in job.error
 
     run(scene())
@@ -165,7 +165,7 @@ def test_chunks_that_a_thread_reads_keep_their_order(crash, done_on):
             chunks = [chunk async for chunk in manager.stream(job.id)]
             assert [len(chunk) for chunk in chunks] == [7, MANY] * 3
             assert chunks[::2] == ["small 0", "small 1", "small 2"]
-            job = await manager.wait(job.id, 60)
+            job = await manager.wait(job.id, 120)
             assert job.error_type == ("WorkerCrashed" if crash else None)
         kinds = [kind for kind, _ in events.seen if kind in ("job:chunk", "job:completed", "job:failed")]
         assert kinds[-1] == ("job:failed" if crash else "job:completed") and kinds.count("job:chunk") >= 3
@@ -182,7 +182,7 @@ def test_a_job_can_be_cancelled_while_a_thread_pickles_its_parameters(monkeypatc
     def slow(*args, **options):
         if threading.current_thread() is not threading.main_thread():
             pickling.set()
-            assert go_on.wait(20)
+            assert go_on.wait(120)
         return dumps(*args, **options)
 
     monkeypatch.setattr(local, "dumps", slow)
@@ -192,7 +192,7 @@ def test_a_job_can_be_cancelled_while_a_thread_pickles_its_parameters(monkeypatc
             job = await manager.start_job("size_of", data=list(range(MANY)))
             await until(pickling.is_set)
             assert await manager.cancel_job(job.id)
-            other = await manager.wait((await manager.start_job("echo", value=1)).id, 20)
+            other = await manager.wait((await manager.start_job("echo", value=1)).id, 120)
             go_on.set()
             assert (job.status, other.result, other.worker_pid) == ("cancelled", 1, job.worker_pid)
             last = await manager.wait((await manager.start_job("size_of", data=list(range(MANY)))).id, 20)
@@ -207,7 +207,7 @@ def test_a_job_goes_to_another_worker_if_its_own_dies_before_its_parameters_are_
     def slow(*args, **options):
         if threading.current_thread() is not threading.main_thread():
             pickling.set()
-            assert go_on.wait(20)
+            assert go_on.wait(120)
         return dumps(*args, **options)
 
     monkeypatch.setattr(local, "dumps", slow)
@@ -220,7 +220,7 @@ def test_a_job_goes_to_another_worker_if_its_own_dies_before_its_parameters_are_
             os.kill(pid, 9)
             await until(lambda: pid not in {worker.pid for worker in manager.workers()})
             go_on.set()
-            job = await manager.wait(job.id, 20)
+            job = await manager.wait(job.id, 120)
             assert (job.status, job.result, job.attempts) == ("completed", MANY, 1) and job.worker_pid != pid
 
     run(scene())
@@ -304,7 +304,7 @@ def test_during_shutdown_with_integrations_that_hang(run_on):
             resource_manager=stuck,
             event_broadcaster=stuck,
         )
-        await manager.wait((await manager.start_job("echo")).id, 20)
+        await manager.wait((await manager.start_job("echo")).id, 120)
         await asyncio.sleep(0.05)
         stuck.slow = True
         waiting = asyncio.create_task(manager.load_plugin("other"))
@@ -322,7 +322,7 @@ def test_while_a_plugin_floods_its_output(run_on):
         async with make("print_without_end") as manager:
             await manager.load_plugin("print_without_end")
             async with Ticker() as ticker:
-                job = await manager.wait((await manager.start_job("print_without_end", megabytes=1)).id, 60)
+                job = await manager.wait((await manager.start_job("print_without_end", megabytes=1)).id, 120)
             assert job.status == "completed"
             return ticker.gap
 
@@ -334,7 +334,7 @@ def test_while_crashes_follow_each_other(run_on):
         async with make("kill_self", max_workers=2) as manager, Ticker() as ticker:
             jobs = [await manager.start_job("kill_self") for _ in range(10)]
             for job in jobs:
-                await manager.wait(job.id, 30)
+                await manager.wait(job.id, 120)
             return ticker.gap
 
     run_on(scene)
@@ -346,8 +346,8 @@ def test_jobs_do_the_same_on_every_loop(run_on):
             stream = await manager.start_job("count", n=500)
             assert [chunk async for chunk in manager.stream(stream.id)] == list(range(500))
             crash, error = await manager.start_job("kill_self"), await manager.start_job("raise_value_error")
-            assert (await manager.wait(crash.id, 20)).error_type == "WorkerCrashed"
-            assert (await manager.wait(error.id, 20)).error_type == "ValueError"
+            assert (await manager.wait(crash.id, 120)).error_type == "WorkerCrashed"
+            assert (await manager.wait(error.id, 120)).error_type == "ValueError"
             spin = await manager.start_job("spin")
             await until(lambda: spin.status == "running")
             assert await manager.cancel_job(spin.id)

@@ -22,7 +22,7 @@ def make(**config) -> BaseJobManager:
 
 
 async def echo(manager, value=1):
-    return await manager.wait((await manager.start_job("echo", value=value)).id, 30)
+    return await manager.wait((await manager.start_job("echo", value=value)).id, 120)
 
 
 def test_asyncio_run_again_and_again_without_a_shutdown_leaves_nothing():
@@ -142,7 +142,7 @@ def test_a_shutdown_whose_caller_is_cancelled_goes_on(tmp_path):
         manager = make(cancel_grace_seconds=60)  # so that nothing but the shutdown's own limit ends the worker
         job = await manager.start_job("hold_lock", started=str(started))
         await until(started.exists)
-        impatient = asyncio.create_task(manager.shutdown(timeout=0.3))
+        impatient = asyncio.create_task(manager.shutdown(timeout=2.0))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         impatient.cancel()
@@ -186,7 +186,7 @@ def test_a_shutdown_says_whom_it_waits_for(caplog):
 
     async def scene():
         manager = BaseJobManager("loops", plugins={"lingers": Lingers})
-        job = await manager.wait((await manager.start_job("lingers")).id, 30)
+        job = await manager.wait((await manager.start_job("lingers")).id, 120)
         await manager.shutdown(timeout=1.5)
         return job
 

@@ -38,7 +38,7 @@ def scrape(server):
 
 
 def scrape_until(server, condition, what):
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not condition(found := scrape(server)):
         assert time.monotonic() < deadline, f"{what}: {found}"
         time.sleep(0.05)

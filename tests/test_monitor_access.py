@@ -37,7 +37,7 @@ class Site:
         self.port, self.mount, self.always = port, mount, always
 
     def connect(self):
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
 
     def ask(self, path, body=None, headers=None):
         "The status and the beginning of the text; no header comes by itself, so also `Host` can be forged."
@@ -169,7 +169,7 @@ def test_who_comes_through_a_unix_socket_is_no_one_from_here(tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not accepts(path):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
@@ -179,7 +179,7 @@ def test_who_comes_through_a_unix_socket_is_no_one_from_here(tmp_path):
         assert SiteOfSocket(path, "/login", Host="localhost", Cookie="session=secret-of-ann").post()[0] == 204
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(120)
 
 
 def test_a_page_with_a_login_answers_to_the_names_of_the_app(server):
@@ -202,7 +202,7 @@ def served(folder, *options, **environment):
         yield process
     finally:
         process.kill()
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
 
 
 def test_the_command_listens_on_loopback_and_answers_to_no_foreign_name(tmp_path):
@@ -232,7 +232,7 @@ def test_the_command_listens_on_loopback_and_answers_to_no_foreign_name(tmp_path
 
 def test_the_command_takes_no_short_secret_where_others_can_connect(tmp_path):
     with served(tmp_path, "--host", "0.0.0.0", CJM_WORKER_SERVE_SECRET="s3cret") as process:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=120)
     assert (out, process.returncode) == ("", 2)
     assert "6 characters are too few where other machines can connect" in err and "Traceback" not in err
 

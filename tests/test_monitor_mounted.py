@@ -28,7 +28,7 @@ class Proxy(BaseHTTPRequestHandler):
             self.send_error(404)
             return
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         headers = {**self.headers, "Connection": "close"}
         with contextlib.suppress(OSError), contextlib.closing(connection):
             connection.request(self.command, self.path.removeprefix(PREFIX), body or None, headers)

@@ -36,7 +36,7 @@ class Serve:
         line = self.process.stdout.readline()
         self.port = int(re.search(r"127\.0\.0\.1:(\d+)", line)[1])
         self.url = line.split()[0]  # with the secret
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while True:
             with contextlib.suppress(OSError):
                 socket.create_connection(("127.0.0.1", self.port), 1).close()
@@ -50,7 +50,7 @@ class Serve:
     def kill(self):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(30)
+        self.process.wait(120)
         self.process.stdout.close()
 
 
@@ -236,8 +236,8 @@ def test_the_end_of_the_command(serve, visit, kind):
     workers = server.workers()
     assert workers
     server.process.send_signal(kind)
-    server.process.wait(30)  # an open stream would keep it for ever
-    gone, alive = psutil.wait_procs(workers, timeout=30)
+    server.process.wait(120)  # an open stream would keep it for ever
+    gone, alive = psutil.wait_procs(workers, timeout=120)
     assert not alive
 
 

@@ -18,7 +18,7 @@ def make(max_workers: int, **config) -> BaseJobManager:
 
 async def pids(manager: BaseJobManager, plugin_ids: str) -> list[int]:
     jobs = [await manager.start_job(plugin_id) for plugin_id in plugin_ids]
-    ended = [await manager.wait(job.id, 60) for job in jobs]
+    ended = [await manager.wait(job.id, 120) for job in jobs]
     assert [job.status for job in ended] == ["completed"] * len(ended), [job.error for job in ended]
     return [job.result for job in ended]
 
@@ -52,7 +52,7 @@ def test_a_worker_stays_while_there_is_room():
 def test_a_plugin_that_failed_to_load_has_had_its_worker_too():
     async def scene():
         async with make(1) as manager:
-            job = await manager.wait((await manager.start_job("broken")).id, 20)
+            job = await manager.wait((await manager.start_job("broken")).id, 120)
             assert job.status == "failed"
             (broken,) = [worker.pid for worker in manager.workers()]
             (pid,) = await pids(manager, "a")

@@ -12,11 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import is_alive
+from harness import are_gone, end_of, is_alive
 
 TESTS = str(Path(__file__).parent)
-SOON = 1.0  # Seconds; what the library promises
-ROOM = 1.0  # Seconds more for a busy machine
+SOON = 1.0  # Seconds; what the library promises, not counting what a busy machine takes
 
 APP = """
 import asyncio, json, os, sys, time
@@ -58,16 +57,6 @@ def start_app(tmp_path: Path, body: str, end: str = "asyncio.run(main())", **opt
     script = tmp_path / "app.py"
     script.write_text(text)
     return subprocess.Popen([sys.executable, str(script)], stdout=-1, stderr=-1, text=True, **options)
-
-
-def everybody_is_gone(pids: list[int], seconds: float = SOON + ROOM) -> None:
-    deadline = time.monotonic() + seconds
-    while left := [pid for pid in pids if is_alive(pid)]:
-        if time.monotonic() > deadline:
-            for pid in left:
-                os.kill(pid, signal.SIGKILL)
-            raise AssertionError(f"{len(left)} of {len(pids)} processes are left after {seconds:g} s")
-        time.sleep(0.01)
 
 
 SCENES = {
@@ -127,7 +116,7 @@ def test_killed_by_sigkill(scene, tmp_path):
         assert pids and (scene == "starting" or all(map(is_alive, pids)))
     finally:
         app.kill()
-    everybody_is_gone(pids)
+    are_gone(pids, SOON)
     app.communicate()
 
 
@@ -137,7 +126,7 @@ def test_killed_in_the_middle_of_a_start(delay, tmp_path):
     pids = json.loads(app.stdout.readline())["pids"]
     time.sleep(delay)
     app.kill()
-    everybody_is_gone(pids)
+    are_gone(pids, SOON)
     app.communicate()
 
 
@@ -158,7 +147,7 @@ def test_killed_while_a_forked_child_of_the_app_lives_on(tmp_path):
     facts = json.loads(app.stdout.readline())
     app.kill()
     try:
-        everybody_is_gone(facts["pids"])
+        are_gone(facts["pids"], SOON)
     finally:
         os.kill(facts["child"], signal.SIGKILL)
         app.communicate()
@@ -178,7 +167,7 @@ def test_a_forked_child_of_the_app_that_exits_leaves_the_workers_alone(tmp_path)
         await manager.shutdown()
     """
     app = start_app(tmp_path, body, end="if __name__ == '__main__':\n    asyncio.run(main())")
-    out, err = app.communicate(timeout=30)
+    out, err = app.communicate(timeout=120)
     problems = [line for line in err.splitlines() if "use of fork() may lead to deadlocks" not in line]  # Python 3.12
     assert json.loads(out) == {"status": "completed", "error": None}
     assert not [line for line in problems if line.strip() != "child = os.fork()"], err
@@ -215,7 +204,9 @@ ENDS = {
 
 
 def devices() -> set[str]:
-    return set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+    "Memory with a name, as Python makes it; servers of other tests have some of their own."
+    names = os.listdir("/dev/shm") if os.path.isdir("/dev/shm") else []
+    return {name for name in names if name.startswith(("psm_", "sem.", "cjm"))}
 
 
 @pytest.mark.parametrize("how", ENDS)
@@ -224,14 +215,12 @@ def test_ends_without_shutdown(how, tmp_path):
     shared = devices()
     app = start_app(tmp_path, body, end)
     facts = json.loads(app.stdout.readline() or app.stderr.read())
-    began = time.monotonic()
-    out, err = app.communicate(timeout=20)
-    assert time.monotonic() - began < 2 + ROOM, "the end took long"
+    out, err = end_of(app, 2.0)
     assert app.returncode == code and out == ""
     lines = err.strip().splitlines()
     assert (lines[-1:] == [word] and err.count("Traceback") == 1) if word else err == "", err
     assert "cjm_worker_ext" not in err, err
-    everybody_is_gone(facts["pids"])
+    are_gone(facts["pids"], SOON)
     assert devices() <= shared
 
 
@@ -245,12 +234,10 @@ def test_ctrl_c_without_shutdown(tmp_path):
     """
     app = start_app(tmp_path, WORK + "    await asyncio.sleep(3600)", end, start_new_session=True)
     facts = json.loads(app.stdout.readline())
-    began = time.monotonic()
     os.killpg(app.pid, signal.SIGINT)  # as a terminal does it: to the whole foreground group
-    out, err = app.communicate(timeout=20)
-    assert time.monotonic() - began < 2 + ROOM
+    out, err = end_of(app, 2.0)
     assert json.loads(out) == {"interrupted": True} and err == "" and app.returncode == 130
-    everybody_is_gone(facts["pids"])
+    are_gone(facts["pids"], SOON)
 
 
 def test_ctrl_c_does_not_reach_the_workers(tmp_path):
@@ -267,7 +254,7 @@ def test_ctrl_c_does_not_reach_the_workers(tmp_path):
     app = start_app(tmp_path, body, start_new_session=True)
     app.stdout.readline()
     os.killpg(app.pid, signal.SIGINT)
-    out, err = app.communicate(timeout=20)
+    out, err = app.communicate(timeout=120)
     assert json.loads(out) == {"status": "completed", "error": None} and err == ""
 
 
@@ -287,14 +274,13 @@ def test_a_script_without_shutdown(how, tmp_path):
     code, end = {"normal": (0, ""), "exit": (5, "sys.exit(5)\n"), "raise": (1, "raise ValueError('of the app')\n")}[how]
     app = start_app(tmp_path, "pass", BLOCKING + end)
     facts = json.loads(app.stdout.readline() or app.stderr.read())
-    began = time.monotonic()
-    _, err = app.communicate(timeout=20)
-    assert time.monotonic() - began < 2 + ROOM and app.returncode == code
+    _, err = end_of(app, 2.0)
+    assert app.returncode == code
     if how == "raise":
         assert err.endswith("ValueError: of the app\n") and err.count("Traceback") == 1, err
     else:
         assert err == ""
-    everybody_is_gone(facts["pids"])
+    are_gone(facts["pids"], SOON)
 
 
 def test_a_shutdown_leaves_nothing(tmp_path):
@@ -321,7 +307,7 @@ def test_a_shutdown_leaves_nothing(tmp_path):
         say(pids=pids, threads=[t.name for t in threading.enumerate()], left=left, maps=maps)
     """
     app = start_app(tmp_path, body)
-    out, err = app.communicate(timeout=30)
+    out, err = app.communicate(timeout=120)
     assert not err, err
     facts = json.loads(out)
     assert facts["threads"] == ["MainThread"] and facts["left"] == [] and facts["maps"] == []

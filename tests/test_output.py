@@ -116,7 +116,7 @@ def lines(log) -> list[str]:
 
 
 async def ended(manager, plugin_id, **params):
-    return await manager.wait((await manager.start_job(plugin_id, **params)).id, 15)
+    return await manager.wait((await manager.start_job(plugin_id, **params)).id, 120)
 
 
 WAYS = {
@@ -145,7 +145,7 @@ def test_it_reaches_the_log_with_pid_and_job(way, log, tmp_path):
                 assert record.levelno == logging.INFO
                 assert record.getMessage() == f"worker {job.worker_pid}, job {job.id}: {record.args[1]}"
             go_on.write_text("")
-            assert (await manager.wait(job.id, 15)).status == "completed", job.error
+            assert (await manager.wait(job.id, 120)).status == "completed", job.error
             assert manager.get_job_output(job.id) == expected
 
     run(scene())
@@ -174,7 +174,7 @@ def test_each_job_has_its_own_output_even_if_the_loop_was_busy_when_it_came(log)
                 job = await manager.start_job(name, **params)
                 time.sleep(0.2)  # noqa: ASYNC251  - on purpose: meanwhile plugin, output and answer are all there
                 jobs.append(job)
-                await manager.wait(job.id, 15)
+                await manager.wait(job.id, 120)
             silent = await ended(manager, "echo")
             await until(lambda: len(lines(log)) == 5)
             assert [manager.get_job_output(job.id) for job in jobs] == [[line] for line in lines(log)]
@@ -192,7 +192,7 @@ def test_it_can_be_read_while_the_job_runs_and_only_the_last_lines_are_kept(log,
             await until(lambda: manager.get_job_output(job.id) == ["line 47", "line 48", "line 49"])
             assert job.status == "running" and len(lines(log)) == 50, "the log gets all of it"
             go_on.write_text("")
-            await manager.wait(job.id, 15)
+            await manager.wait(job.id, 120)
             assert manager.get_job_output(job.id) == ["line 47", "line 48", "line 49"]
 
     run(scene())
@@ -290,7 +290,7 @@ def test_a_progress_bar_is_told_in_time_and_takes_one_line_of_the_output(log, tm
                 await until(lambda state=state: lines(log)[-1:] == [state], what=f"the state {state!r}")
                 assert manager.get_job_output(job.id) == ["begins", state] and job.status == "running"
                 file.write_text("")
-            assert (await manager.wait(job.id, 15)).status == "completed", job.error
+            assert (await manager.wait(job.id, 120)).status == "completed", job.error
             assert manager.get_job_output(job.id) == ["begins", "100 % |###", "and ends"]
             assert lines(log) == ["begins", " 10 % |#", " 20 % |##", "100 % |###", "and ends"]
 
@@ -408,9 +408,9 @@ def say(text, then=""):
 def test_a_crash_quotes_no_line_of_an_earlier_job():
     async def scene():
         async with BaseJobManager("output", plugins={"say": say}) as manager:
-            first = await manager.wait((await manager.start_job("say", text="the secret of Alice\nand no end")).id, 30)
+            first = await manager.wait((await manager.start_job("say", text="the secret of Alice\nand no end")).id, 120)
             assert manager.get_job_output(first.id) == ["the secret of Alice", "and no end"]
-            second = await manager.wait((await manager.start_job("say", text="Bob\n", then="no memory\n")).id, 30)
+            second = await manager.wait((await manager.start_job("say", text="Bob\n", then="no memory\n")).id, 120)
             assert second.exception.output == ("Bob", "no memory")
             assert manager.get_job_output(second.id) == ["Bob", "no memory"]
 

@@ -342,7 +342,7 @@ def test_records_that_are_read_after_the_end_stand_before_the_reason(heard):
             job = await manager.start_job("log_many_and_die", n=60)
             await until(lambda: job.worker_pid, what="the start")
             until_now(lambda: not is_alive(job.worker_pid), what="the end")  # meanwhile the app reads nothing
-            await manager.wait(job.id, 15)
+            await manager.wait(job.id, 120)
             output = job.exception.output
             reason = next(i for i, line in enumerate(output) if "Segmentation fault" in line)
             assert len(output) == 40 and output[reason - 1].startswith("ERROR:acme.asr:number 59 x"), output
@@ -368,7 +368,7 @@ def test_each_of_several_jobs_at_a_time_has_its_own(heard, tmp_path):
             await until(lambda: len(told(heard)) == 3, what="the beginnings")
             go_on.write_text("")
             for name, job in jobs.items():
-                await manager.wait(job.id, 15)
+                await manager.wait(job.id, 120)
                 mine = [r.getMessage() for r in records(heard) if r.job_id == job.id]
                 assert mine == [f"{name} begins", f"{name} ends", f"{name} in a thread"]
                 assert manager.get_job_output(job.id) == [f"WARNING:acme.together:{text}" for text in mine]
@@ -383,7 +383,7 @@ def test_a_record_of_a_batch_has_no_job_but_the_worker(heard):
             await manager.load_plugin("batch")
             jobs = [await manager.start_job("batch") for _ in range(4)]
             for job in jobs:
-                await manager.wait(job.id, 15)
+                await manager.wait(job.id, 120)
             loads, together = records(heard)
             assert (loads.getMessage(), loads.job_id, loads.worker_pid) == ("loads", None, jobs[0].worker_pid)
             assert (together.getMessage(), together.job_id) == ("4 jobs", None)

@@ -36,7 +36,7 @@ def command(site: Path, *arguments: str, **variables: str) -> subprocess.Complet
         **variables,
     }
     script = [sys.executable, str(site.parent / "cjm-worker-plugins"), *arguments]
-    return subprocess.run(script, capture_output=True, text=True, env=env, timeout=60)
+    return subprocess.run(script, capture_output=True, text=True, env=env, timeout=120)
 
 
 def test_all_plugins_are_ready(site: Path) -> None:

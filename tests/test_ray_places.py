@@ -79,7 +79,7 @@ def test_each_worker_has_a_place_of_its_own(how, tmp_path):
             assert [(node.workers, node.lanes) for node in nodes] == [(1, 1)] * 3
             assert {worker.node for worker in manager.workers()} == {node.host for node in nodes}
             (tmp_path / "go on").touch()
-            assert [(await manager.wait(job.id, 30)).status for job in jobs] == ["completed"] * 3
+            assert [(await manager.wait(job.id, 120)).status for job in jobs] == ["completed"] * 3
 
     run(scene())
 
@@ -97,7 +97,7 @@ def test_jobs_wait_for_places_and_say_why(how, caplog, tmp_path):
             os.kill(processes_of(first)[1], signal.SIGKILL)
             await until(lambda: second.status == "running", what="the other's place")
             (tmp_path / "go on").touch()
-            assert (await manager.wait(second.id, 30)).status == "completed"
+            assert (await manager.wait(second.id, 120)).status == "completed"
 
     with caplog.at_level("INFO"):
         run(scene())
@@ -113,7 +113,7 @@ def test_max_lanes(how, caplog, tmp_path):
             await until(lambda: "max_lanes=1 are in use" in caplog.text, what="a reason")
             assert len(places_of(manager).records) == 1
             (tmp_path / "go on").touch()
-            assert [(await manager.wait(job.id, 30)).status for job in (first, second)] == ["completed"] * 2
+            assert [(await manager.wait(job.id, 120)).status for job in (first, second)] == ["completed"] * 2
 
     with caplog.at_level("INFO"):
         run(scene())
@@ -135,7 +135,7 @@ def test_idle_places_are_given_back_and_busy_ones_are_not(how, tmp_path):
             assert busy.status == "running"
             (tmp_path / "go on").touch()
             actor = processes_of(busy)[1]
-            assert (await manager.wait(busy.id, 30)).status == "completed"
+            assert (await manager.wait(busy.id, 120)).status == "completed"
             await until(lambda: not places_of(manager).records and not is_alive(actor), what="the other is given back")
             assert (await ended(manager, "pid")).status == "completed", "places are asked for again"
         reasons = [data["reason"] for kind, data in events.seen if kind == "worker:recycled"]
@@ -182,13 +182,13 @@ def test_what_is_killed_costs_the_jobs_there(victim, retry, tmp_path):
             driver, actor, agent, worker = processes_of(job)
             os.kill({"actor": actor, "agent": agent, "driver": driver}[victim], signal.SIGKILL)
             if retry is None:
-                await manager.wait(job.id, 30)
+                await manager.wait(job.id, 120)
                 assert (job.status, job.error_type) == ("failed", "NodeLost"), job.error
             else:
                 await until(lambda: runs(tmp_path) == 2, what="a second run")
                 assert not is_alive(worker), "it runs twice at the same time"
                 (tmp_path / "go on").touch()
-                await manager.wait(job.id, 30)
+                await manager.wait(job.id, 120)
                 assert (job.status, job.attempts) == ("completed", 2)
             assert runs(tmp_path) == job.attempts
             assert (await ended(manager, "pid")).status == "completed"
@@ -212,7 +212,7 @@ def test_a_place_that_ray_calls_dead_is_left_only_when_its_worker_is(how, tmp_pa
             await until(lambda: not is_alive(worker), what="the end of the worker")
             await until(lambda: runs(tmp_path) == 2, what="a second run")
             (tmp_path / "go on").touch()
-            await manager.wait(job.id, 30)
+            await manager.wait(job.id, 120)
             assert (job.status, job.attempts) == ("completed", 2)
             assert len(places_of(manager).records) == 1
             assert (await ended(manager, "pid")).status == "completed"
@@ -258,7 +258,7 @@ def test_a_killed_app_leaves_nothing(tmp_path):
         driver = parent(parent(agent))
     finally:
         app.kill()
-        app.wait(10)
+        app.wait(120)
     # long before the lease is over: the end of its connection is what ends each of them
     for gone in (worker, driver):
         until_now(lambda gone=gone: not is_alive(gone), what=f"the end of {gone}")
@@ -298,7 +298,7 @@ def test_a_cluster_that_comes_later_is_used(how, caplog, tmp_path):
             await until(lambda: "Ray is asked again soon: ConnectionError: no cluster is here" in caplog.text)
             assert job.status == "pending"
             (tmp_path / "cluster").touch()
-            await manager.wait(job.id, 30)
+            await manager.wait(job.id, 120)
             assert (job.status, job.attempts) == ("completed", 1)
 
     with caplog.at_level("INFO"):
@@ -347,7 +347,7 @@ def test_the_token_is_shown_nowhere(caplog, tmp_path):
                 for name in ("cmdline", "environ"):
                     assert token.encode() not in Path(f"/proc/{pid}/{name}").read_bytes()
             os.kill(processes_of(job)[1], signal.SIGKILL)
-            await manager.wait(job.id, 30)
+            await manager.wait(job.id, 120)
             assert (await ended(manager, "pid")).status == "completed"
             (other,) = manager._engine.backend.nodes
             assert other._settings.token != token

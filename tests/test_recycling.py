@@ -25,7 +25,7 @@ def make(events=None, recycle=None, **config) -> BaseJobManager:
 
 
 async def ended(manager, plugin_id, /, **params):
-    return await manager.wait((await manager.start_job(plugin_id, **params)).id, 30)
+    return await manager.wait((await manager.start_job(plugin_id, **params)).id, 120)
 
 
 async def pid_of(manager, plugin_id="pid_of_worker", /, **params) -> int:
@@ -203,7 +203,7 @@ def test_a_plugin_asks_for_another_worker(then):
         async with make(events) as manager:
             job = await manager.start_job("retire", then=then)
             waiting = [await manager.start_job("pid_of_worker") for _ in range(3)]
-            await manager.wait(job.id, 20)
+            await manager.wait(job.id, 120)
             assert job.status == ("completed" if then == "return" else "failed")
             pids = {await one for one in waiting}
             assert len(pids) == 1 and job.worker_pid not in pids
@@ -285,7 +285,7 @@ def test_another_attempt_goes_to_another_worker(tmp_path):
             params = {"module": "torch", "name": "AcceleratorError", "text": STICKY["torch"][0][1]}
             job = await manager.submit_job("raise_as", params, retry=Retry(2, on=("failed",), delay_seconds=0))
             first = await until(lambda: job.worker_pid)
-            await manager.wait(job.id, 20)
+            await manager.wait(job.id, 120)
             assert (job.attempts, job.status) == (2, "failed") and job.worker_pid != first
 
     run(scene())
@@ -466,7 +466,7 @@ def test_what_waits_for_a_plugin_ends_when_it_is_held_back(tmp_path):
             jobs = [await manager.submit_job("crash_unless", path) for _ in range(4)]
             other = await manager.submit_job("echo", {"value": 1}, delay_seconds=0.2)
             for job in (*jobs, delayed, retried):
-                await manager.wait(job.id, 20)
+                await manager.wait(job.id, 120)
             assert [j.error_type for j in jobs] == ["WorkerCrashed"] * 2 + ["PluginHeldBack"] * 2
             assert (delayed.error_type, delayed.attempts) == ("PluginHeldBack", 0)
             assert (retried.error_type, retried.attempts) == ("PluginHeldBack", 1)
@@ -482,7 +482,7 @@ def test_a_job_that_is_tried_again_does_not_wear_out_workers_for_ever(tmp_path):
         async with make(events, hold_seconds=600) as manager:
             retry = Retry(1000, delay_seconds=0)
             job = await manager.submit_job("crash_unless", {"path": str(tmp_path / "x")}, retry=retry)
-            await manager.wait(job.id, 20)
+            await manager.wait(job.id, 120)
             assert (job.error_type, job.attempts) == ("WorkerCrashed", 3)
         assert [kind for kind, _ in events.seen].count("worker:started") == 3
 
@@ -514,7 +514,7 @@ def test_a_worker_that_is_killed_on_purpose_is_no_crash(tmp_path):
                 if how == "cancel":
                     await manager.cancel_job(job.id)
                 elif how == "timeout":
-                    await manager.wait(job.id, 20)
+                    await manager.wait(job.id, 120)
                 else:
                     os.kill(await pid_of_idle(manager), 9)
                 assert manager._engine.scheduler.crashes.held == set()

@@ -30,7 +30,7 @@ def test_a_worker_is_killed_behind_the_relay():
         async with make("work", "add") as manager:
             job = await running(manager, "work")
             os.kill(job.worker_pid, signal.SIGKILL)
-            await manager.wait(job.id, 30)
+            await manager.wait(job.id, 120)
             assert (job.status, job.error_type, job.exception.exitcode) == ("failed", "WorkerCrashed", -9)
             after = await ended(manager, "add", a=1)
             assert (after.result, after.attempts) == (2, 1) and after.worker_pid != job.worker_pid
@@ -48,7 +48,7 @@ def test_the_relay_is_killed():
             relay = relay_of(manager)
             os.kill(relay.process.pid, signal.SIGKILL)
             for job in [*jobs, *waiting]:
-                await manager.wait(job.id, 30)
+                await manager.wait(job.id, 120)
             assert [job.status for job in [*jobs, *waiting]] == ["failed"] * 5
             assert {job.error_type for job in jobs} == {"NodeLost"}
             assert {job.error_type for job in waiting} == {"WorkersExhausted"}
@@ -76,7 +76,7 @@ def test_an_order_that_meets_a_dead_worker_goes_to_another():
             job = await manager.start_job("add", a=2)
             assert job.status == "running", "the order is on its way"
             os.kill(relay, signal.SIGCONT)
-            await manager.wait(job.id, 30)
+            await manager.wait(job.id, 120)
             assert (job.status, job.result) == ("completed", 3) and job.worker_pid != first.worker_pid
 
     for _ in range(5):  # which of the two the relay sees first is open

@@ -37,7 +37,7 @@ def make(**config) -> BaseJobManager:
 
 
 async def result_of(manager: BaseJobManager, plugin_id: str, **params):
-    job = await manager.wait((await manager.start_job(plugin_id, **params)).id, 40)
+    job = await manager.wait((await manager.start_job(plugin_id, **params)).id, 120)
     assert job.status == "completed", job.error
     return job.result
 
@@ -54,7 +54,7 @@ def test_objects_that_would_run_code(plugin_id, tmp_path):
         async with make() as manager:
             job = await manager.start_job(plugin_id, path=harm)
             chunks = [chunk async for chunk in manager.stream(job.id)]
-            await manager.wait(job.id, 20)
+            await manager.wait(job.id, 120)
             assert job.status == "failed" and is_alive(job.worker_pid)
             if plugin_id == "attack_by_error":
                 assert job.error_type == "AttackByError" and job.exception is None
@@ -71,7 +71,7 @@ def test_frames_that_would_run_code(kind, tmp_path):
     async def scene():
         harm = str(tmp_path / "harm")
         async with make() as manager:
-            job = await manager.wait((await manager.start_job("attack_by_frame", kind=kind, path=harm)).id, 20)
+            job = await manager.wait((await manager.start_job("attack_by_frame", kind=kind, path=harm)).id, 120)
             assert job.status in ("completed", "failed", "cancelled")
             await still_works(manager, harm)
 
@@ -82,7 +82,7 @@ def test_chunk_frames_that_would_run_code(tmp_path):
     async def scene():
         harm = str(tmp_path / "harm")
         async with make() as manager:
-            job = await manager.wait((await manager.start_job("attack_by_chunk_frame", path=harm)).id, 20)
+            job = await manager.wait((await manager.start_job("attack_by_chunk_frame", path=harm)).id, 120)
             assert job.error_type == "RefusedType"
             await still_works(manager, harm)
 
@@ -97,7 +97,7 @@ def test_frames_of_junk(kind, tmp_path):
     async def scene():
         async with make() as manager:
             for junk in JUNK:
-                job = await manager.wait((await manager.start_job("send_frame", kind=kind, payload=junk)).id, 20)
+                job = await manager.wait((await manager.start_job("send_frame", kind=kind, payload=junk)).id, 120)
                 assert job.status.is_final
             await still_works(manager, str(tmp_path / "harm"))
 
@@ -112,7 +112,7 @@ def test_huge_frame_headers(length, buffers, tmp_path):
                 "send_frame", kind=framing.RESULT, payload=b"x" * 65536, length=length, buffers=buffers
             )
             if buffers != 65535:  # else it is no more than a long message that has not arrived
-                await manager.wait(job.id, 20)
+                await manager.wait(job.id, 120)
                 assert job.error_type == "WorkerCrashed"
             else:
                 assert await manager.cancel_job(job.id) in (True, False)
@@ -124,7 +124,7 @@ def test_huge_frame_headers(length, buffers, tmp_path):
 def test_nonsense_instead_of_frames(tmp_path):
     async def scene():
         async with make() as manager:
-            job = await manager.wait((await manager.start_job("send_nonsense")).id, 20)
+            job = await manager.wait((await manager.start_job("send_nonsense")).id, 120)
             assert job.error_type == "WorkerCrashed"
             await still_works(manager, str(tmp_path / "harm"))
 
@@ -135,7 +135,7 @@ def test_nonsense_instead_of_frames(tmp_path):
 def test_shared_memory_that_is_not_there(size, tmp_path):
     async def scene():
         async with make() as manager:
-            job = await manager.wait((await manager.start_job("claim_shared_memory", size=size)).id, 20)
+            job = await manager.wait((await manager.start_job("claim_shared_memory", size=size)).id, 120)
             assert job.status == "failed" and job.error_type in ("ValueError", "WorkerCrashed")
             await still_works(manager, str(tmp_path / "harm"))
 
@@ -145,7 +145,7 @@ def test_shared_memory_that_is_not_there(size, tmp_path):
 def test_classes_of_the_app():
     async def scene():
         async with make() as manager:
-            refused = await manager.wait((await manager.start_job("point", x=1)).id, 20)
+            refused = await manager.wait((await manager.start_job("point", x=1)).id, 120)
             assert refused.error_type == "RefusedType" and "test_results.Point" in refused.error
         for allowed in ((Point,), ("test_results",)):
             async with make(allowed_types=allowed) as manager:
@@ -160,7 +160,7 @@ def test_max_result_bytes():
             for plugin_id, params in (
                 ("big_bytes", {"megabytes": 2}), ("big_array", {"megabytes": 2}), ("echo", {"value": list(range(500_000))}),
             ):  # fmt: skip
-                job = await manager.wait((await manager.start_job(plugin_id, **params)).id, 20)
+                job = await manager.wait((await manager.start_job(plugin_id, **params)).id, 120)
                 assert (job.status, job.error_type) == ("failed", "NotSerializable")
                 assert (
                     "1,048,576 are allowed" in job.error
@@ -175,7 +175,7 @@ def test_max_result_bytes():
 def test_max_result_bytes_holds_for_chunks_too():
     async def scene():
         async with make(max_result_bytes=1 << 20) as manager:
-            job = await manager.wait((await manager.start_job("count", n=3, pad=3 << 20)).id, 20)
+            job = await manager.wait((await manager.start_job("count", n=3, pad=3 << 20)).id, 120)
             assert (job.status, job.error_type) == ("failed", "NotSerializable"), job.error
             assert "1,048,576 are allowed" in job.error and "max_result_bytes" in job.error and is_alive(job.worker_pid)
 
@@ -186,7 +186,7 @@ def test_max_result_items():
     async def scene():
         async with make(max_result_items=400_000) as manager:
             for value in ([[]] * 200_000, list(range(500_000))):
-                job = await manager.wait((await manager.start_job("echo", value=value)).id, 20)
+                job = await manager.wait((await manager.start_job("echo", value=value)).id, 120)
                 assert (job.status, job.error_type) == ("failed", "RefusedType")
                 assert "more than 400,000 items" in job.error and "WorkerConfig.max_result_items" in job.error
             assert await result_of(manager, "echo", value=[[]] * 100_000) == [[]] * 100_000
@@ -225,7 +225,7 @@ def test_an_array_outlives_its_worker_and_its_manager():
     async def scene():
         async with make() as manager:
             first = await result_of(manager, "big_array", megabytes=16, value=1)
-            await manager.wait((await manager.start_job("kill_self")).id, 20)
+            await manager.wait((await manager.start_job("kill_self")).id, 120)
             second = await result_of(manager, "big_array", megabytes=16, value=2)
             third = await result_of(manager, "big_array", megabytes=16, value=3)
             second[0] = 22
@@ -244,8 +244,8 @@ def test_large_results_of_workers_that_die_at_once_after_them():
             for _ in range(5):
                 large = await manager.start_job("big_bytes", megabytes=64)
                 crash = await manager.start_job("kill_self")
-                await manager.wait(crash.id, 20)
-                await manager.wait(large.id, 20)
+                await manager.wait(crash.id, 120)
+                await manager.wait(large.id, 120)
                 assert large.status == "completed", large.error
                 assert len(large.result) == 64 << 20 and large.result[-1] == 0xA5
                 manager.clear_finished_jobs()
@@ -281,13 +281,13 @@ def test_results_that_are_dropped_leave_no_descriptor():
     async def scene():
         async with make(max_finished_jobs=1) as manager:
             await result_of(manager, "big_array", megabytes=16)
-            await manager.wait((await manager.start_job("kill_self")).id, 20)
+            await manager.wait((await manager.start_job("kill_self")).id, 120)
             await result_of(manager, "echo")
             gc.collect()
             before = descriptors()
             for _ in range(5):
                 await result_of(manager, "big_array", megabytes=16)
-                await manager.wait((await manager.start_job("kill_self")).id, 20)
+                await manager.wait((await manager.start_job("kill_self")).id, 120)
                 await result_of(manager, "echo")
             gc.collect()
             await until(lambda: descriptors() <= before + 1, 5)

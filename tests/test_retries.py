@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from backend_scenes import Events
-from harness import is_alive, run, until
+from harness import is_alive, run, time_is_up, until
 
 from cjm_worker_ext import BaseJobManager, JobStatus, Retry, WorkerConfig
 from cjm_worker_ext.errors import ConfigError, JobFailed
@@ -37,6 +37,13 @@ def told(events: Events, job, kind: str = "") -> list:
     return [data for name, data in mine if name == kind] if kind else [name for name, _ in mine]
 
 
+async def time_is_up_in(manager, job, attempt: int) -> None:
+    "Let the timeout of one attempt be over, once its plugin is at work."
+    log = Path(job.params["log"])
+    await until(lambda: log.exists() and log.read_text().count("\n") == attempt and job.status == "running")
+    time_is_up(manager, job)
+
+
 ENDS = ("job:completed", "job:failed", "job:cancelled")
 
 
@@ -52,8 +59,8 @@ def one_end(events: Events, job) -> bool:
     "how, reason, words",
     [
         ("crash", "crashed", "exited with code 7"),
-        ("hang", "timeout", "it ran longer than its timeout of 1.5 s"),
-        ("deaf", "timeout", "it ran longer than its timeout of 1.5 s"),
+        ("hang", "timeout", "it ran longer than its timeout of 600 s"),
+        ("deaf", "timeout", "it ran longer than its timeout of 600 s"),
         ("transient", "transient", "the network is away"),
         ("attribute", "transient", "busy"),
         ("memory", "resource", "no room"),
@@ -66,15 +73,20 @@ def test_a_job_runs_again_for_the_reasons_that_were_asked_for(how, reason, words
     async def scene():
         events = Events()
         async with make(events) as manager:
-            options = {"timeout": 1.5} if reason == "timeout" else {}  # the third has time for its end
+            options = {"timeout": 600} if reason == "timeout" else {}
             params = {"log": str(tmp_path / how), "how": how}
             job = await manager.submit_job("flaky", params, retry=Retry(3, on=(reason,), **NOW), **options)
+            if reason == "timeout":
+                for attempt in (1, 2):
+                    await time_is_up_in(manager, job, attempt)
             assert await job == "attempt 3"
             assert (job.attempts, job.error, job.error_type, job.exception) == (3, None, None, None)
             others = tuple(r for r in ("crashed", "timeout", "lost") if r != reason)
             params["log"] += "-other"
             other = await manager.submit_job("flaky", params, retry=Retry(3, on=others, **NOW), **options)
-            await manager.wait(other.id, 20)
+            if reason == "timeout":
+                await time_is_up_in(manager, other, 1)
+            await manager.wait(other.id, 120)
             assert (other.status, other.attempts) == ("failed", 1), "nobody asked for this reason"
         again = told(events, job, "job:retrying")
         assert [(data["attempt"], data["reason"], data["delay"]) for data in again] == [(1, reason, 0), (2, reason, 0)]
@@ -106,16 +118,16 @@ def test_without_retry_a_job_runs_once_and_a_job_may_decline_what_the_manager_sa
     async def scene():
         async with make() as manager:
             job = await manager.start_job("flaky", log=str(tmp_path / "1"), how="transient")
-            await manager.wait(job.id, 20)
+            await manager.wait(job.id, 120)
             assert (job.attempts, job.error_type) == (1, "TransientError")
         async with make(retry={"flaky": Retry(3, **NOW), "": Retry(2, on=("failed",), **NOW)}) as manager:
             assert await (await manager.start_job("flaky", log=str(tmp_path / "2"), how="transient")) == "attempt 3"
             params = {"log": str(tmp_path / "3"), "how": "transient"}
             job = await manager.submit_job("flaky", params, retry=None)
-            await manager.wait(job.id, 20)
+            await manager.wait(job.id, 120)
             assert job.attempts == 1
             job = await manager.start_job("exit_now")
-            await manager.wait(job.id, 20)
+            await manager.wait(job.id, 120)
             assert job.attempts == 1, "the others are tried again for another reason"
 
     run(scene())
@@ -205,12 +217,14 @@ def test_a_cancel_after_the_timeout_is_not_followed_by_another_attempt(tmp_path)
         events, started, go_on = Events(), tmp_path / "started", tmp_path / "go on"
         async with make(events, cancel_grace_seconds=30) as manager:
             params = {"started": str(started), "go_on": str(go_on)}
-            job = await manager.submit_job("stuck", params, timeout=0.3, retry=Retry(5, **NOW))
-            await until(lambda: started.exists() and started.read_text() == "cleans up")
+            job = await manager.submit_job("stuck", params, timeout=600, retry=Retry(5, **NOW))
+            await until(lambda: started.exists() and started.read_text() == "runs")
+            time_is_up(manager, job)
+            await until(lambda: started.read_text() == "cleans up")
             cancelling = asyncio.create_task(manager.cancel_job(job.id))
             await asyncio.sleep(0)
             go_on.touch()
-            assert not await asyncio.wait_for(cancelling, 20), "it had run out of time before"
+            assert not await asyncio.wait_for(cancelling, 120), "it had run out of time before"
             assert (job.status, job.error_type, job.attempts) == ("failed", "JobTimeout", 1)
         assert one_end(events, job) and not told(events, job, "job:retrying")
 
@@ -223,7 +237,7 @@ def test_a_job_that_is_cancelled_while_it_runs_is_not_tried_again(tmp_path):
             every = Retry(5, on=("crashed", "lost", "timeout", "failed"), **NOW)
             params = {"log": str(tmp_path / "log"), "how": "deaf"}
             job = await manager.submit_job("flaky", params, retry=every)
-            await until((tmp_path / "log").exists)
+            await until(lambda: (tmp_path / "log").exists() and (tmp_path / "log").read_text())
             assert await manager.cancel_job(job.id)
             assert (job.status, job.attempts) == ("cancelled", 1)
             assert await (await manager.start_job("echo", value=1)) == 1
@@ -349,13 +363,15 @@ def test_with_many_that_crash_every_job_is_done_once_in_the_end(tmp_path):
             jobs = []
             for i in range(12):
                 params = {"log": str(tmp_path / f"{i}"), "how": ("crash", "transient", "hang")[i % 3], "good": 2}
-                jobs.append(await manager.submit_job("flaky", params, timeout=0.5, retry=Retry(2, **NOW)))
+                jobs.append(await manager.submit_job("flaky", params, timeout=600, retry=Retry(2, **NOW)))
+            hanging = asyncio.gather(*(time_is_up_in(manager, job, 1) for job in jobs[2::3]))
             ended = [job async for job in manager.as_completed(jobs)]
+            await hanging
             assert sorted(job.id for job in ended) == sorted(job.id for job in jobs)
             assert [(job.status, job.attempts) for job in jobs] == [(JobStatus.COMPLETED, 2)] * 12
-            timers = [kind for kind, _ in manager._engine.timers._handles if kind != "start"]  # of a worker
-            assert not timers and manager._engine.scheduler.delayed == 0
+            assert manager._engine.scheduler.delayed == 0
+            await until(lambda: not manager._engine.timers._handles, what="the start of the last worker")
         assert all(one_end(events, job) for job in jobs)
         assert all(Path(tmp_path / f"{i}").read_text().count("\n") == 2 for i in range(12))
 
-    run(scene(), 90)
+    run(scene())

@@ -113,7 +113,7 @@ class Scene:
 
     async def ended(self, *names):
         for name in names:
-            await self.manager.wait(self.jobs[name].id, timeout=20)
+            await self.manager.wait(self.jobs[name].id, timeout=120)
         return [str(self.jobs[name].status) for name in names]
 
     @property
@@ -372,7 +372,7 @@ def test_a_worker_that_has_done_all_waits_for_the_next_start(tmp_path, durabilit
 
             def hold(owner, changes, told=()):
                 if any('"name":"c"' in change.job.params and change.job.status == "running" for change in changes):
-                    held.wait(20)
+                    held.wait(120)
                 return write(owner, changes, told)
 
             await s.lie_behind("a", "b", "c", "d", "e")

@@ -34,7 +34,7 @@ def start(tmp_path):
     yield start
     for process in servers:
         process.kill()
-        process.wait(30)
+        process.wait(120)
         process.stdout.close()
 
 
@@ -44,13 +44,13 @@ def test_a_killed_server_leaves_nothing_for_long(start):
     killed, left = start()
     (left / "upload.txt").write_text("text")
     killed.kill()
-    killed.wait(30)
+    killed.wait(120)
     assert left.exists()
     last, own = start()
     assert not left.exists() and in_use.exists()
     for process in (last, living):
         process.send_signal(signal.SIGINT)
-        process.wait(30)
+        process.wait(120)
     assert not own.exists() and not in_use.exists()
 
 
@@ -58,7 +58,7 @@ def test_without_the_secret_nothing_is_answered(start):
     """Not even another user of this machine, who can connect to the port, gets anything; each server has its own secret."""
     (one, _), (two, _) = start(), start()
     plain = addresses[one].partition("?")[0]
-    with httpx.Client(timeout=30) as stranger:
+    with httpx.Client(timeout=120) as stranger:
         for path in (
             "",
             "state",
@@ -72,7 +72,7 @@ def test_without_the_secret_nothing_is_answered(start):
         assert stranger.post(plain + "start", data={"plugin": "search", "path": "/etc"}).status_code == 403
         wrong = plain + "?" + addresses[two].partition("?")[2]
         assert stranger.get(wrong).status_code == 403
-    with httpx.Client(timeout=30, follow_redirects=True) as owner:
+    with httpx.Client(timeout=120, follow_redirects=True) as owner:
         page = owner.get(addresses[one])
         assert (page.status_code, str(page.url)) == (200, plain)
         assert owner.get(plain + "state").status_code == 200
@@ -96,7 +96,7 @@ def test_an_upload_is_refused_before_it_is_stored(start, tmp_path, origin, tells
     headers = {"content-type": "multipart/form-data; boundary=x"} | ({"origin": origin} if origin else {})
     if tells_its_length:
         headers["content-length"] = str(len(start_of_form) + size + 9)
-    with httpx.Client(timeout=30, follow_redirects=True) as client:
+    with httpx.Client(timeout=120, follow_redirects=True) as client:
         client.get(addresses[server])
         before = psutil.Process(server.pid).memory_info().rss
         try:

@@ -46,7 +46,7 @@ class Page:
 
     async def until(self, ending: bytes) -> str:
         "Everything received, as soon as it contains `ending` or the answer has ended."
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while ending not in self.body and not self.task.done():
                 self.news.clear()
                 news = asyncio.create_task(self.news.wait())
@@ -56,7 +56,7 @@ class Page:
 
     async def leave(self):
         self.gone.set()
-        await asyncio.wait_for(self.task, 30)
+        await asyncio.wait_for(self.task, 120)
 
 
 def frames(text: str) -> list[dict[str, str]]:
@@ -375,7 +375,7 @@ def test_a_server_on_the_next_loop_can_end(leave):
         await asyncio.sleep(0)
         client = await listen(events)
         server.should_exit = True
-        await asyncio.wait_for(client.task, 30)
+        await asyncio.wait_for(client.task, 120)
         assert client.body.endswith(b":\n") or client.body
         serving.cancel()
 

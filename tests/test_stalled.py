@@ -89,7 +89,7 @@ def test_a_silent_job_is_told_once_for_each_silence_and_goes_on(backend, tmp_pat
             path.touch()
             await until(lambda: len(manager.stalls) == 2, what="the stall after the next step")
             (tmp_path / "go on2").touch()
-            await manager.wait(job.id, 30)
+            await manager.wait(job.id, 120)
             assert (job.status, job.result) == ("completed", "done")
         kinds = [kind for kind in events.kinds_of(job) if kind != "plugin:loaded"]
         stalled = ["job:stalled"]
@@ -104,10 +104,10 @@ def test_the_stack_is_read_while_the_interpreter_lock_is_held_and_the_app_may_en
     caplog.set_level(logging.WARNING, "cjm_worker_ext.engine.engine")
 
     async def scene():
-        async with make(end=True, cancel_grace_seconds=0.05) as manager:
+        async with make(end=True, stall_seconds=1.0, cancel_grace_seconds=0.05) as manager:
             await manager.load_plugin("holds_the_lock")
             job = await manager.start_job("holds_the_lock")
-            await manager.wait(job.id, 30)
+            await manager.wait(job.id, 120)
             assert (job.status, len(manager.stalls)) == ("cancelled", 1)
             assert "most recent call first" in job.stalled_stack and "in holds_the_lock" in job.stalled_stack
             (said,) = [r.getMessage() for r in caplog.records if "no sign of life" in r.getMessage()]
@@ -135,7 +135,7 @@ def test_each_sign_of_life_counts(how, tmp_path):
             job = await manager.start_job("reports", path=str(path), how=how)
             await until(lambda: len(looked) >= 3, what="three looks")
             path.touch()
-            await manager.wait(job.id, 30)
+            await manager.wait(job.id, 120)
             assert (looked[:3], manager.stalls, job.stalled_stack) == ([False] * 3, [], None)
 
     run(scene())
@@ -154,7 +154,7 @@ def test_a_worker_that_waits_for_a_slow_reader_is_not_stalled():
             await until(lambda: len(looked) >= 3, what="three looks")
             assert not any(looked) and job.status == "running"
             await reader.aclose()
-            await manager.wait(job.id, 30)
+            await manager.wait(job.id, 120)
             assert manager.stalls == []
 
     run(scene())
@@ -185,11 +185,11 @@ def test_a_job_may_take_the_signal_and_the_next_one_still_shows_its_stack(tmp_pa
 
     async def scene():
         plugins = {"takes": takes, "wait_for_file": wait_for_file}
-        async with Watched("stalls", plugins=plugins, worker_config=WorkerConfig(stall_seconds=0.3)) as manager:
+        async with Watched("stalls", plugins=plugins, worker_config=WorkerConfig(stall_seconds=1.0)) as manager:
             for name in ("there", "there2"):
                 (tmp_path / name).touch()
             for plugin, params in (("wait_for_file", {"path": str(tmp_path / "there")}), ("takes", {})):  # it is loaded
-                await manager.wait((await manager.start_job(plugin, **params)).id, 30)
+                await manager.wait((await manager.start_job(plugin, **params)).id, 120)
             job = await manager.start_job("wait_for_file", path=str(tmp_path / "never"))
             await until(lambda: job.stalled_stack, what="a stall")
             assert "in wait_for_file" in job.stalled_stack
@@ -201,7 +201,7 @@ def test_without_the_setting_nothing_is_watched():
     async def scene():
         async with make(stall_seconds=None) as manager:
             assert manager._open().stalls is None
-            assert (await manager.wait((await manager.start_job("chunks", n=3)).id, 30)).result == [0, 1, 2]
+            assert (await manager.wait((await manager.start_job("chunks", n=3)).id, 120)).result == [0, 1, 2]
 
     run(scene())
     with pytest.raises(ConfigError, match="stall_seconds"):
@@ -223,6 +223,6 @@ def test_a_job_that_waits_for_its_batch_is_not_stalled(tmp_path):
                 await manager.wait(waits[0].id, 0.7)
             assert not any(job.stalled_stack for job in waits)
             go_on.touch()
-            await manager.wait(waits[-1].id, 30)
+            await manager.wait(waits[-1].id, 120)
 
     run(scene())

@@ -60,7 +60,7 @@ def test_a_position_that_is_still_to_come_is_waited_for():
 def test_every_position_of_a_job_that_has_ended():
     async def scene():
         async with make(max_buffered_chunks=10) as manager:
-            job = await manager.wait((await manager.start_job("count", n=30)).id, 20)
+            job = await manager.wait((await manager.start_job("count", n=30)).id, 120)
             first, kept = manager.get_job_chunks(job.id)
             assert kept == list(range(first, 30)) and first >= 10
             for start in range(first):

@@ -79,7 +79,7 @@ def test_a_crash_hits_the_job_whether_it_is_pending_or_runs(own_threads):
             for _ in range(100):
                 job = await manager.start_job("work")
                 jobs.put(job)
-                await manager.wait(job.id, 30)
+                await manager.wait(job.id, 120)
                 assert (job.status, job.error_type) == ("failed", "WorkerCrashed")
             jobs.put(None)
 
@@ -89,11 +89,11 @@ def test_a_crash_hits_the_job_whether_it_is_pending_or_runs(own_threads):
             target=lambda: run(app(maker(None)("work", config=WorkerConfig(hold_after_crashes=0)), jobs))
         )
         thread.start()
-        for n, job in enumerate(iter(lambda: jobs.get(timeout=30), None)):
+        for n, job in enumerate(iter(lambda: jobs.get(timeout=120), None)):
             if n % 2:
                 until_now(lambda job=job: job.status == "running")
             in_process.crash(job.id)
-        thread.join(30)
+        thread.join(120)
         assert not thread.is_alive()
     until_now(lambda: not own_threads(), what="the end of the threads")
 
@@ -124,7 +124,7 @@ def test_what_an_app_leaves_behind_ends_with_the_block(close, own_threads):
 async def all_jobs(manager):
     jobs = manager.get_all_jobs()
     for job in jobs:
-        await manager.wait(job.id, 30)
+        await manager.wait(job.id, 120)
     return jobs
 
 

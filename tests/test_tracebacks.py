@@ -23,7 +23,7 @@ if __name__ == "__main__":
 
 
 def ended(*command, text=None):
-    done = subprocess.run([sys.executable, *command], input=text, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, *command], input=text, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     return done.stderr
 

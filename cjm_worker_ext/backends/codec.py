@@ -116,9 +116,8 @@ class Encoder:
         self.marked = False  # whether there is a mark in it
         self._careful = False  # whether each text and number is looked at: one of them does not fit MessagePack
         self._size = 0  # bytes that it will have at least
-        self._seen: dict[
-            int, Any
-        ] = {}  # id of a container: None while it is walked, then (it, what became of it, size)
+        # id of a container: None while it is walked, then (it, what became of it, size)
+        self._seen: dict[int, Any] = {}
 
     def encode(self, value: Any) -> bytes:
         "Make the message; raises `Unfit`."

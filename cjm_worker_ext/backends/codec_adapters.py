@@ -149,9 +149,8 @@ def library(
 ) -> Any:  # The module
     "Import a library when one of its objects crosses; type checkers need not know it."
     found = sys.modules.get(name)
-    if found is not None and not getattr(
-        found.__spec__, "_initializing", True
-    ):  # five times as fast as the import system
+    # five times as fast as the import system
+    if found is not None and not getattr(found.__spec__, "_initializing", True):
         return found
     from importlib import import_module
 

@@ -259,9 +259,8 @@ def _check_pattern(pattern: str | bytes, flags: int) -> None:
             f"is a pattern of more than {MOST_PATTERN:,} characters", "send its text, and compile it in the app"
         )
     wide = not shown.isascii() or any(escape in shown for escape in ("\\u", "\\U", "\\N"))
-    if (
-        wide and shown.count("-") > MOST_RANGES
-    ):  # compiling `[\\0-\\uffff]` takes 5 ms, and there is room for 200 of those
+    # compiling `[\\0-\\uffff]` takes 5 ms, and there is room for 200 of those
+    if wide and shown.count("-") > MOST_RANGES:
         raise Unfit(
             f"is a pattern with more than {MOST_RANGES} wide ranges", "send its text, and compile it in the app"
         )

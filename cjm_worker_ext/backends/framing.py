@@ -30,9 +30,8 @@ READY, LOADED, CHUNKS, PROGRESS, RESULT, FAILED, CANCELLED, DONE, RETIRE, BEGUN,
 
 HEADER = struct.Struct("<QIHBx")  # bytes of the payload, task number, number of buffers, kind
 HEADER_SIZE = HEADER.size
-LOADED_DATA = struct.Struct(
-    "<?I?"
-)  # of a plugin: whether it yields chunks, jobs that it takes at a time, whether in batches
+# of a plugin: whether it yields chunks, jobs that it takes at a time, whether in batches
+LOADED_DATA = struct.Struct("<?I?")
 PLACE = struct.Struct("<QQ")  # bytes of one buffer; 0 if it follows inline, else its offset in shared memory plus one
 FROM_HEAP = 1 << 25  # Bytes up to which a frame is read into memory of the heap
 APART = 1 << 16  # Bytes from which a payload is a piece of its own: to copy it would cost more than a second piece
@@ -44,9 +43,7 @@ def encode(
     kind: int,  # One of the kinds above
     task_number: int,  # Number of the task that this belongs to; 0 if none
     payload: Bytes = b"",  # The pickle
-    buffers: Sequence[
-        tuple[int, memoryview | int]
-    ] = (),  # (0, bytes to send inline) or (offset in shared memory + 1, size)
+    buffers: Sequence[tuple[int, memoryview | int]] = (),  # (0, bytes inline) or (offset in shared memory + 1, size)
 ) -> list[Bytes]:  # Pieces to write one after the other
     "Make the pieces of a frame; large ones are not copied."
     if not buffers:

@@ -1232,9 +1232,8 @@ class LocalWorker:
         unread = self.frames.unread() if order is self._last and order.plugin not in self._batches else 0
         part = self.frames.reader.part if self._readable and not self._later.waiting else 0
         seen = order.number, unread, 0 if unread else self.frames.received
-        if seen != self._looked_at or not (
-            unread or part
-        ):  # it may be reading a large order, or sending a large result
+        # it may be reading a large order, or sending a large result
+        if seen != self._looked_at or not (unread or part):
             self._looked_at = seen
             return
         what = "read its order" if unread else "end its message"

@@ -86,9 +86,8 @@ class SharedMemoryWriter:
         if sum(self._sizes[o] for o in self._free) > self.KEPT:
             import mmap
 
-            self._room(self.end).madvise(
-                mmap.MADV_REMOVE, offset, self._sizes[offset]
-            )  # its pages go back to the system, its place stays
+            # its pages go back to the system, its place stays
+            self._room(self.end).madvise(mmap.MADV_REMOVE, offset, self._sizes[offset])
 
 # %% ../../nbs/05_backends/11_shared_memory.ipynb #c1a44635
 class SharedMemoryReader:

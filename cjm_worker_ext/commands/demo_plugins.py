@@ -74,9 +74,7 @@ def _walk(path: str, found: dict[str, Any]) -> Iterator[str]:
 def find_files(
     path: str,  # A folder or a file
     ctx: JobContext,  # Gets the number of files found so far
-) -> dict[
-    str, Any
-]:  # `files`: pairs of path and size; `bytes`: their sum; `binary`, `unreadable`: how many were skipped
+) -> dict[str, Any]:  # `files`: (path, size); `bytes`: their sum; `binary`, `unreadable`: how many were skipped
     "Find the text files below `path`. Links, devices and pipes are skipped."
     found: dict[str, Any] = {"files": [], "bytes": 0, "binary": 0, "unreadable": 0}
     for count, file in enumerate(_walk(path, found)):
@@ -205,9 +203,7 @@ class Search:
         files: Sequence[tuple[str, int]],  # As `find_files` found them
         term: str,  # No line break
         ctx: JobContext,
-    ) -> Generator[
-        dict[str, Any], None, dict[str, Any]
-    ]:  # Yields `file`, `line`, `text`; returns the number of matches and of files with one
+    ) -> Generator[dict[str, Any], None, dict[str, Any]]:  # Yields `file`, `line`, `text`; returns both counts
         matches, matching_files = 0, 0
         now, line, last, rest = "", 1, 0, ""
         reader = FileReader(files, ctx)

@@ -344,11 +344,13 @@ class DurableJobs:
         self._trouble: str | None = None  # Why the store does not work
         self.adding: dict[str, DurableRecord] = {}  # New jobs that are not committed yet, by id
         self.starting: dict[int, Starting] = {}  # Starts that are not committed yet, by task number
-        self._holder = store if isinstance(store, (HoldsJobs, SharesHeldJobs)) and not self.is_behind else None
-        self._releaser = self._holder if isinstance(self._holder, SharesHeldJobs) else None
-        self.held: dict[
-            int, Held
-        ] = {}  # Jobs whose start is committed, or about to be, before a worker is there; by number
+        # Which kind of notes the store has is asked once: to ask it of a protocol takes 20 µs
+        noting = None if self.is_behind else store
+        self._releaser = noting if isinstance(noting, SharesHeldJobs) else None
+        self._notes = noting if isinstance(noting, HoldsJobs) and self._releaser is None else None
+        self._holder = self._releaser or self._notes
+        # Jobs whose start is committed, or about to be, before a worker is there; by number
+        self.held: dict[int, Held] = {}
         self._at_once: set[str] = set()  # New jobs of `adding` for which a worker was idle
         self._wished: set[str] = set()  # Jobs that are to be cancelled as soon as they are known here
         self._opening: asyncio.Task[None] | None = None
@@ -367,9 +369,8 @@ class DurableJobs:
         "Open the store, and settle what dead owners have left; raises `StoreFailed`. The next call tries it again then."
         if self._opening is None:
             self._opening = self._loop.create_task(self._open())
-            self._opening.add_done_callback(
-                lambda task: task.cancelled() or task.exception()
-            )  # seen, if all callers left
+            # seen, if all callers left
+            self._opening.add_done_callback(lambda task: task.cancelled() or task.exception())
         await asyncio.shield(self._opening)
 
     async def _open(self) -> None:
@@ -510,18 +511,18 @@ class DurableJobs:
             return False
         # If it is not noted, the job is lost if this process dies before it goes to its worker; but then nobody was told
         # that there is a job.
-        if self._holder is not None and self._releaser is None:
-            self._holder.hold(record.job.id)
+        if self._notes is not None:
+            self._notes.hold(record.job.id)
         return True
 
     def _let_go(self, record: JobRecord, *_: object) -> None:
         "The row of a job does not say any more that it runs, or it does run now."
-        if self._holder is None or record.task.number in self.held:
+        if record.task.number in self.held:
             return
-        if isinstance(self._holder, SharesHeldJobs):
-            self._holder.release(record.job.id, lambda is_done: None)
-        else:
-            self._holder.let_go(record.job.id)
+        if self._releaser is not None:
+            self._releaser.release(record.job.id, lambda is_done: None)
+        elif self._notes is not None:
+            self._notes.let_go(record.job.id)
 
     def add_behind(
         self,
@@ -783,9 +784,8 @@ class DurableJobs:
     def _on_end_written(self, record: DurableRecord, refused: str | None, error: Exception | None) -> None:
         if record.ended or record.end is None:
             return
-        if error is not None and not isinstance(
-            record.end.exception, StoreFailed
-        ):  # the result is too large, for example
+        # the result is too large, for example
+        if error is not None and not isinstance(record.end.exception, StoreFailed):
             self._end_as(record, JobStatus.FAILED, error)
         elif refused is None:
             if error is not None:

@@ -248,9 +248,8 @@ class JobBook:
         self.live: dict[str, JobRecord] = {}
         self.by_key: dict[str, JobRecord] = {}  # Live ones
         self.finished: OrderedDict[str, JobRecord] = OrderedDict()
-        self.left: dict[
-            str, JobRecord
-        ] = {}  # Went on without this process when it was shut down; only `find` knows them
+        # Went on without this process when it was shut down; only `find` knows them
+        self.left: dict[str, JobRecord] = {}
 
     def add(self, record: JobRecord) -> None:
         "Remember a new job; raises `ValueError` if its id is taken."

@@ -958,9 +958,8 @@ class Scheduler:
             actions += self._free(worker)
         elif worker.slots > 1:
             actions += self._kill_if_stuck(worker)
-            if (
-                ends_batch
-            ):  # the next one is to begin now, and a worker that does not come to it must not hold it for ever
+            # the next one is to begin now, and a worker that does not come to it must not hold it for ever
+            if ends_batch:
                 actions += self._set_timeouts(list(worker.tasks.values()))
         elif not worker.batch:
             actions += self._follow(worker, stumbled=failed or cancelled)

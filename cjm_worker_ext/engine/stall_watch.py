@@ -18,9 +18,7 @@ class StallWatch:
         self,
         seconds: float,  # Silence from which a job is stalled, > 0
         clock: Callable[[], float],  # Seconds, only rising
-        set_timer: Callable[
-            [int, float], object
-        ],  # Asks for a call of `is_stalled` with this number after some seconds
+        set_timer: Callable[[int, float], object],  # Asks for `is_stalled` with this number after some seconds
     ) -> None:
         self.seconds, self._clock, self._set_timer = seconds, clock, set_timer
         self._seen: dict[int, float] = {}  # Task number: when it gave its last sign of life

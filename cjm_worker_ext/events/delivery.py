@@ -303,9 +303,8 @@ class ResourceQueue:
             self._thread.post(self._run_soon)
 
     def _run_soon(self) -> None:
-        self._settling.wait(
-            self.DELAY
-        )  # in this thread, because a timer of the event loop costs every job some microseconds
+        # in this thread, because a timer of the event loop costs every job some microseconds
+        self._settling.wait(self.DELAY)
         self._posted = False  # from here on a new call posts again
         self._run()
 

@@ -93,7 +93,7 @@ class ContractSuite:
 
     protocol: ClassVar[type]  # The protocol that is judged
     contracts: ClassVar[dict[str, Contract]]  # By name, in the order in which they are judged
-    timeout_seconds: float = 5.0  # A contract that takes longer is broken, > 0
+    timeout_seconds: float = 30.0  # A contract that takes longer is broken, > 0; a machine may be busy
 
     def make(self) -> Any:  # An implementation; for broadcasters `make` may be an `async def`
         "Make a fresh implementation, which shares nothing with earlier ones. A suite must define this method."
@@ -503,9 +503,7 @@ def _send_accepted(manager: Any) -> None:
     manager.register_worker(FIRST_PID, "contract")
     accepted: dict[str, Any] = {}
     for keyword, value in _everything().items():
-        with contextlib.suppress(
-            Exception
-        ):  # boundary: `each_keyword_is_accepted` judges what the implementation raises
+        with contextlib.suppress(Exception):  # boundary: `each_keyword_is_accepted` judges that
             manager.update_worker_state(FIRST_PID, **{keyword: value})
             accepted[keyword] = value
     manager.update_worker_state(FIRST_PID, **accepted)
@@ -606,6 +604,7 @@ class BroadcasterSuite(ContractSuite):
     contracts: ClassVar[dict[str, Contract]] = {}
     closes: bool = False  # True if no event may be received after `close`
     flood: int = 2000  # Number of events for a listener that never reads, > 0
+    broadcast_seconds: float = 0.0025  # How long one of them may take, > 0
 
     def subscribe(
         self,
@@ -736,7 +735,9 @@ async def concurrent_broadcasts_all_arrive(suite: BroadcasterSuite, broadcaster:
 async def slow_listener_costs_nothing(suite: BroadcasterSuite, broadcaster: Any) -> None:
     "No broadcast waits for a listener that never reads, however many events there are."
     await _awaited(suite.subscribe(broadcaster))
-    began = time.monotonic()
+    size = max(1, suite.flood // 100)
+    began = group_began = time.monotonic()
+    groups: list[float] = []  # Seconds that each hundredth of the flood takes
     for number in range(suite.flood):
         try:
             async with asyncio.timeout(suite.timeout_seconds / 2):
@@ -745,10 +746,15 @@ async def slow_listener_costs_nothing(suite: BroadcasterSuite, broadcaster: Any)
             raise BrokenContract(
                 f"broadcast {number} waits for a listener that does not read; queue events and drop old ones"
             ) from None
-        if time.monotonic() - began > suite.timeout_seconds:
-            raise BrokenContract(
-                f"{number} broadcasts take longer than {suite.timeout_seconds:g} s; do not block the loop"
-            )
+        if (number + 1) % size == 0:
+            now = time.monotonic()
+            groups.append(now - group_began)
+            group_began = now
+            if now - began > suite.timeout_seconds:
+                break
+    # The fastest one of the second half: a queue is long then, and a busy machine slows down many of them, but not all.
+    took, limit = min(groups[len(groups) // 2 :]) / size, suite.broadcast_seconds
+    _expect(took <= limit, f"a broadcast takes {took:.4f} s, at most {limit:g} s are allowed; do not block the loop")
 
 
 @_contract(BroadcasterSuite, needs="listener_receives")

@@ -25,7 +25,7 @@ class JobStoreSuite(ContractSuite):
 
     protocol: ClassVar[type] = JobStoreProtocol
     contracts: ClassVar[dict[str, Contract]] = {}
-    timeout_seconds: float = 20.0
+    timeout_seconds: float = 60.0
 
     def again(
         self,

@@ -213,19 +213,14 @@ class JobStoreProtocol(Protocol):
         self,
         owner: str,  # From `open`
         changes: Sequence[JobChange],  # At most one for each job
-        told: Collection[
-            str
-        ] = (),  # Ids of ended jobs of this owner whose end was announced: nobody owns them any more
-    ) -> Mapping[
-        str, str
-    ]:  # Only the changes that were refused, by job id: the id of the job that has its id or key; ""
+        told: Collection[str] = (),  # Ids of ended jobs whose end was announced: nobody owns them any more
+    ) -> Mapping[str, str]:  # Refused changes by job id: who has its id or key, or ""
         """Commit changes, all in one transaction.
 
-        A new job is refused if its id is taken, or if a pending or running job of its worker type has its key. Any
-        other change is refused, with `""`, unless the row has the status `was`, which is not a final one, and belongs to this owner or to
-        nobody.
-        The other changes of the call are done nevertheless. A change writes the fields that `StoredJob` names for it, and
-        leaves `asked` alone.
+        A new job is refused if its id is taken, or if a pending or running job of its worker type has its key; the
+        answer is the id of that job. Any other change is refused, with `""`, unless the row has the status `was`, which is
+        not a final one, and belongs to this owner or to nobody. The other changes of the call are done nevertheless. A
+        change writes the fields that `StoredJob` names for it, and leaves `asked` alone.
         """
         ...
 
@@ -355,9 +350,7 @@ class SharesHeldJobs(Protocol):
     def release(
         self,
         job_id: str,
-        go_on: Callable[
-            [bool], object
-        ],  # Called on the event loop; False: write its row once more, it may be another's
+        go_on: Callable[[bool], object],  # Called on the loop; False: write its row once more, it may be another's
     ) -> bool:  # True: there is no note, and nothing is called
         "Take a note back, since the job is about to go to a worker."
         ...

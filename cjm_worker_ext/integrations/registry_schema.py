@@ -496,9 +496,7 @@ class ConfigSchema:
             raise PluginConfigError(subject, [problem]) from e
         except PluginConfigError:
             raise
-        except (
-            Exception
-        ) as e:  # boundary: a schema comes from outside, and jsonschema raises many errors for a broken one
+        except Exception as e:  # boundary: jsonschema raises many errors for a broken schema
             raise PluginConfigError(subject, [f"cannot be read: {type(e).__name__}: {str(e)[:300]}"]) from e
 
     @property

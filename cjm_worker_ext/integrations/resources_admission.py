@@ -281,9 +281,7 @@ class MemoryAdmission:
     def __init__(
         self,
         resources: _Sampled,  # A `ProcessResourceManager`, to which the manager reports its workers
-        declared: Callable[
-            [BaseJob], Demand
-        ],  # What a job needs, for example `declared_by(registry)`; runs in a thread
+        declared: Callable[[BaseJob], Demand],  # What a job needs, as `declared_by(registry)`; runs in a thread
         *,
         wait: bool = True,  # False: a job that does not fit now is refused at once
         timeout_seconds: float | None = None,  # How long a job may wait before it is refused; None: for ever

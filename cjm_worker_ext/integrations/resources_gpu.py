@@ -58,9 +58,7 @@ class GpuReading:
 # %% ../../nbs/11_integrations/05_resources_gpu.ipynb #be710c52
 def most_free(
     cards: Iterable[GpuUsage],  # As a reading lists them
-) -> tuple[
-    int | None, int | None
-]:  # Free bytes of the card with most of them, size of the largest card; None if unknown
+) -> tuple[int | None, int | None]:  # Most free bytes of a card, size of the largest card; None if unknown
     "Say how much a job could get now, and how much it could ever get."
     cards = list(cards)
     free = max((card.free_bytes for card in cards if card.free_bytes is not None), default=None)

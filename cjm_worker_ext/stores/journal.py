@@ -301,9 +301,8 @@ class JobJournal:
         self._handle: asyncio.Handle | None = None  # Tells the thread that there is something to write
         self._signals = False  # At the end of this turn of the loop
         self._adds: dict[Add, None] = {}  # New jobs that somebody waits for; the oldest first
-        self.left: dict[
-            str, Add
-        ] = {}  # Those that nobody waits for any more, and that are not settled; by id of the job
+        # Those that nobody waits for any more, and that are not settled; by id of the job
+        self.left: dict[str, Add] = {}
         self._timer: asyncio.TimerHandle | None = None  # Looks at them
         self._calls: deque[tuple[Callable[..., object], tuple[object, ...]]] = deque()
         self._delivers = False  # The event loop was told that there are calls, and has not begun with them
@@ -760,9 +759,7 @@ class JobJournal:
                     function(*arguments)
                 except (KeyboardInterrupt, SystemExit):
                     raise
-                except (
-                    BaseException
-                ):  # boundary: hooks of the app are called there, and other jobs wait behind this one
+                except BaseException:  # boundary: the app's hooks; other jobs wait behind this one
                     logger.exception("job store: a call after a commit failed")
         finally:
             self._in_calls = False

@@ -199,9 +199,8 @@ class Connections:
             self._patiently(lambda: db.execute("PRAGMA journal_mode = WAL"))
             db.execute(f"PRAGMA synchronous = {self._synchronous}")
             db.execute("PRAGMA journal_size_limit = 67108864")
-            db.execute(
-                "PRAGMA wal_autocheckpoint = 8000"
-            )  # each one waits for the disk, and meanwhile jobs wait for it
+            # each one waits for the disk, and meanwhile jobs wait for it
+            db.execute("PRAGMA wal_autocheckpoint = 8000")
             db.execute("PRAGMA cache_size = -16384")
             db.create_function("holds_text", -1, _holds_text, deterministic=True)
             if self._file is None:

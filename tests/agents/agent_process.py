@@ -42,14 +42,14 @@ class AgentProcess:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(120)
 
     def stop(self) -> str:
         "End it, and return what it has logged."
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGCONT)
             self.process.terminate()
-        return self.process.communicate(timeout=20)[1]
+        return self.process.communicate(timeout=120)[1]
 
     def __enter__(self):
         return self
@@ -58,4 +58,4 @@ class AgentProcess:
         if self.process.poll() is None:
             self.stop()
         else:
-            self.process.communicate(timeout=20)
+            self.process.communicate(timeout=120)

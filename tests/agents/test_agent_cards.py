@@ -57,12 +57,12 @@ def test_each_worker_has_a_card_and_the_next_one_waits_for_one(cards):
                 full = f"no machine has room: {agent.host}: no card is free, 2 of 2 are in use"
                 assert manager.health()["waits_for"] == full and third.status == "pending"
                 (cards / "a go on").touch()
-                assert (await manager.wait(jobs[0].id, 30)).result == "0"
-                assert (await manager.wait(third.id, 30)).result[1:] == ("0", "0", "PCI_BUS_ID"), (
+                assert (await manager.wait(jobs[0].id, 120)).result == "0"
+                assert (await manager.wait(third.id, 120)).result[1:] == ("0", "0", "PCI_BUS_ID"), (
                     "from its first import on"
                 )
                 (cards / "b go on").touch()
-                assert (await manager.wait(jobs[1].id, 30)).result == "1"
+                assert (await manager.wait(jobs[1].id, 120)).result == "1"
         assert manager.health()["waits_for"] is None
 
     run(scene())
@@ -111,8 +111,8 @@ def test_a_card_is_given_again_when_its_memory_is_free(cards):
                     await until(lambda before=before: manager.nodes()[0].usage != before, what="an answer")
                     assert manager.nodes()[0].busy == 1 and not following.status.is_final
                 (cards / "held 0").unlink()
-                assert (await manager.wait(following.id, 30)).result[1] == "0"
-                assert (await manager.wait(job.id, 30)).error_type == "WorkerCrashed"
+                assert (await manager.wait(following.id, 120)).result[1] == "0"
+                assert (await manager.wait(job.id, 120)).error_type == "WorkerCrashed"
 
     run(scene())
 
@@ -123,7 +123,7 @@ def test_cuda_visible_devices_of_the_agent_says_what_all_is(cards, monkeypatch):
     async def scene():
         with AgentProcess("--gpus", "all") as agent:
             async with make(agent) as manager:
-                assert (await manager.wait((await manager.start_job("see")).id, 30)).result[1] == "1"
+                assert (await manager.wait((await manager.start_job("see")).id, 120)).result[1] == "1"
                 assert manager.nodes()[0].lanes == 1
 
     run(scene())
@@ -133,7 +133,7 @@ def test_cuda_visible_devices_of_the_agent_says_what_all_is(cards, monkeypatch):
 def test_an_agent_without_its_cards_does_not_start(cards, gpus, why):
     program = "import sys; from cjm_worker_ext.commands.terminal import agent; sys.exit(agent())"
     command = [sys.executable, "-c", program, "--listen", "127.0.0.1:0", "--gpus", gpus]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and why in done.stderr, done
 
 

@@ -18,7 +18,7 @@ LIBRARIES = {"numpy", "pandas", "pyarrow", "polars", "torch", "PIL", "pydantic",
 
 def run(program: str) -> str:
     command = [sys.executable, "-c", textwrap.dedent(program)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=Path(__file__).parent)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parent)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -28,7 +28,7 @@ def test_every_kind_goes_out_and_comes_back():
             wrong = []
             for case in cases():
                 (value,) = case.values
-                job = await manager.wait((await manager.start_job("echo", value=value)).id, 60)
+                job = await manager.wait((await manager.start_job("echo", value=value)).id, 120)
                 expected = value
                 if case.id in LOST_ON_THE_WAY_OUT:
                     expected = pickle.loads(pickle.dumps(value, 5))

@@ -58,8 +58,8 @@ async def outage(folder, store, begin, reason):
                 await manager.wait(job, 0.7)
             if reason in (manager.store_trouble or ""):
                 assert (job.status, pending.status, bus.ends) == ("running", "pending", [])
-        assert (await manager.wait(job, 60)).result == "one"
-        assert (await manager.wait(pending, 60)).result == "two", pending.error  # its time began when it was sent
+        assert (await manager.wait(job, 120)).result == "one"
+        assert (await manager.wait(pending, 120)).result == "two", pending.error  # its time began when it was sent
         await until(lambda: bus.ends == [job.id, pending.id])
         await until(lambda: manager.store_trouble is None)
         rows = {row.id: row.status for row in store.find([job.id, pending.id])}
@@ -83,7 +83,7 @@ async def outage_behind(folder, store, begin, reason):
         assert app.look("/ready")[0] == 200
         with begin():
             refused = None
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(120):
                 while refused is None:  # until the store has been tried, at most 20 ms later, jobs are taken
                     try:
                         more = params("new", "go") | {"padding": "x" * 50_000}
@@ -101,8 +101,8 @@ async def outage_behind(folder, store, begin, reason):
             assert reason in health[1]["managers"][0]["store_trouble"], health
             for path in ("go one", "go two"):
                 Path(folder / path).touch()
-            assert (await manager.wait(runs, 60)).result == "runs"  # it is told at once, and written later
-            assert (await manager.wait(waits, 60)).result == "waits"
+            assert (await manager.wait(runs, 120)).result == "runs"  # it is told at once, and written later
+            assert (await manager.wait(waits, 120)).result == "waits"
             assert manager.store_trouble is not None
         await until(lambda: manager.store_trouble is None)
         assert app.look("/ready")[0] == 200
@@ -194,7 +194,7 @@ class Hanging(SQLiteJobStore):
         self.gate.set()
 
     def write(self, owner, changes, told=()):
-        self.gate.wait(60)
+        self.gate.wait(120)
         return super().write(owner, changes, told)
 
 
@@ -225,7 +225,7 @@ async def does_not_open(folder, disk, reason):
             raise AssertionError("it opened")
         except StoreFailed as e:
             assert reason in str(e), e
-    await asyncio.wait_for(manager.shutdown(), 20)
+    await asyncio.wait_for(manager.shutdown(), 120)
 
 
 async def corrupt(folder, disk):

@@ -36,7 +36,7 @@ class Process:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, limit=1 << 24,
         )  # fmt: skip
         self.task = asyncio.create_task(self.read())
-        await until(lambda: self.ready, 60)
+        await until(lambda: self.ready, 120)
         return self
 
     async def read(self):
@@ -56,7 +56,7 @@ class Process:
         return self.number
 
     async def answer(self, number):
-        await until(lambda: number in self.answers, 60)
+        await until(lambda: number in self.answers, 120)
         return self.answers[number]
 
     async def do(self, *do, **more):
@@ -128,7 +128,7 @@ async def test_a_job_is_read_waited_for_and_ended_in_other_processes(places, tmp
             await until(lambda: third.chunks[job.id] == owner.chunks[job.id] == 5)
             go(tmp_path)
             assert await read(chunks) == ["last"]
-        assert (await web.wait(job, 60)).status == "completed"
+        assert (await web.wait(job, 120)).status == "completed"
         everything = [0, 1, 2, 3, 4, "last"]
         assert [await third.answer(n) for n in there[:2]] == [[everything, None], ["completed", None]]
         assert await owner.answer(there[2]) == [everything, None]
@@ -187,7 +187,7 @@ async def test_a_job_of_a_killed_owner_ends_for_who_waits_and_reads(places, tmp_
             await until(lambda: third.chunks[lost] == 5)
             owner.send(signal.SIGKILL)
             assert await read(chunks) == []  # it was broken off, as the job was
-        job = await web.wait(lost, 60)
+        job = await web.wait(lost, 120)
         assert (job.status, job.error_type) == ("failed", "JobLost")
         assert await third.answer(waits) == ["failed", "JobLost"]
         assert await third.answer(streams) == [[0, 1, 2, 3, 4], None]
@@ -206,7 +206,7 @@ async def test_a_job_that_runs_again_elsewhere_streams_on(tmp_path):
                 assert [await anext(chunks) for _ in range(5)] == [0, 1, 2, 3, 4]
                 go(tmp_path, "again")
                 assert await read(chunks) == ["last"]
-                assert (await web.wait(again, 60)).attempts == 2
+                assert (await web.wait(again, 120)).attempts == 2
 
 
 @on_loop
@@ -215,7 +215,7 @@ async def test_the_chunks_of_a_completed_job_are_gone_with_its_owner(tmp_path):
     async with owner_and_web(places) as (owner, web):
         done = await owner.do("submit", *tell(tmp_path, "done"))
         go(tmp_path, "done")
-        await web.wait(done, 60)
+        await web.wait(done, 120)
         owner.send(signal.SIGKILL)
         await owner.process.wait()
         with pytest.raises(StreamGap, match="the process that ran it does not answer"):
@@ -252,7 +252,7 @@ async def test_a_channel_that_was_away_loses_no_chunk(tmp_path):
                 server.kill()
                 server.wipe()  # and what was on its way is lost
                 go(tmp_path)
-                assert (await web.wait(job, 60)).status == "completed"  # the store tells it
+                assert (await web.wait(job, 120)).status == "completed"  # the store tells it
                 server.start()
                 assert await read(chunks) == ["last"]
 
@@ -272,7 +272,7 @@ async def test_a_reader_elsewhere_that_is_too_slow_gets_a_gap(tmp_path):
         third.send(signal.SIGSTOP)
         await until(lambda: owner.get_job_chunks(job.id)[0] > 2000)  # the job is held up no longer
         go(tmp_path)
-        assert (await owner.wait(job, 60)).status == "completed"
+        assert (await owner.wait(job, 120)).status == "completed"
         third.send(signal.SIGCONT)
         found, error = await third.answer(streams)
         assert error == "StreamGap"
@@ -307,7 +307,7 @@ async def test_who_waits_for_a_job_elsewhere_does_not_hold_it_up_by_a_stream(tmp
                 await until(lambda: owner._engine.durable.remote.senders)
                 begin.touch()
                 assert [await first, await anext(chunks)] == [b"x" * 10_000] * 2
-                assert (await web.wait(job.id, 60)).status == "completed"
+                assert (await web.wait(job.id, 120)).status == "completed"
 
 
 @on_loop
@@ -322,7 +322,7 @@ async def test_chunks_of_all_kinds_travel_and_a_huge_one_says_that_it_does_not(t
         job = await owner.submit_job(*tell(tmp_path, count=1, kind="huge"))
         with pytest.raises(StreamGap, match="too large for a reader in another process"):
             await read(web.stream(job.id))
-        assert (await web.wait(job.id, 60)).status == "completed"
+        assert (await web.wait(job.id, 120)).status == "completed"
 
 
 @on_loop

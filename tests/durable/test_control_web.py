@@ -30,7 +30,7 @@ def jobs(server, user):
 
 
 def wait_for(condition):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not (found := condition()):
         assert time.monotonic() < deadline, "it did not come about within 60 s"
         time.sleep(0.02)

@@ -46,7 +46,7 @@ class App:
             self.process.kill()
         self.process.wait(120)
         for thread in self.threads:
-            thread.join(30)
+            thread.join(120)
         return [line for line in self.lines if line[0] in ("job", "cancelled")]
 
 
@@ -54,9 +54,9 @@ def live(place, trace, seed, durability, seconds, from_start):
     "One life of the app, that long since its start or since it is ready; what it has acknowledged."
     one = App(place, trace, seed, durability)
     try:
-        until(one, lambda: from_start or one.lines, 60)
+        until(one, lambda: from_start or one.lines, 120)
         deadline = time.monotonic() + seconds  # the kill is to come at a random time, not at an event
-        until(one, lambda: time.monotonic() > deadline, 60)
+        until(one, lambda: time.monotonic() > deadline, 120)
     finally:
         acknowledged = one.end()
     return acknowledged

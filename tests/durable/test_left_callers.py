@@ -27,7 +27,7 @@ class ToldStore(SQLiteJobStore):
         is_new = any(not was for _, was in changes)
         if is_new:
             self.began.set()
-            assert self.gate.wait(60)
+            assert self.gate.wait(120)
         refused = super().write(owner, changes, told)
         if is_new:
             self.committed.set()
@@ -74,13 +74,15 @@ def test_a_submit_that_is_cancelled_leaves_no_job_and_frees_its_key(tmp_path, ke
             await asyncio.wait([submit])
             assert submit.cancelled()
             store.gate.set()
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(120):
                 while (found := statuses(manager)) != ["cancelled"] + ["completed"] * workers:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
                     assert "failed" not in found
+            # The manager hears of the commit a moment later, and until then the key is in use.
+            await until(lambda: all(job.status.is_final for job in manager.get_all_jobs()))
             if workers:
                 job = await manager.submit_job("double", {"n": 2}, key=key)
-                assert (await manager.wait(job, 60)).result == 4
+                assert (await manager.wait(job, 120)).result == 4
             await until(lambda: all(job.status.is_final for job in manager.get_all_jobs()))
 
     run(play())
@@ -103,7 +105,7 @@ def test_cancels_in_every_moment_leave_no_job(tmp_path):
 
             for turns in range(150):
                 await submit(turns)
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(120):
                 while not {"completed", "cancelled"}.issuperset(found := statuses(manager)):  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
             assert found.count("completed") == kept

@@ -86,7 +86,7 @@ class Users:
                 app.set_priority(job, self.random.randint(-2, 2))
         elif what < 0.8 and names:
             name = self.random.choice(names)
-            await self.known(lambda: app.wait(self.jobs[name], 60))
+            await self.known(lambda: app.wait(self.jobs[name], 120))
         elif what < 0.84:
             drain = self.random.random() < 0.3
             await app.shutdown(drain=drain)

@@ -63,7 +63,7 @@ async def play(path, ids, expected, error=None):
         manager.error = error
     async with manager:
         jobs = [await manager.find_job(job_id) for job_id in ids]
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             for job in jobs:
                 await manager.wait(job)
         await until(lambda: found(store, ids) == expected)

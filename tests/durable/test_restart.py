@@ -77,12 +77,12 @@ async def test_jobs_of_a_killed_app_go_on_in_their_order(life, tmp_path):
     few = {name: PLUGINS[name] for name in ("add", "wait")}
     killed = time.time()
     async with manager_at(tmp_path / "jobs.db", few, event_broadcaster=events, worker_config=config()) as manager:
-        once = await manager.wait(ids["once"], 30)
+        once = await manager.wait(ids["once"], 120)
         assert time.time() - killed < 5
         assert (once.status, once.error_type, once.attempts) == ("failed", "JobLost", 1)
         assert "may have run in part" in once.error
         assert once.params["seconds"] == 60
-        jobs = {name: await manager.wait(ids[name], 30) for name in ids}
+        jobs = {name: await manager.wait(ids[name], 120) for name in ids}
         assert [jobs[name].result for name in ("later", "usual", "keyed", "urgent")] == [2, 3, 4, 5]
         assert (jobs["again"].status, jobs["again"].attempts, jobs["again"].result) == ("completed", 2, 7)
         assert (jobs["gone"].status, jobs["gone"].error_type) == ("failed", "UnknownPlugin")
@@ -112,7 +112,7 @@ async def test_the_jobs_of_a_stopped_app_are_its_own(life, tmp_path):
     process.send_signal(signal.SIGSTOP)
     try:
         async with manager_at(tmp_path / "jobs.db") as manager:
-            usual = await manager.wait(ids["usual"], 30)  # it waits, so whoever has a free worker runs it
+            usual = await manager.wait(ids["usual"], 120)  # it waits, so whoever has a free worker runs it
             assert usual.result == 3
             with pytest.raises(TimeoutError):
                 await manager.wait(ids["once"], 2.5)  # longer than two looks for dead owners
@@ -138,11 +138,11 @@ async def test_what_a_killed_app_has_left_is_settled_as_soon_as_the_next_one_ope
         began = time.monotonic()
         async with manager:
             opened = time.monotonic() - began
-            once = await manager.wait(ids["once"], 60)
+            once = await manager.wait(ids["once"], 120)
             seconds = time.monotonic() - began
             assert (once.status, once.error_type) == ("failed", "JobLost")
-            assert (await manager.wait(ids["gone"], 60)).error_type == "UnknownPlugin"
-            assert (await manager.wait(ids["usual"], 60)).result == 3
+            assert (await manager.wait(ids["gone"], 120)).error_type == "UnknownPlugin"
+            assert (await manager.wait(ids["usual"], 120)).result == 3
     with capsys.disabled():
         kind = "PostgreSQL" if place.startswith("postgresql") else "SQLite"
         print(f"\n{kind}: opened after {opened:.3f} s, settled after {seconds:.3f} s")
@@ -164,13 +164,13 @@ async def test_a_stopped_app_keeps_what_runs_however_often_others_look(place, tm
         process.send_signal(signal.SIGSTOP)
         os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)  # noqa: ASYNC222  - it stops at once
         async with BaseJobManager("durable", plugins=PLUGINS, worker_config=config(), job_store=store) as manager:
-            await until(lambda: len(looks) > 200, 60)
+            await until(lambda: len(looks) > 200, 120)
             assert not any(looks)
             assert [row.status for row in store.find([ids["once"], ids["again"]])] == ["running"] * 2
             process.kill()  # and now it is dead
             process.wait()
-            assert (await manager.wait(ids["once"], 60)).error_type == "JobLost"
-            assert (await manager.wait(ids["again"], 60)).result == 7
+            assert (await manager.wait(ids["once"], 120)).error_type == "JobLost"
+            assert (await manager.wait(ids["again"], 120)).result == 7
 
 
 @on_loop
@@ -182,11 +182,11 @@ async def test_an_end_that_was_not_told_is_told_by_the_next_app(tmp_path):
     params = {"trace": str(tmp_path / "trace"), "name": "x", "a": 1, "b": 2}
     first = manager_at(tmp_path / "jobs.db", event_broadcaster=Deaf())
     job = await first.submit_job("add", params)
-    assert (await first.wait(job, 30)).result == 3
+    assert (await first.wait(job, 120)).result == 3
     await first.shutdown(0)
     events = Events()
     async with manager_at(tmp_path / "jobs.db", event_broadcaster=events) as manager:
-        assert (await manager.wait(job.id, 30)).result == 3
+        assert (await manager.wait(job.id, 120)).result == 3
         await manager.broadcast_event("app:last", {})
     assert events.ends() == [(job.id, "job:completed", True)]
     async with manager_at(tmp_path / "jobs.db", event_broadcaster=(third := Events())):
@@ -213,7 +213,7 @@ async def test_a_shutdown_leaves_pending_jobs_in_the_store(tmp_path):
         await waiter
     assert (running.status, again.status, pending.status) == ("cancelled", "pending", "pending")
     async with manager_at(tmp_path / "jobs.db") as manager:
-        assert (await manager.wait(pending.id, 30)).result == 3
+        assert (await manager.wait(pending.id, 120)).result == 3
         assert await manager.cancel_job(again.id)
 
 
@@ -229,9 +229,9 @@ async def test_what_cannot_be_stored_fails_its_job_alone(tmp_path):
     ) as manager:
         with pytest.raises(NotSerializable, match=r"its parameters cannot be stored: params\['a'\] is a function"):
             await manager.submit_job("add", {**params, "name": "x", "a": lambda: 1})
-        job = await manager.wait(await manager.submit_job("add", {**params, "name": "odd"}), 30)
+        job = await manager.wait(await manager.submit_job("add", {**params, "name": "odd"}), 120)
         assert (job.status, job.error_type) == ("failed", "NotSerializable"), job.error
-        assert (await manager.wait(await manager.submit_job("add", {**params, "name": "even"}), 30)).result == 3
+        assert (await manager.wait(await manager.submit_job("add", {**params, "name": "even"}), 120)).result == 3
         (row,) = manager.job_store.find([job.id])
         assert (row.status, row.error_type) == ("failed", "NotSerializable")
 

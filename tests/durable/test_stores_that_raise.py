@@ -94,7 +94,7 @@ def test_a_store_that_panics_once_is_used_again(tmp_path, call, durability):
             await manager.find_job("nothing")
         await until(lambda: manager.store_trouble is None)
         job = await manager.submit_job("double", {"n": 4})
-        assert (await manager.wait(job, 60)).result == 8
+        assert (await manager.wait(job, 120)).result == 8
         await manager.shutdown()
         (row,) = manager.job_store.find([job.id])
         assert row.status == "completed"
@@ -126,7 +126,7 @@ def test_a_row_that_cannot_be_written_refuses_no_other_job(tmp_path, monkeypatch
         await manager.submit_job("double", {"n": 1}, priority=2**63, delay_seconds=600)
         assert await asyncio.to_thread(manager.job_store.refused.wait, 60)
         jobs = [await manager.submit_job("double", {"n": n}) for n in range(3)]
-        assert [(await manager.wait(job, 60)).result for job in jobs] == [0, 2, 4]
+        assert [(await manager.wait(job, 120)).result for job in jobs] == [0, 2, 4]
         assert manager.store_trouble is None
         await manager.shutdown()
         assert {row.status for row in manager.job_store.find([job.id for job in jobs])} == {"completed"}

@@ -44,7 +44,7 @@ async def test_each_job_runs_once_in_whichever_app_is_free(place, tmp_path):
     async with AsyncExitStack() as stack:
         one, two = [await stack.enter_async_context(app(place, event_broadcaster=events)) for _ in range(2)]
         jobs = [await one.submit_job(*add(tmp_path, f"j{i}", 0.05)) for i in range(40)]
-        ended = [await one.wait(job, 60) for job in jobs]
+        ended = [await one.wait(job, 120) for job in jobs]
         assert [job.result for job in ended] == [2] * 40
         assert ran(tmp_path) == Counter(f"ran j{i}" for i in range(40))
         both = {job.worker_pid for job in ended}
@@ -61,7 +61,7 @@ async def test_an_app_without_workers_submits_and_watches(place, tmp_path):
         unwanted = await web.submit_job(*add(tmp_path, "unwanted"), delay_seconds=60)
         assert await web.cancel_job(unwanted)  # nobody has it yet
         async with app(place) as other:
-            assert (await web.wait(job, 60)).result == 2
+            assert (await web.wait(job, 120)).result == 2
             assert (await other.find_job(job.id)).metadata == {"user": "Ada"}
             long = await web.submit_job(*add(tmp_path, "long", 600))
             await until(lambda: ran(tmp_path)["ran long"])
@@ -79,14 +79,14 @@ async def test_a_job_that_another_app_took_wakes_its_waiters(place, tmp_path):
         job = await busy.submit_job(*add(tmp_path, "waits"))
         await until(lambda: ran(tmp_path)["ran long"])
         async with app(place):
-            assert (await busy.wait(job, 60)).result == 2  # it does not wait until the long one has ended
+            assert (await busy.wait(job, 120)).result == 2  # it does not wait until the long one has ended
 
 
 @on_loop
 async def test_a_job_whose_plugin_only_one_app_has_comes_back(place, tmp_path):
     async with app(place) as one, app(place, plugins={"wait": PLUGINS["wait"]}) as two:
         jobs = [await one.submit_job(*add(tmp_path, f"j{i}", 0.1)) for i in range(5)]
-        assert [(await one.wait(job, 60)).status for job in jobs] == ["completed"] * 5
+        assert [(await one.wait(job, 120)).status for job in jobs] == ["completed"] * 5
         assert two.worker_config.max_workers == 1
 
 
@@ -104,8 +104,8 @@ async def test_the_terminal_cancels_a_job_of_an_app(place, tmp_path):
             job.id,
         ]
         done = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: ASYNC220  - it ends soon
-        assert (await one.wait(job, 60)).status == "cancelled"
-        done.communicate(timeout=60)
+        assert (await one.wait(job, 120)).status == "cancelled"
+        done.communicate(timeout=120)
         assert done.returncode == 0
         page = await one.job_history(JobFilter(statuses=("cancelled",)))
         assert [found.id for found in page.jobs] == [job.id]

@@ -87,9 +87,9 @@ def test_batches_beside_a_raw_loop_and_one_by_one():
     card.close()
     raw = raw_loop()
     tell(f"raw loop, batches of {USERS}:  {raw}")
-    batched, vectors = run(users_of("Batched"), 90)
+    batched, vectors = run(users_of("Batched"))
     tell(f"the manager, batches:      {batched}  ({batched.per_second / raw.per_second:.2f} of the raw loop)")
-    single, same = run(users_of("OneByOne"), 90)
+    single, same = run(users_of("OneByOne"))
     tell(f"the manager, one by one:   {single}")
     for vector, other in zip(vectors, same, strict=True):  # each job has the answer to its own request
         assert abs(vector - other).max() < 0.02 < abs(vector - vectors[vector is vectors[0]]).max()

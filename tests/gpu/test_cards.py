@@ -58,7 +58,7 @@ def test_a_poisoned_card_costs_one_job(library):
         # jax may end its process by itself, which has the same effect
         assert "worker:recycled" in told or (library == "jax" and "worker:crashed" in told)
 
-    run(scene(), 90)
+    run(scene())
 
 
 def test_running_out_of_memory_costs_no_worker(card):
@@ -70,7 +70,7 @@ def test_running_out_of_memory_costs_no_worker(card):
             again = await ended(manager, "touch", library="torch")
             assert again.result == (job.worker_pid, 2000)
 
-    run(scene(), 60)
+    run(scene())
 
 
 # ---------------------------------------------------------------- memory
@@ -106,7 +106,7 @@ def test_the_memory_of_a_killed_worker_is_there_for_the_next_job(card, tmp_path,
                 f"the job had ended ({took:.3f} s); second job done after {time.perf_counter() - since:.2f} s"
             )
 
-    run(scene(), 90)
+    run(scene())
 
 
 def test_the_figures_of_a_worker(card, tmp_path):
@@ -141,7 +141,7 @@ def test_the_figures_of_a_worker(card, tmp_path):
             assert (await manager.wait(job.id, 20)).status == "completed"
 
     try:
-        run(scene(), 90)
+        run(scene())
     finally:
         resources.close()
 
@@ -167,4 +167,4 @@ def test_a_tensor_of_the_card_arrives_on_the_cpu():
                 size = arrived.numel() * arrived.element_size()
                 tell(f"a {kind} tensor of {size / (1 << 20):.3g} MiB arrived after {took * 1000:.1f} ms")
 
-    run(scene(), 90)
+    run(scene())

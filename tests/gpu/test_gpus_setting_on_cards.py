@@ -24,7 +24,7 @@ def test_the_worker_sees_the_card_of_nvml(card):
                 assert count == 1 and uuid in card.uuid
                 assert manager.workers()[0].device == "GPU 0"
 
-    run(scene(), 90)
+    run(scene())
 
 
 @pytest.mark.parametrize("how", ["cancel", "crash"])
@@ -55,4 +55,4 @@ def test_the_memory_is_back_when_an_end_is_told(card, tmp_path, how):
             second = await ended(manager, "hold", started=str(again), **params)
             assert second.status == "completed", second.error
 
-    run(scene(), 90)
+    run(scene())

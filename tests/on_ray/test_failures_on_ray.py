@@ -137,7 +137,7 @@ def test_a_node_whose_raylet_is_killed_loses_its_jobs(cluster, tmp_path):
         finally:
             cluster.remove_node(node)
 
-    run(scene(), 180)
+    run(scene())
 
 
 def test_a_killed_driver_costs_the_places_and_another_one_is_started(cluster, tmp_path):
@@ -156,7 +156,7 @@ def test_a_killed_driver_costs_the_places_and_another_one_is_started(cluster, tm
             assert (waiting.status, waiting.attempts) == ("completed", 1)
         assert [one_end(events, j) for j in (job, waiting)] == ["job:failed", "job:completed"]
 
-    run(scene(), 120)
+    run(scene())
 
 
 @pytest.mark.parametrize("whose", ["a cluster", "its own Ray"])
@@ -213,7 +213,7 @@ def test_jobs_wait_for_places_and_say_why(cluster, caplog, tmp_path):
                 await manager.shutdown()
                 cluster.remove_node(node)
 
-    run(scene(), 120)
+    run(scene())
 
 
 def test_a_runtime_environment_that_cannot_be_made_is_told(cluster):
@@ -223,7 +223,7 @@ def test_a_runtime_environment_that_cannot_be_made_is_told(cluster):
             job = await ended(manager, "pid")
             assert job.status == "failed" and "Ray: " in job.error, job.error
 
-    run(scene(), 120)
+    run(scene())
 
 
 def test_a_runtime_environment_brings_code_and_variables(cluster, tmp_path):
@@ -237,7 +237,7 @@ def test_a_runtime_environment_brings_code_and_variables(cluster, tmp_path):
             job = await ended(manager, "greet")
             assert (job.status, job.result) == ("completed", "hello"), job.error
 
-    run(scene(), 120)
+    run(scene())
 
 
 def test_no_cluster_at_an_address_is_told_and_asked_again(caplog):
@@ -248,4 +248,4 @@ def test_no_cluster_at_an_address_is_told_and_asked_again(caplog):
             assert job.status == "pending"
 
     with caplog.at_level("INFO"):
-        run(scene(), 120)
+        run(scene())
