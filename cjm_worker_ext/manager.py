@@ -246,6 +246,60 @@ class Admissions:
         finally:
             self.tasks.pop(record.job.id, None)
 
+# %% ../nbs/08_manager.ipynb #dc4a5775
+class DurableQueue:
+    "The queue of an engine; implements `JobQueue`."
+
+    def __init__(
+        self,
+        engine: Engine,
+        admissions: Admissions,
+        manager: Any,  # A weak proxy: the engine must not hold a manager that its app has dropped
+    ) -> None:
+        self._engine, self._admissions, self._manager = engine, admissions, manager
+        self.changed, self.log_of = engine.changed, engine.log_of
+
+    def make_job(self, plugin_id: str, params: dict[str, Any]) -> BaseJob:
+        job: BaseJob = self._manager.create_job(plugin_id, params)
+        self.own(job)
+        return job
+
+    def own(self, job: BaseJob) -> None:
+        job._manager = self._manager  # pyright: ignore[reportPrivateUsage]
+
+    def accept(self, record: JobRecord) -> None:
+        if self._admissions.needed:
+            self._admissions.ask(self._engine, record)
+        else:
+            self._engine.submit(record)
+
+    def withdraw(self, record: JobRecord) -> None:
+        if admission := self._admissions.tasks.get(record.job.id):
+            admission.cancel()
+        else:
+            self._engine.cancel(record)
+
+    def cancel(self, job: BaseJob) -> None:
+        self._manager._cancel(job)
+
+    def load(self) -> tuple[int, int]:
+        scheduler = self._engine.scheduler
+        waiting = scheduler.pending.count + len(self._admissions.tasks)
+        return waiting, self._engine.config.max_workers - scheduler.workers.busy
+
+    def ready(self) -> int:
+        scheduler = self._engine.scheduler
+        if scheduler.lanes or scheduler.gates is not None or scheduler.pending.count or self._admissions.needed:
+            return 0
+        return min(len(scheduler.workers.idle.all), self._engine.config.max_workers - scheduler.workers.busy)
+
+    def upcoming(self, most: int) -> list[JobRecord]:
+        scheduler, tasks = self._engine.scheduler, self._engine.tasks
+        if scheduler.lanes or scheduler.gates is not None or not scheduler.short:
+            return []
+        found = [tasks[task.number] for task in scheduler.pending.upcoming(most) if task.plugin in scheduler.short]
+        return [record for record in found if isinstance(record, JobRecord)]
+
 # %% ../nbs/08_manager.ipynb #4ade7945
 _override: BackendFactory | None = (
     None  # A module's variable: the app's event loop may run in another thread than the test
@@ -581,13 +635,8 @@ class BaseJobManager:
         engine.prepare(entry)
         if key is not None and (known := engine.jobs.by_key.get(key)) is not None:
             return _joined(known.job, key, on_duplicate)
-        scheduler, limit = engine.scheduler, self.worker_config.max_pending_jobs
-        ahead = 0  # how many come before it
-        if limit is not None or engine.job_events.is_heard:
-            simple = scheduler.gates is None and not scheduler.workers.ahead
-            ahead = scheduler.pending.count if simple else scheduler.queued
-        if limit is not None and ahead + scheduler.delayed + len(self._admissions.tasks) >= limit:
-            raise QueueFull(f"{limit} jobs are pending, as many as max_pending_jobs allows; try again later")
+        limit = self.worker_config.max_pending_jobs
+        ahead = self._ahead(engine, limit) if limit is not None or engine.job_events.is_heard else 0
         job = self.create_job(plugin_id, dict(params or {}))
         if self._makes_jobs:
             check_made(job)
@@ -595,16 +644,9 @@ class BaseJobManager:
             job.metadata.update(metadata)
         job._manager = engine.hooks  # pyright: ignore[reportPrivateUsage]
         task = Task(
-            engine.next_number(),
-            entry.plugin_id,
-            entry.version,
-            timeout,
-            priority,
-            monotonic(),
-            delay_seconds,
-            retry,
+            engine.next_number(), entry.plugin_id, entry.version, timeout, priority, monotonic(), delay_seconds, retry,
             entry.lane,
-        )
+        )  # fmt: skip
         if (durable := engine.durable) is not None:
             if key is not None or not durable.is_behind or not durable.is_open:
                 return await self._submit_durably(durable, job, task, entry, key, on_duplicate)
@@ -622,6 +664,15 @@ class BaseJobManager:
         else:
             engine.submit(record)
         return job
+
+    def _ahead(self, engine: Engine, limit: int | None) -> int:
+        "Say how many jobs come before a new one; raises `QueueFull`."
+        scheduler = engine.scheduler
+        is_simple = scheduler.gates is None and not scheduler.workers.ahead
+        ahead = scheduler.pending.count if is_simple else scheduler.queued
+        if limit is not None and ahead + scheduler.delayed + len(self._admissions.tasks) >= limit:
+            raise QueueFull(f"{limit} jobs are pending, as many as max_pending_jobs allows; try again later")
+        return ahead
 
     async def _submit_durably(
         self, durable: DurableJobs, job: BaseJob, task: Task, entry: PluginEntry, key: str | None, on_duplicate: str
@@ -1247,53 +1298,13 @@ class BaseJobManager:
         from cjm_worker_ext.stores.rows import Rows
 
         assert self.job_store is not None
-        config, manager, admissions = self.worker_config, proxy(self), self._admissions
-
-        def make_job(plugin_id: str, params: dict[str, Any]) -> BaseJob:
-            job: BaseJob = manager.create_job(plugin_id, params)
-            own(job)
-            return job
-
-        def own(job: BaseJob) -> None:
-            job._manager = manager  # pyright: ignore[reportPrivateUsage]
-
-        def accept(record: JobRecord) -> None:
-            if admissions.needed:
-                admissions.ask(engine, record)
-            else:
-                engine.submit(record)
-
-        def withdraw(record: JobRecord) -> None:
-            if admission := admissions.tasks.get(record.job.id):
-                admission.cancel()
-            else:
-                engine.cancel(record)
-
-        def load() -> tuple[int, int]:
-            scheduler = engine.scheduler
-            return scheduler.pending.count + len(admissions.tasks), config.max_workers - scheduler.workers.busy
-
-        def ready() -> int:
-            scheduler = engine.scheduler
-            if scheduler.lanes or scheduler.gates is not None or scheduler.pending.count or admissions.needed:
-                return 0
-            return min(len(scheduler.workers.idle.all), config.max_workers - scheduler.workers.busy)
-
-        def upcoming(most: int) -> list[JobRecord]:
-            scheduler = engine.scheduler
-            if scheduler.lanes or scheduler.gates is not None or not scheduler.short:
-                return []
-            found = [engine.tasks[t.number] for t in scheduler.pending.upcoming(most) if t.plugin in scheduler.short]
-            return [record for record in found if isinstance(record, JobRecord)]
-
+        config = self.worker_config
+        queue = DurableQueue(engine, self._admissions, proxy(self))
         maker = RecordMaker(
-            Rows(self.worker_type, config), self._resolver, engine.prepare, make_job, engine.next_number,
-            config.output_tail_lines, own,
+            Rows(self.worker_type, config), self._resolver, engine.prepare, queue.make_job, engine.next_number,
+            config.output_tail_lines, queue.own,
         )  # fmt: skip
-        return DurableJobs(
-            self.job_store, maker, engine.jobs, engine.endings, engine.job_events, accept,
-            lambda job: manager._cancel(job), withdraw, load, ready, upcoming, engine.changed.set, engine.log_of, self._channel,
-        )  # fmt: skip
+        return DurableJobs(self.job_store, maker, engine.jobs, engine.endings, engine.job_events, queue, self._channel)
 
     async def _change_plugin(self, kind: TaskKind, entry: PluginEntry, everywhere: bool) -> None:
         "Load or unload a plugin; raises the first error once every worker has answered."

@@ -15,7 +15,7 @@ from functools import partial
 from itertools import islice
 from queue import Empty, SimpleQueue
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeGuard
 
 from cjm_worker_ext.backends.base import PluginEntry
 from cjm_worker_ext.engine.chunk_log import ChunkLog
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['NO_ROW', 'JobEnd', 'DurableRecord', 'Begun', 'Over', 'LateRow', 'RecordMaker', 'DurableJobs']
+__all__ = ['NO_ROW', 'JobEnd', 'DurableRecord', 'Begun', 'Over', 'LateRow', 'RecordMaker', 'JobQueue', 'DurableJobs']
 
 # %% ../../nbs/07_engine/05c_durable_jobs.ipynb #b71e8468
 class JobEnd(NamedTuple):
@@ -303,6 +303,37 @@ class Held:
     done: Done | None = None  # A worker is there, and waits until it is written
 
 # %% ../../nbs/07_engine/05c_durable_jobs.ipynb #af8759c3
+class JobQueue(Protocol):
+    "Where the jobs of a store run; all of it is used on the event loop."
+
+    changed: asyncio.Event  # Set when a job has left the book of live ones
+
+    def accept(self, record: JobRecord) -> None:
+        "Run a job that the book has."
+
+    def withdraw(self, record: JobRecord) -> None:
+        "Take a job that waits out of the queue; `DurableJobs.keeps` is asked then."
+
+    def cancel(self, job: BaseJob) -> None:
+        "Begin to end a job of this process."
+
+    def load(self) -> tuple[int, int]:
+        "Say how many jobs wait for a worker, and how many workers could begin one."
+        ...
+
+    def ready(self) -> int:
+        "Say how many workers would begin a new job at once."
+        ...
+
+    def upcoming(self, most: int) -> Sequence[JobRecord]:
+        "Say which short jobs wait, the next one first."
+        ...
+
+    def log_of(self, record: JobRecord) -> ChunkLog:
+        "Return the chunks of a job."
+        ...
+
+
 class DurableJobs:
     """Keeps the jobs of one engine in a store; lives on its event loop. Implements `stores.journal.JournalHost`.
 
@@ -321,19 +352,11 @@ class DurableJobs:
         jobs: JobBook,  # The engine's, as the next two
         endings: JobEndings,
         job_events: JobEvents,
-        accept: Callable[[JobRecord], None],  # Runs a job that the book has
-        cancel: Callable[[BaseJob], None],  # Begins to end a job of this process
-        withdraw: Callable[[JobRecord], None],  # Takes a job that waits out of the queue; `keeps` is asked then
-        load: Callable[[], tuple[int, int]],  # How many jobs wait for a worker, and how many workers could begin one
-        ready: Callable[[], int],  # How many workers would begin a new job at once
-        upcoming: Callable[[int], Sequence[JobRecord]],  # At most so many short jobs that wait, the next one first
-        changed: Callable[[], None],  # A job has left the book of live ones
-        log_of: Callable[[JobRecord], ChunkLog],  # The chunks of a job
+        queue: JobQueue,
         channel: EventChannelProtocol | None = None,  # Carries chunks, output and progress to other processes
     ) -> None:
         self.store, self.maker, self.rows, self.jobs, self.endings = store, maker, maker.rows, jobs, endings
-        self.job_events, self._accept, self._cancel, self._withdraw = job_events, accept, cancel, withdraw
-        self._load, self._ready, self._upcoming, self._changed = load, ready, upcoming, changed
+        self.job_events, self._queue = job_events, queue
         self._loop = asyncio.get_running_loop()
         jobs.left.clear()  # of an earlier life: the store has them
         self.journal = JobJournal(store, self.rows.worker_type, self)
@@ -361,7 +384,7 @@ class DurableJobs:
         if channel is not None:
             from cjm_worker_ext.engine.remote_jobs import RemoteJobs  # not needed by an app without a channel
 
-            self.remote = RemoteJobs(channel, self.rows, self.known, self.has_chunks_elsewhere, log_of)
+            self.remote = RemoteJobs(channel, self.rows, self.known, self.has_chunks_elsewhere, queue.log_of)
 
     # opening and closing
 
@@ -442,7 +465,7 @@ class DurableJobs:
         "How many jobs of nobody to claim, and how many of others; called in the journal's thread too."
         if not self.runs_jobs or self.is_closing:
             return 0, 0
-        (pending, idle), most = self._load(), self._most
+        (pending, idle), most = self._queue.load(), self._most
         # from half on, so that not each job that starts costs a claim of its own
         return most - pending if pending <= most // 2 else 0, 0 if pending else idle
 
@@ -497,7 +520,7 @@ class DurableJobs:
             self._has_stored(record, before)
             self.jobs.add(record)
             if self.job_events.is_heard:
-                self.job_events.job_queued(record.job, self._load()[0])
+                self.job_events.job_queued(record.job, self._queue.load()[0])
             self._end_as(record, JobStatus.CANCELLED)
         self._is_settled(record)
 
@@ -507,7 +530,7 @@ class DurableJobs:
 
     def _may_begin_at_once(self, record: DurableRecord) -> bool:
         "Whether a worker waits for a new job, so that one commit is enough for both: that it is there and that it runs."
-        if not self.runs_jobs or self.is_behind or record.task.delay or len(self._at_once) >= self._ready():
+        if not self.runs_jobs or self.is_behind or record.task.delay or len(self._at_once) >= self._queue.ready():
             return False
         # If it is not noted, the job is lost if this process dies before it goes to its worker; but then nobody was told
         # that there is a job.
@@ -553,14 +576,14 @@ class DurableJobs:
             return
         self.jobs.add(record)
         if self.job_events.is_heard:
-            self.job_events.job_queued(record.job, self._load()[0])
+            self.job_events.job_queued(record.job, self._queue.load()[0])
         if not self.runs_jobs:
             self.watch(record)
         elif record.job.id in self._wished:
             self._wished.discard(record.job.id)
             self._end_as(record, JobStatus.CANCELLED)
         else:
-            self._accept(record)
+            self._queue.accept(record)
             if self.held and record.task.worker is None and record.task.number in self.held:
                 self.waits(record)  # its worker does something else now
             self.want()
@@ -659,9 +682,9 @@ class DurableJobs:
         most = self.MOST_HELD - len(self.held)
         if self._holder is None or self.is_closing or 2 * most < self.MOST_HELD:
             return
-        if self._load()[0] < self.FEW:
+        if self._queue.load()[0] < self.FEW:
             return
-        for record in self._upcoming(self.MOST_HELD):
+        for record in self._queue.upcoming(self.MOST_HELD):
             number = record.task.number
             if number in self.held or not isinstance(record, DurableRecord) or record.row.status != "pending":
                 continue
@@ -690,7 +713,7 @@ class DurableJobs:
             record.row = held.before
         else:  # another process was faster
             self.watch(record)
-            self._withdraw(record)
+            self._queue.withdraw(record)
 
     def _give_back_held(self) -> None:
         "Jobs that have waited for longer than short ones do may go to another process."
@@ -757,7 +780,7 @@ class DurableJobs:
         self.endings.publish(record)
         if has_listener:
             self.job_events.event_queue.then(self.journal.tell_late, late, job.id)
-        self._changed()
+        self._queue.changed.set()
         self.want()
 
     def _put_late(self, late: LateRow, state: Begun | Over | StoredJob) -> None:
@@ -816,7 +839,7 @@ class DurableJobs:
         self.endings.publish(record, repeated)
         if self.job_events.has_listener:
             self.job_events.event_queue.then(self.journal.tell, record.job.id)
-        self._changed()
+        self._queue.changed.set()
         self.want()
 
     # jobs that stay in the store
@@ -849,7 +872,7 @@ class DurableJobs:
         self.jobs.drop(record)
         self.jobs.left[record.job.id] = record
         record.leave()
-        self._changed()
+        self._queue.changed.set()
 
     @staticmethod
     def _may_run_again(retry: Retry | None, attempts: int) -> bool:
@@ -889,7 +912,7 @@ class DurableJobs:
                 taken = row.is_final or row.owner not in (self.journal.owner, None)
                 if taken and self._waits_here(record):
                     self.watch(record)
-                    self._withdraw(record)
+                    self._queue.withdraw(record)
         except StoreFailed:  # the journal has said so
             pass
         finally:
@@ -1111,7 +1134,7 @@ class DurableJobs:
         if record is None or (isinstance(record, DurableRecord) and record.is_elsewhere):
             self._wished.add(job_id)  # it is about to be taken
         else:
-            self._cancel(record.job)
+            self._queue.cancel(record.job)
 
     def on_moved(self, jobs: list[StoredJob]) -> None:
         "Jobs of other processes have begun, or wait again."
@@ -1136,7 +1159,7 @@ class DurableJobs:
             record.ended, record.row = True, NO_ROW
             self.jobs.retire(record)
             record.wake()
-            self._changed()
+            self._queue.changed.set()
 
     def _restore_end(self, row: StoredJob, job: BaseJob) -> None:
         try:
