@@ -333,7 +333,7 @@ def test_time_in_front_of_a_batch_is_not_the_time_of_a_job(tmp_path):
             go_on.touch()
             assert [job.status for job in await ends(manager, [*first, short])] == ["completed"] * 5
 
-    run(scene(), 700)
+    run(scene(), 900)
 
 
 def test_a_worker_that_never_comes_to_the_next_batch_does_not_hold_it_for_ever(tmp_path):

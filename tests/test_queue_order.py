@@ -143,7 +143,7 @@ def test_a_delayed_job_waits_for_its_time_and_others_pass_it(backend):
             assert await late == "late" and loop.time() - began >= 600
             assert manager.order == ["now", "late"]
 
-    run(scene(), 700)
+    run(scene(), 900)
 
 
 def test_a_delay_does_not_count_as_time_to_run():
@@ -156,7 +156,7 @@ def test_a_delay_does_not_count_as_time_to_run():
             with pytest.raises(JobFailed, match=r"longer than its timeout of 0\.1 s"):
                 await job
 
-    run(scene(), 700)
+    run(scene(), 900)
 
 
 def test_a_delayed_job_can_be_cancelled_and_counts_as_pending():

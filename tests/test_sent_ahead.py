@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from harness import run, until
+from harness import run, time_is_up, until
 
 from cjm_worker_ext import BaseJobManager, JobStatus, WorkerConfig
 from cjm_worker_ext.policies import Retry
@@ -218,12 +218,14 @@ def test_a_timeout_costs_the_first_one_and_the_time_of_the_next_one_counts_from_
     async def play():
         async with scene(tmp_path, cancel_grace_seconds=5.0) as s:
             await asyncio.gather(
-                s.submit("quick"), s.submit("first", params={"gate": str(s.gate)}, timeout=1.0),
-                *(s.submit(name, timeout=10.0) for name in "abc"),
+                s.submit("quick"), s.submit("first", params={"gate": str(s.gate)}, timeout=600),
+                *(s.submit(name, timeout=600) for name in "abc"),
             )  # fmt: skip
             await until(lambda: s.engine.scheduler.workers.ahead)
             ahead = [t.number for w in s.engine.scheduler.workers.ahead.values() for t in w.waiting]
             assert len(ahead) == 2 and not [key for key in s.engine.timers._handles if key[1] in ahead]
+            await until(lambda: "first" in s.begun)
+            time_is_up(s.manager, s.jobs["first"])
             assert await s.ended("first", "a", "b", "c") == ["failed", "completed", "completed", "completed"]
             assert s.jobs["first"].error_type == "JobTimeout" and s.begun.count("a") == 1
 

@@ -320,7 +320,7 @@ def test_a_slow_reader_that_still_asks_loses_nothing():
             got += [n for n, _ in await collect(chunks)]
             assert got == list(range(20_000)) and (await manager.wait(job.id, 120)).status == "completed"
 
-    run(scene(), 400)
+    run(scene(), 600)
 
 
 def test_of_several_readers_only_the_one_that_stops_loses_chunks():

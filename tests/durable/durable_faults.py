@@ -42,7 +42,7 @@ async def outage(folder, store, begin, reason):
     manager = BaseJobManager("durable", worker_config=config(), plugins=PLUGINS, job_store=store, event_broadcaster=bus)
     async with manager:
         job = await manager.submit_job("until_there", params("one"))
-        pending = await manager.submit_job("until_there", params("two"), timeout=0.5)
+        pending = await manager.submit_job("until_there", params("two"), timeout=3)
         await until(lambda: Path(trace).exists())
         with begin():
             try:
@@ -55,7 +55,7 @@ async def outage(folder, store, begin, reason):
             Path(folder / "go two").touch()
             await until(lambda: manager.workers()[0].status == "running")
             with suppress(TimeoutError):
-                await manager.wait(job, 0.7)
+                await manager.wait(job, 3.3)
             if reason in (manager.store_trouble or ""):
                 assert (job.status, pending.status, bus.ends) == ("running", "pending", [])
         assert (await manager.wait(job, 120)).result == "one"
