@@ -70,7 +70,8 @@ class UnreadableJob(StoreFailed, ValueError):
 class StreamGap(WorkerExtError, LookupError):
     """The chunk that a reader wants next is gone: more came than `WorkerConfig.max_buffered_chunks`.
 
-    Either it wants to start too far back, or it did not ask for longer than `reader_timeout_seconds`.
+    Either it wants to start too far back, or it did not ask for longer than `reader_timeout_seconds`, or the chunks cannot
+    reach it from the process that runs the job.
     """
 
 # %% ../nbs/00_errors.ipynb #4d05d417

@@ -61,7 +61,7 @@ from cjm_worker_ext.events.failure_log import FailureLog
 from cjm_worker_ext.events.job_events import JobEvents
 from cjm_worker_ext.events.plugin_logging import logging_levels
 from cjm_worker_ext.jobs import BaseJob, JobStatus
-from cjm_worker_ext.plugins import target_problem
+from cjm_worker_ext.plugins import option_called, target_problem
 
 if TYPE_CHECKING:  # an app that does not use them does not load them
     from cjm_worker_ext.drain import DrainMember, DrainSignal
@@ -349,9 +349,12 @@ def _joined(known: BaseJob, key: str, on_duplicate: str) -> BaseJob:
 
 def _only_one_of(params: Mapping[str, Any] | None, more: Mapping[str, Any]) -> Mapping[str, Any]:
     if params is not None:  # else a wrong word for an option would go to the plugin
+        name = next(iter(more))
+        option = option_called(name)
         raise TypeError(
-            f"BaseJobManager.submit_job() got an unexpected keyword argument {next(iter(more))!r}; a plugin's arguments "
-            "stand all in params, or all as keywords"
+            f"BaseJobManager.submit_job() got an unexpected keyword argument {name!r}; "
+            + (f"the option is called {option}, and " if option else "")
+            + "a plugin's arguments stand all in params, or all as keywords; for map and submit_many all in each item, a dict"
         )
     return more
 
@@ -575,14 +578,15 @@ class BaseJobManager:
     # Jobs
 
     async def start_job(self, plugin_id: str, /, **params: Any) -> BaseJob:
-        "Start a job and return at once; `params` go to the plugin. See `submit_job` for what is raised."
+        "Start a job without options and return at once; all `params` go to the plugin. Raises what `submit_job` does."
         return await self.submit_job(plugin_id, params)
 
     async def run(self, plugin_id: str, /, **params: Any) -> Any:  # What the plugin returned
-        """Run a job and return its result; `params` go to the plugin.
+        """Run a job without options and return its result; all `params` go to the plugin.
 
         Raises `JobFailed` if it failed, with the plugin's own exception as the cause if its class may cross, and what
-        `submit_job` raises. If the caller is cancelled, the job is cancelled too.
+        `submit_job` raises. If the caller is cancelled, the job is cancelled too. With options it is
+        `await (await manager.submit_job(...))`: an awaited job is its result.
         """
         job = await self.submit_job(plugin_id, params)
         try:
@@ -942,7 +946,8 @@ class BaseJobManager:
     ) -> cjm_worker_ext.JobPage:
         """Return a page of the jobs in the store, the newest first.
 
-        Raises `ConfigError` without a store and for an `after` that no page has returned, and `StoreFailed`.
+        The page leaves out what may be large: `params`, `metadata`, `result` and `traceback` are None. `find_job` reads
+        the whole job. Raises `ConfigError` without a store and for an `after` that no page has returned, and `StoreFailed`.
         """
         COUNT.check("limit", limit)
         durable = self._enter().durable

@@ -21,9 +21,10 @@ else:
     Any = object
 
 # %% auto #0
-__all__ = ['context_of_thread', 'JobContext', 'current_context', 'set_current_context', 'set_context_of_task', 'resolve_target',
-           'target_problem', 'is_stream', 'has_event_loop', 'event_loop', 'close_event_loop', 'finished',
-           'LoadedPlugin', 'PluginManager', 'class_name', 'describe_error', 'describe_load_error']
+__all__ = ['context_of_thread', 'JOB_OPTIONS', 'JobContext', 'current_context', 'set_current_context', 'set_context_of_task',
+           'resolve_target', 'target_problem', 'is_stream', 'has_event_loop', 'event_loop', 'close_event_loop',
+           'finished', 'option_called', 'option_hint', 'LoadedPlugin', 'PluginManager', 'class_name', 'describe_error',
+           'describe_load_error']
 
 # %% ../nbs/04_plugins.ipynb #0b8467cd
 class JobContext:
@@ -286,6 +287,36 @@ def number_on(
         raise PluginLoadError(f"{name} must be {noun}, got {found!r}")
     return found
 
+# %% ../nbs/04_plugins.ipynb #d0d83ff7
+# Of `BaseJobManager.submit_job`, which a worker does not load
+JOB_OPTIONS = ("timeout", "metadata", "priority", "delay_seconds", "key", "on_duplicate", "retry")
+
+
+def option_called(
+    name: str,  # Of an argument that nobody knows
+) -> str:  # Empty if none is called like this
+    "Find the option of a job that somebody may have meant, with or without its unit."
+    return next((o for o in JOB_OPTIONS if name.removesuffix("_seconds") == o.removesuffix("_seconds")), "")
+
+
+def option_hint(
+    run: Any,  # What was called
+    error: TypeError,  # What it raised
+    params: Mapping[str, Any],  # What it was called with
+) -> str:  # Empty if the error is about something else
+    "Say how a job gets an option that a plugin got as an argument, and refused."
+    text: Any = error.args[0] if error.args and type(error) is TypeError else ""
+    if not isinstance(text, str):
+        return ""
+    for name in params:
+        option = option_called(name)
+        if option and f"keyword argument {name!r}" in text and not names_parameter(run, name):
+            return (
+                f"if the job's own {option} is meant, give it to submit_job, submit_many or map, since run and start_job "
+                f"pass every keyword to the plugin: submit_job(plugin_id, params, {option}=...)"
+            )
+    return ""
+
 # %% ../nbs/04_plugins.ipynb #b3682d22
 class LoadedPlugin:
     """A plugin that is ready to run; used in one thread.
@@ -341,9 +372,14 @@ class LoadedPlugin:
     def __call__(
         self, params: Mapping[str, Any]
     ) -> Any:  # The result, an iterator of chunks, a coroutine or an async generator
-        if self.wants_context:
-            return self.run(**params, ctx=current_context())
-        return self.run(**params)
+        try:
+            if self.wants_context:
+                return self.run(**params, ctx=current_context())
+            return self.run(**params)
+        except TypeError as e:
+            if hint := option_hint(self.run, e, params):
+                e.args = (f"{e.args[0]}; {hint}",)
+            raise
 
     def run_batch(
         self,

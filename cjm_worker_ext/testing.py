@@ -39,7 +39,8 @@ from cjm_worker_ext.backends.local import PluginTargets, ResultReader, allowed_b
 from cjm_worker_ext.backends.order_pickles import dumps
 from cjm_worker_ext.backends.worker_main import ValueWriter, WorkerPlugins
 from cjm_worker_ext.config import WorkerConfig
-from cjm_worker_ext.errors import ConfigError, JobCancelled
+from cjm_worker_ext.engine.engine import Engine
+from cjm_worker_ext.errors import ConfigError, JobCancelled, UnknownJob
 from cjm_worker_ext.jobs import BaseJob, utc_now
 from cjm_worker_ext.manager import override_backend
 from cjm_worker_ext.plugins import AWAITED, JobContext, close_event_loop, context_of_thread, event_loop, is_stream
@@ -590,9 +591,11 @@ class InProcess:
         self._backends.append(weakref.ref(backend))
         return backend
 
+    def _alive(self) -> list[InProcessBackend]:
+        return [backend for ref in list(self._backends) if (backend := ref()) is not None]
+
     def _workers(self) -> list[InProcessWorker]:
-        backends = [backend for ref in list(self._backends) if (backend := ref()) is not None]
-        return [worker for backend in backends for worker in list(backend.workers.values())]
+        return [worker for backend in self._alive() for worker in list(backend.workers.values())]
 
     def crash(
         self,
@@ -604,14 +607,26 @@ class InProcess:
     ) -> None:
         """Let the worker of a job die; returns at once.
 
-        If the job is still pending, its worker dies when it gets the job. Nothing happens to a job that has ended.
+        If the job is still pending, its worker dies when it gets the job. Nothing happens to a job that has ended. Raises
+        `UnknownJob` for an id that no manager with this backend knows.
         """
         job_id = job if isinstance(job, str) else job.id
+        if isinstance(job, str) or not job.status.is_final:
+            self._check_known(job_id)
         self._crashes[job_id] = SimulateCrash(exitcode, out_of_memory=out_of_memory, output=output)
         for worker in self._workers():
             has_it = (running := worker.job) is not None and running.ctx.job_id == job_id
             if has_it and (crash := self._crashes.pop(job_id, None)):
                 worker.die(crash)
+
+    def _check_known(self, job_id: str) -> None:
+        hosts = [backend.host for backend in self._alive()]
+        engines = [host for host in hosts if isinstance(host, Engine)]
+        known = [one for engine in engines for one in (*engine.jobs.finished, *engine.jobs.live)]
+        if job_id not in known and len(engines) == len(hosts):  # another host does not say what it has
+            there = ", ".join(map(repr, known[-10:]))  # the newest
+            are = f"the last ones are {there}" if there else "it has no job yet"
+            raise UnknownJob(f"job {job_id!r}: no manager of this test knows it, so its worker cannot crash; {are}")
 
     def close(self) -> None:
         "End the threads of managers that were not shut down."

@@ -8,7 +8,8 @@ python docs/build.py process   only let nbdev process the notebooks, for `quarto
 python docs/build.py check     check the existing site: links, empty pages, tracebacks, spelling
 
 This is a script and not a part of the package, because a wheel contains no notebooks. Each build runs the notebooks, so
-a page shows what the code does today, and a failing cell fails the build.
+a page shows what the code does today. A failing cell fails the build after all others: it names each notebook that failed,
+and the site is there, with the outputs that such a notebook was saved with.
 """
 
 import ast
@@ -39,6 +40,7 @@ notebooks, staged, site = root / "nbs", root / "_proc", root / "_docs"
 settings = ConfigParser()
 settings.read(root / "settings.ini", encoding="utf-8")
 hosted = "{git_url}/blob/{branch}".format_map(settings["DEFAULT"])  # where the repository's files can be read
+NOTEBOOK_SECONDS = 900  # For one notebook; the longest takes one minute on an idle machine of two cores
 functions = ast.FunctionDef | ast.AsyncFunctionDef
 shelves = {"Tutorials": "tutorials", "How-to guides": "howto", "Explanation": "explanation"}  # caption: folder
 project_pages = {
@@ -62,22 +64,30 @@ def execute(source: Path, target: Path) -> None:
     write_nb(book, target)
 
 
-def execute_all(into: Path) -> None:
-    "Run every notebook in an interpreter of its own, two at a time."
+def execute_all(into: Path) -> list[str]:  # One paragraph for each notebook that failed, with its name first
+    """Run every notebook in an interpreter of its own, two at a time, and one that failed once more, alone.
+
+    A busy machine lets a cell's own limits pass. A notebook that fails twice keeps the outputs that it was saved with.
+    """
     books = sorted(into.rglob("*.ipynb"))
 
-    def run(book: Path) -> subprocess.CompletedProcess:
+    def run(book: Path) -> str:  # Why it failed; empty if it did not
         source = notebooks / book.relative_to(into)
         command = [sys.executable, __file__, "execute", source, book]
         try:
-            return subprocess.run(command, capture_output=True, text=True, timeout=300)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=NOTEBOOK_SECONDS)
         except subprocess.TimeoutExpired as e:
-            return subprocess.CompletedProcess(command, 1, e.stdout or "", f"it did not end within {e.timeout:g} s")
+            return f"it did not end within {e.timeout:g} s"
+        return f"{done.stdout[-2000:]}{done.stderr[-4000:]}".strip() if done.returncode else ""
 
     with ThreadPoolExecutor(2) as pool:
-        for book, done in zip(books, pool.map(run, books), strict=True):
-            if done.returncode:
-                sys.exit(f"{book.relative_to(into)} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+        again = [book for book, failed in zip(books, pool.map(run, books), strict=True) if failed]
+    failures = []
+    for book in again:
+        sys.stderr.write(f"{book.relative_to(into)} failed, and runs once more\n")
+        if failed := run(book):
+            failures.append(f"{book.relative_to(into)} failed: {failed}")
+    return failures
 
 
 def process(executed: Path) -> None:
@@ -354,7 +364,36 @@ def in_order(cells: list[dict], own: str) -> list[dict]:
     return [cell for is_added, group in groups for cell in (sorted(group, key=line) if is_added else group)]
 
 
-openings = {"manager": "## The manager"}  # The section that a reader of the reference wants first
+openings = {  # The section that a reader of the reference wants first; before it stands what it is made of
+    "manager": "The manager",
+    "blocking": "An event loop in a thread",
+    "config": "Settings",
+    "testing": "A whole app",
+    "extensions/stores": "The protocol",
+    "extensions/channels": "EventChannelProtocol",
+    "extensions/conformance": "The check",
+    "integrations/registry": "The registry",
+    "integrations/resources": "The resource manager",
+    "integrations/resources_admission": "The queue",
+    "integrations/sse": "The broadcaster",
+    "integrations/monitor": "The app",
+    "integrations/health": "The app",
+    "integrations/metrics": "The broadcaster",
+    "integrations/broadcasters": "The broadcasters",
+    "integrations/channel_redis": "The channel",
+    "integrations/channel_sqlite": "The channel",
+    "integrations/channel_postgres": "The channel",
+    "stores/sqlite": "The store",
+    "stores/postgres": "The store",
+    "backends/hosts": "What an app writes",
+    "backends/ray": "What an app writes",
+    **dict.fromkeys(
+        (f"commands/{name}" for name in ("check", "plugins", "serve", "jobs", "agent", "demo")), "The command"
+    ),
+}
+inner_parts = """## The parts inside
+
+What follows is made for the section above and for other modules of the package. An app does not need it."""
 synonyms = {  # Words that readers search for, by the page that answers; the search finds them there
     "explanation/what_can_cross": "DataFrame Series ndarray Tensor Image serialization pickle",
     "config": "virtualenv venv conda interpreter environment",
@@ -376,11 +415,15 @@ def search_words(page: str) -> str:
 
 def opened(cells: list[dict], page: str) -> list[dict]:
     "Move the section that the reference opens with, and all after it, before the sections that it builds on."
-    heads = [n for n, cell in enumerate(cells) if "".join(cell["source"]).startswith("## ")]
-    wanted = [n for n in heads if "".join(cells[n]["source"]).startswith(openings.get(page, "-"))]
-    if not wanted:
+    if page not in openings:
         return cells
-    return cells[: heads[0]] + cells[wanted[0] :] + cells[heads[0] : wanted[0]]
+    titles = ["".join(cell["source"]).partition("\n")[0] for cell in cells]
+    heads = [n for n, title in enumerate(titles) if title.startswith("## ")]
+    wanted = titles.index(f"## {openings[page]}")  # else `openings` names a section that is there no more
+    if wanted == heads[0]:
+        return cells
+    divider = dict(cell_type="markdown", id="inner-parts", metadata={}, source=inner_parts)
+    return [*cells[: heads[0]], *cells[wanted:], divider, *cells[heads[0] : wanted]]
 
 
 def stage_notebook(page: str, path: Path) -> None:
@@ -440,9 +483,9 @@ def in_index(folder: str) -> list[str]:
     return [f"{folder}/{name}" for name in ("index", *links)]
 
 
-def toctree(known: dict[str, Path]) -> str:
-    "The table of contents, which goes to the end of the first page."
-    left = set(known) - {"index"} - {p for p in known if p.startswith("source/")}
+def groups_of(known: dict[str, Path]) -> dict[str, list[str]]:
+    "The pages by caption, in the order of the table of contents; those of `Inside` are for who changes the package."
+    left = set(known) - {"index", "inside"} - {p for p in known if p.startswith("source/")}
     linked = [page for folder in shelves.values() for page in in_index(folder)]
     groups = {}
     for caption, folder in shelves.items():
@@ -454,15 +497,48 @@ def toctree(known: dict[str, Path]) -> str:
     tree = Tree(root)
     modules = [module.name for module in tree.modules()]  # in the order of reading
     public = [m for part in tree.public for m in modules if is_within(m, part)]
-    groups["Reference"] = [p for p in (m.replace(".", "/") for m in public) if p in left]
-    inner = [m.replace(".", "/") for m in modules if m not in public]
+    groups["Reference"] = [p for p in ("init", *(m.replace(".", "/") for m in public)) if p in left]
     left -= set(groups["Reference"])
-    groups["How it is made"] = [p for p in inner if p in left] + sorted(left - set(inner))
-    order = ["Tutorials", "How-to guides", "Reference", "Explanation", "How it is made", "Project"]
-    blocks = [
-        f"```{{toctree}}\n:hidden:\n:caption: {g}\n\n" + "\n".join(groups[g]) + "\n```" for g in order if groups[g]
+    inner = [p for p in (m.replace(".", "/") for m in modules) if p in left]
+    groups["Inside"] = inner + sorted(left - set(inner))
+    order = ["Tutorials", "How-to guides", "Reference", "Explanation", "Project", "Inside"]
+    return {caption: groups[caption] for caption in order}
+
+
+def toctree(pages: list[str], caption: str = "") -> str:
+    "A table of contents that only the sidebar shows."
+    options = ":hidden:\n" + (f":caption: {caption}\n" if caption else "")
+    return f"```{{toctree}}\n{options}\n" + "\n".join(pages) + "\n```"
+
+
+def contents(known: dict[str, Path]) -> str:
+    "The table of contents, which goes to the end of the first page. What is inside is one entry, folded."
+    groups = groups_of(known)
+    groups["Project"] = [*groups["Project"], "inside"]
+    return "\n\n".join(toctree(groups[g], g) for g in groups if groups[g] and g != "Inside")
+
+
+def stage_inside(known: dict[str, Path]) -> None:
+    "Write the page that leads to the modules which apps do not import."
+    lines = [
+        "# How it is made",
+        "These modules are for those who change the package; an app does not import them. They stand in the order of the "
+        "layers, from the bottom to the top: a module imports only from layers before its own.",
     ]
-    return "\n\n".join(blocks)
+    pages, tree = groups_of(known)["Inside"], Tree(root)
+    for layer in tree.layers:
+        here = [p for p in pages if any(is_within(p.replace("/", "."), m) for m in layer["modules"])]
+        lines += [f"## {', '.join(layer['modules'])}\n\n{layer['what']}"] if here else []
+        lines += ["\n".join(f"- [{p.replace('/', '.')}]({p}{known[p].suffix}): {promise_of(p)}" for p in here)]
+    lines.append(toctree(pages))
+    (staged / "inside.md").write_text("\n\n".join(lines) + "\n", encoding="utf-8")
+
+
+def promise_of(page: str) -> str:
+    "The first line of a module's text."
+    file = root / package / f"{page}.py"
+    text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) if file.is_file() else None
+    return (text or "").partition("\n")[0]
 
 
 def stage() -> None:
@@ -474,6 +550,7 @@ def stage() -> None:
     for page, path in pages().items():
         if path.suffix == ".ipynb":
             stage_notebook(page, path)
+    stage_inside(pages())
     known = pages()
     texts = {page: path.read_text(encoding="utf-8") for page, path in known.items()}
     targets = {t.lower() for text in texts.values() for t in re.findall(r"\(((?:\w+\.)+\w+)\)=", text)}
@@ -487,8 +564,7 @@ def stage() -> None:
             if cell["cell_type"] == "markdown":
                 cell["source"] = relink("".join(cell["source"]), page, known, targets)
         if page == "index":
-            contents = dict(cell_type="markdown", id="contents", metadata={}, source=toctree(known))
-            book["cells"].append(contents)
+            book["cells"].append(dict(cell_type="markdown", id="contents", metadata={}, source=contents(known)))
         path.write_text(json.dumps(book), encoding="utf-8")
     stage_sources()
 
@@ -547,26 +623,26 @@ def spelling() -> list[str]:
 
 
 # ------------------------------------------------------------------------------------------------ commands
-def build(run: bool = True, render: bool = True) -> None:
+def build(run: bool = True, render: bool = True) -> list[str]:  # What failed, a paragraph each
     os.chdir(root)
     sys.path.insert(0, str(root))
     shutil.rmtree(staged, ignore_errors=True)
     with tempfile.TemporaryDirectory() as folder:
         executed = Path(folder) / "nbs"
         shutil.copytree(notebooks, executed, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
-        if run:
-            execute_all(executed)
+        failures = execute_all(executed) if run else []
         process(executed)
     if not render:
-        return
+        return []
     stage()
     with tempfile.TemporaryDirectory() as folder:  # MyST-NB leaves a folder next to its output
         sphinx = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-j", "2", "-b", "html", "-c", "docs"]
         done = subprocess.run([*sphinx, "-d", f"{folder}/doctrees", staged, f"{folder}/html"])
         if done.returncode:
-            sys.exit(done.returncode)
+            failures.append(f"sphinx: ended with {done.returncode}; its warnings are above")
         shutil.rmtree(site, ignore_errors=True)
         shutil.move(f"{folder}/html", site)
+    return failures
 
 
 def main(command: str = "build", *arguments: str) -> None:
@@ -580,10 +656,10 @@ def main(command: str = "build", *arguments: str) -> None:
         from nbdev.quarto import nbdev_sidebar
 
         nbdev_sidebar.__wrapped__()
-        return build(run=False, render=False)
-    if command in ("build", "serve", "preview"):
-        build(run=command != "preview")
-    problems = check()
+        build(run=False, render=False)
+        return
+    problems = build(run=command != "preview") if command in ("build", "serve", "preview") else []
+    problems += check()
     sys.stdout.write("".join(f"{p}\n" for p in problems))
     sys.stdout.write(f"{len(list(site.rglob('*.html')))} pages in {site}, {len(problems)} problems\n")
     if command == "serve":

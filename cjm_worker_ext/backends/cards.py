@@ -22,8 +22,8 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['Card', 'list_cards', 'CardFacts', 'describe_card', 'choose_cards', 'CardTable', 'sees_host_pids', 'wait_for_memory',
-           'call_apart', 'CardDesk']
+__all__ = ['Card', 'list_cards', 'CardFacts', 'describe_card', 'choose_cards', 'CardTable', 'count_cards', 'check_numbers',
+           'sees_host_pids', 'wait_for_memory', 'call_apart', 'CardDesk']
 
 # %% ../../nbs/05_backends/11d_cards.ipynb #ff9f72a4
 class Card(NamedTuple):
@@ -203,6 +203,31 @@ class CardTable:
         self._pids.pop(worker, None)
         return self._cards.pop(worker, None)
 
+# %% ../../nbs/05_backends/11d_cards.ipynb #b6886141
+def count_cards(
+    root: str | os.PathLike[str] = "/",  # The folder that contains `proc` and `dev`
+    platform: str = sys.platform,  # As in `sys.platform`
+) -> int | None:  # None: not known
+    "Count the cards of this machine without NVML."
+    if platform != "linux":
+        return None
+    try:
+        return len(os.listdir(os.path.join(root, "proc/driver/nvidia/gpus")))
+    except OSError:  # there is no such driver, or a container hides its folder
+        others = "nvidiactl", "dxg", "kfd", "nvmap", "nvhost-ctrl"  # NVIDIA, WSL, AMD, Jetson
+        return None if any(os.path.exists(os.path.join(root, "dev", name)) for name in others) else 0
+
+
+def check_numbers(
+    cards: Sequence[Card],  # That somebody has named
+    count: int | None,  # As `count_cards` returns it
+) -> None:
+    "Raise `ConfigError` for a card that this machine surely does not have."
+    wrong = [card for card in cards if count is not None and (count == 0 or (card.number or 0) >= count)]
+    if wrong and count is not None:
+        there = ", ".join(Card(number).label for number in range(count)) or "none"
+        raise ConfigError(f"gpus: there is no card {wrong[0].label.removeprefix('GPU ')}; there are {there}")
+
 # %% ../../nbs/05_backends/11d_cards.ipynb #aa3077b5
 def sees_host_pids(
     root: str | os.PathLike[str] = "/",  # The folder that contains `proc`
@@ -299,8 +324,9 @@ class CardDesk:
         gpus: Any,  # As `WorkerConfig.gpus`
         nvml: Any = None,  # A module with the interface of `pynvml`; None imports that one
         pids_are_ours: bool | None = None,  # Whether NVML's process ids are ours; None finds out
+        root: str | os.PathLike[str] = "/",  # As for `count_cards`
     ) -> None:
-        self._gpus, self._given = gpus, nvml
+        self._gpus, self._given, self._root = gpus, nvml, root
         self._nvml: Any = None  # Opened at the first look
         self._pids_are_ours = sees_host_pids() if pids_are_ours is None else pids_are_ours
         self._lock = threading.Lock()  # Two looks open NVML once
@@ -355,10 +381,12 @@ class CardDesk:
     # cards
 
     def look(self) -> list[Card]:  # Not empty
-        "Look which cards there are, and wait for NVML; raises `ConfigError`."
+        "Look which cards there are, and wait for NVML; raises `ConfigError`. Without NVML it asks the driver."
         found = self._look()
         if isinstance(found, Exception):
             raise ConfigError(str(found)) from found
+        if self._nvml is None:
+            check_numbers(found, count_cards(self._root))
         self._cards = found
         return found
 

@@ -39,7 +39,7 @@ from cjm_worker_ext.extensions.contracts import (
 from cjm_worker_ext.extensions.store_contracts import JobStoreSuite
 
 # %% auto #0
-__all__ = ['SUITES', 'CannotCheck', 'Target', 'find_target', 'Check', 'check_target', 'show_check', 'main']
+__all__ = ['SUITES', 'CannotCheck', 'Target', 'find_target', 'Check', 'others_of', 'check_target', 'show_check', 'main']
 
 # %% ../../nbs/12_commands/05_check.ipynb #0794a714
 class CannotCheck(WorkerExtError):
@@ -173,6 +173,7 @@ class Check:
     protocol: str = ""  # The protocol's name
     depths: dict[str, list[Verdict]] = field(default_factory=dict)  # By `types`, `shape` and `behaviour`
     reason: str = ""  # Why a check was not possible; empty if all were
+    others: list[str] = field(default_factory=list)  # Commands that check what else the target's module implements
 
     @property
     def status(self) -> int:  # 0: kept; 1: something is broken; 2: not everything could be checked
@@ -180,6 +181,33 @@ class Check:
         if any(verdict.outcome == "broken" for verdicts in self.depths.values() for verdict in verdicts):
             return 1
         return 2 if self.reason else 0
+
+
+def others_of(
+    name: str,  # Of the target
+    target: Target,  # As `find_target` returned it
+) -> list[str]:  # Commands
+    "Find what else can be checked: another protocol of the same target, and other classes of its module."
+    module, _, attribute = name.partition(":")
+    found = [
+        f"cjm-worker-check {name} {protocol.__name__}"
+        for protocol in SUITES
+        if protocol is not target.protocol and _has_all(target.subject, protocol)
+    ]
+    for other, value in vars(sys.modules[module]).items():
+        is_own = isinstance(value, type) and value.__module__ == module and not other.startswith("_")
+        if (
+            is_own
+            and other != attribute.partition(".")[0]
+            and not _is_suite(value)
+            and any(_has_all(value, protocol) for protocol in SUITES)
+        ):
+            found.append(f"cjm-worker-check {module}:{other}")
+    return found
+
+
+def _has_all(subject: object, protocol: type) -> bool:
+    return all(hasattr(subject, member) for member in protocol_members(protocol))
 
 
 def check_target(
@@ -198,7 +226,7 @@ def check_target(
         depths["behaviour"] = _behaviour(target)
     except CannotCheck as e:
         reason = str(e)
-    return Check(name, target.protocol.__name__, depths, reason)
+    return Check(name, target.protocol.__name__, depths, reason, others_of(name, target))
 
 
 def _shape(target: Target) -> Iterator[Verdict]:
@@ -288,6 +316,9 @@ def show_check(
         console.print(table)
     if check.reason:
         console.print(Text(printable(f"could not check: {check.reason}"), style="yellow"))
+    if check.others:
+        console.print("This was one implementation of one protocol. There are more to check:")
+        console.print(Text(printable("\n".join(f"  {command}" for command in check.others))), soft_wrap=True)
 
 
 def main(

@@ -505,7 +505,8 @@ class DurableJobs:
         if record.row is not before:
             self.held[record.task.number] = Held(record, before, monotonic(), is_written=True)
         if self.is_behind and self.runs_jobs:
-            record.late = late = LateRow(record, self.rows, self.journal.owner, record.row.params, record.row.metadata)
+            params, metadata = record.row.params or "{}", record.row.metadata or "{}"
+            record.late = late = LateRow(record, self.rows, self.journal.owner, params, metadata)
             late.state = late.given = record.row
             late.was, record.row = "pending", NO_ROW
 

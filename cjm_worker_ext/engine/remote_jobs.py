@@ -21,6 +21,7 @@ from cjm_worker_ext.errors import NotSerializable, StreamGap
 from cjm_worker_ext.events.channel_feed import ChannelFeed
 from cjm_worker_ext.extensions.channels import ChannelPage, EventChannelProtocol
 from cjm_worker_ext.jobs import JobStatus, approximate_bytes
+from cjm_worker_ext.plugins import describe_error
 from cjm_worker_ext.stores.rows import Rows
 
 logger = logging.getLogger(__name__)
@@ -106,6 +107,20 @@ class ChunkSender:
             self._send("chunks", {"start": self.start, "first": batch.first}, batch.body)
         if self._last_word is not None and (lost or got >= self.sent):
             self._send(*self._last_word)  # it may still be on its way, but costs little
+
+    def refuse(self, first: int, why: str) -> None:
+        "The channel never takes the message with the chunk at `first`: the stream of this reader ends before it."
+        if (refused := next((batch for batch in self._on_way if batch.first == first), None)) is None:
+            return
+        self.task.cancel()
+        while self._on_way and self._on_way[-1].first >= first:
+            self._on_way.pop()
+        self.sent = first
+        text = (
+            f"job {self.record.job.id}: the channel does not take the chunks from {first:,} to {refused.end - 1:,}, which a "
+            f"reader in another process needs ({why}); read them where the job runs, or yield less at once"
+        )
+        self._say_last("gap", {"start": self.start}, text)
 
     async def _run(self) -> None:
         try:
@@ -290,7 +305,9 @@ class RemoteJobs:
         self.process = secrets.token_hex(6)
         self._rows, self._find, self._is_elsewhere, self._log_of = rows, find, is_elsewhere, log_of
         self._loop = asyncio.get_running_loop()
-        self._feed = ChannelFeed(channel, self._receive, lambda away: None, self._has_room)
+        self._feed = ChannelFeed(
+            channel, self._receive, lambda away: None, self._has_room, tell_refused=self._on_refused
+        )
         self._caught_up = False  # In the feed's thread
         self._waiting: deque[tuple[Head, str | bytes]] = deque()
         self.senders: dict[str, ChunkSender] = {}  # By id of the reader
@@ -401,6 +418,21 @@ class RemoteJobs:
             record.output = deque(map(str, head["output"]), maxlen=record.output_lines)
             if not record.ended:
                 record.job.progress, record.job.progress_message = head["progress"], str(head["message"])
+
+    def _on_refused(self, entry: bytes, error: BaseException) -> None:
+        "The channel never takes a message of this process. Called in the feed's thread."
+        head, _ = unpack(entry)
+        why = f"{type(error).__name__}: {describe_error(error)}"
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._tell_refused, head, why)
+
+    def _tell_refused(self, head: Head, why: str) -> None:
+        "Let the reader know, who would wait for ever. Output and progress come again anyway."
+        if head["kind"] == "chunks" and (sender := self.senders.get(head["reader"])) is not None:
+            sender.refuse(head["first"], why)
+        elif head["kind"] == "read" and (reader := self.readers.get(head["reader"])) is not None:
+            text = f"job {head['job']}: the channel does not take the request for its chunks ({why})"
+            reader.on_message(reader.owner, {"kind": "gap"}, [], text)
 
     # readers in other processes
 

@@ -122,8 +122,8 @@ class _Place:
 class ChannelFeed:
     """The one thread of a process that reads from a channel and appends to it.
 
-    `receive` gets every page, in order, and `tell_away` is called with True and False; both in the feed's thread, and
-    neither may block. *Not promised*: that an entry reaches the channel before the process is killed.
+    `receive` gets every page, in order, and `tell_away` is called with True and False; these and `tell_refused` are called
+    in the feed's thread, and may not block. *Not promised*: that an entry reaches the channel before the process is killed.
     """
 
     WAIT_SECONDS = 1.0  # The longest wait for an entry; then the channel is asked for its epoch too
@@ -142,8 +142,10 @@ class ChannelFeed:
         tell_away: Callable[[bool], None],  # Gets True when the channel is away, and False when it is back
         has_room: Callable[[], bool] = lambda: True,  # While it returns False nothing is read; the channel keeps it
         max_queued: int = 10_000,  # Entries, > 0, that wait while the channel is away; see `OutgoingEntries`
+        tell_refused: Callable[[bytes, BaseException], None] | None = None,  # Gets an entry that is dropped, and why
     ) -> None:
         self._channel, self._receive, self._tell_away, self._has_room = channel, receive, tell_away, has_room
+        self._tell_refused = tell_refused
         self._outgoing = OutgoingEntries(max_queued)
         self._lock = threading.Lock()  # held for the queue and for the life of the thread
         self._thread: threading.Thread | None = None
@@ -263,6 +265,8 @@ class ChannelFeed:
                 "event channel: it stores other entries, but not %r of %d bytes, which is dropped: %s: %s",
                 name, size, type(refusal).__name__, refusal,
             )  # fmt: skip
+            if self._tell_refused is not None:
+                self._tell_refused(batch[0], refusal)
 
     async def _append(self, batch: Sequence[bytes]) -> BaseException | None:  # Why it is refused for good
         "Append a batch, however long that takes."

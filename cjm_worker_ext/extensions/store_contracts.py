@@ -200,10 +200,10 @@ def unknown_jobs_are_left_out(suite: JobStoreSuite, scene: _Scene) -> None:
 
 @_contract
 def brief_jobs_lack_payloads(suite: JobStoreSuite, scene: _Scene) -> None:
-    "`find(..., whole=False)` and a page of the history carry no payloads and no traceback, and all else."
+    "`find(..., whole=False)` and a page of the history carry None for payloads and traceback, and all else."
     job = _full(scene, status="failed", owner=None, result="1", error="no", traceback="Trace")
     scene.write([JobChange(job)])
-    wanted = replace(job, params="{}", metadata="{}", result=None, traceback=None)
+    wanted = replace(job, params=None, metadata=None, result=None, traceback=None)
     _same(wanted, scene.store.find([job.id], whole=False)[0])
     _same(wanted, scene.store.list_jobs(JobFilter(worker_type=scene.worker_type)).jobs[0])
 

@@ -37,8 +37,8 @@ class StoredJob:
     key: str | None = None  # No two pending or running jobs of one worker type have the same
     timeout: float | None = None  # Seconds to run
     retry: str = ""  # JSON of the policy; empty: it runs once
-    params: Payload = "{}"
-    metadata: Payload = "{}"  # The app's own notes
+    params: Payload | None = "{}"  # None: left out, as in a page of the history
+    metadata: Payload | None = "{}"  # The app's own notes; None: left out
     # A change writes these
     status: str = "pending"  # Or `running`, `completed`, `failed`, `cancelled`
     owner: str | None = None  # Who is responsible for it now; None: nobody
@@ -57,6 +57,7 @@ class StoredJob:
     traceback: str | None = None
     # `ask` writes this
     asked: str = ""  # What somebody wants its owner to do, for example `cancel`
+
     # Stands in no row
     problem: str | None = None  # Why a part of it cannot be read; only `claim` and `recover` return such a job
 
@@ -116,7 +117,7 @@ def _can_be_sought(value: Any) -> bool:
 class JobPage(NamedTuple):
     "Part of the history."
 
-    jobs: list[StoredJob]  # The newest first, with empty parameters, notes, results and tracebacks
+    jobs: list[StoredJob]  # The newest first; parameters, notes, results and tracebacks are left out, so None
     after: str | None  # Where the next page begins; None: there is no older job
 
 
@@ -268,7 +269,7 @@ class JobStoreProtocol(Protocol):
     def find(
         self,
         job_ids: Collection[str],  # Of any worker type
-        whole: bool = True,  # False: with empty parameters, notes, results and tracebacks
+        whole: bool = True,  # False: without parameters, notes, results and tracebacks, which are None
     ) -> list[StoredJob]:  # In any order; a job that is not there is left out
         "Read jobs; raises `UnreadableJob` if a part of one cannot be read, although the store works."
         ...

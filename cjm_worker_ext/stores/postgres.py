@@ -618,7 +618,7 @@ _FIELDS = (
 )  # fmt: skip
 _PLAIN = ", ".join(f"jobs.{name}" for name in ("seq", *_FIELDS))
 _WHOLE = f"{_PLAIN}, traceback, params, params_bytes, metadata, metadata_bytes, result, result_bytes"
-_BRIEF = f"{_PLAIN}, NULL::text, '{{}}'::text, NULL::bytea, '{{}}'::text, NULL::bytea, NULL::text, NULL::bytea"
+_BRIEF = f"{_PLAIN}, NULL::text, NULL::text, NULL::bytea, NULL::text, NULL::bytea, NULL::text, NULL::bytea"
 _CLAIM = f"""
     WITH wanted AS MATERIALIZED ({_CLAIMABLE.format(fits=_FITS + " FOR UPDATE SKIP LOCKED")})
     UPDATE jobs SET owner = %(owner)s FROM wanted WHERE jobs.seq = wanted.seq RETURNING {_WHOLE}

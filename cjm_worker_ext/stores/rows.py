@@ -244,7 +244,8 @@ class Rows:
         try:
             if row.problem is not None:
                 raise RefusedType(row.problem)
-            job.metadata.update(self.value(row.metadata, f"job {row.id}: its metadata", from_app=True))
+            if row.metadata is not None:  # else it was left out
+                job.metadata.update(self.value(row.metadata, f"job {row.id}: its metadata", from_app=True))
             job.result = self.value(row.result, f"job {row.id}: its result")
         except RefusedType as e:
             job.error = str(e)

@@ -430,7 +430,8 @@ class SQLiteJobStore:
                     new.append(job)
                 if job.status not in _LIVE_ONES:
                     ended.append(job.id)
-                if len(job.params) + len(job.metadata) + len(job.result or "") > large:  # perhaps one of them is
+                size = len(job.params or "") + len(job.metadata or "") + len(job.result or "")
+                if size > large:  # perhaps one of them is
                     self._put_aside(job, ("result",) if was else _PAYLOADS, files)
             self._is_careful = bool(files)
             with self._writing() as db:
@@ -678,6 +679,7 @@ class SQLiteJobStore:
             raise UnreadableJob(f"job store {self.path}: {what}")
         for name, field in db.execute("SELECT name, field FROM files WHERE job_id = ?", (job.id,)):
             setattr(job, field, self.files.read(name))
+        job.params, job.metadata = ("{}" if one is None else one for one in (job.params, job.metadata))
 
     def list_jobs(self, where: JobFilter, after: str | None = None, limit: int = 50) -> JobPage:
         "Read a page of the history; see `JobStoreProtocol`."
@@ -845,8 +847,8 @@ def _execute(
     return db.execute(statement(size, varies), [*values, *more])
 
 
-_EMPTY = {"params": "'{}'", "metadata": "'{}'", "result": "NULL", "traceback": "NULL"}
-_BRIEF = ", ".join(_EMPTY.get(field, field) for field in _FIELDS)
+_LEFT_OUT = "params", "metadata", "result", "traceback"
+_BRIEF = ", ".join("NULL" if field in _LEFT_OUT else field for field in _FIELDS)
 
 
 _TIMEOUT = _FIXED.index("timeout")
@@ -910,8 +912,6 @@ def _is_damaged(row: tuple[Any, ...]) -> bool:  # It is one of `_ALL`
 def _job(row: Sequence[Any]) -> StoredJob:
     fields = dict(zip(_FIELDS, row, strict=True))
     fields["is_shared"] = bool(fields["is_shared"])
-    for field in ("params", "metadata"):  # in a file
-        fields[field] = "{}" if fields[field] is None else fields[field]
     return StoredJob(**fields)
 
 

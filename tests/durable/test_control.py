@@ -326,6 +326,26 @@ async def test_chunks_of_all_kinds_travel_and_a_huge_one_says_that_it_does_not(t
 
 
 @on_loop
+async def test_chunks_that_the_channel_never_takes_end_the_stream_of_a_reader_elsewhere(tmp_path):
+    store, channel = on_this_machine(tmp_path)
+    async with make_manager(store, channel, 1) as owner, make_manager(store, channel, 0) as web:
+        append = owner._channel.append
+
+        async def takes_small_ones(entries, writer, number):
+            if max(map(len, entries)) > 5_000:
+                raise ValueError("an entry may have 5,000 bytes")
+            await append(entries, writer, number)
+
+        owner._channel.append = takes_small_ones
+        go(tmp_path)
+        job = await owner.submit_job(*tell(tmp_path, count=1, kind="bytes"))
+        why = f"job {job.id}: the channel does not take the chunks from 0 to .* \(ValueError: an entry may have 5,000 bytes"
+        with pytest.raises(StreamGap, match=why):
+            await asyncio.wait_for(read(web.stream(job.id)), 120)
+        assert (await web.wait(job.id, 60)).status == "completed"
+
+
+@on_loop
 async def test_without_a_channel_a_stream_of_a_job_elsewhere_is_refused(tmp_path):
     web = BaseJobManager("text", plugins={"p": "os:getpid"}, job_store=store_at(str(tmp_path / "jobs.db")),
                          worker_config=WorkerConfig(max_workers=0))  # fmt: skip
