@@ -316,7 +316,8 @@ def test_a_slow_reader_that_still_asks_loses_nothing():
                 let_pass(10)
                 await asyncio.sleep(0)
                 got.append((await anext(chunks))[0])
-            assert log_of(manager, job)._paused and job.status == "running"
+            await until(lambda: log_of(manager, job)._paused, what="the next pause")
+            assert job.status == "running"
             got += [n for n, _ in await collect(chunks)]
             assert got == list(range(20_000)) and (await manager.wait(job.id, 120)).status == "completed"
 
