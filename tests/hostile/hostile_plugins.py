@@ -70,11 +70,12 @@ def write(data: bytes, fd: int | None = None) -> None:
 
 
 def flood(data: bytes, seconds: float = 1.0, fd: int | None = None) -> None:
-    "Send the same again and again; in vain once the app has closed its end."
+    "Send the same again and again, twenty times at least on a busy machine; in vain once the app has closed its end."
     fd, data = _channel().fd if fd is None else fd, data * (1 + (1 << 16) // len(data))
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    end, times = time.monotonic() + seconds, 0
+    while time.monotonic() < end or times < 20:
         write(data, fd)
+        times += 1
 
 
 def in_own_session(work) -> int:
