@@ -70,10 +70,11 @@ def write(data: bytes, fd: int | None = None) -> None:
 
 
 def flood(data: bytes, seconds: float = 1.0, fd: int | None = None) -> None:
-    "Send the same again and again, twenty times at least on a busy machine; in vain once the app has closed its end."
+    "Send the same again and again, in vain once the app has closed its end; frames twenty times, however busy the machine."
+    least = 20 if fd is None else 1
     fd, data = _channel().fd if fd is None else fd, data * (1 + (1 << 16) // len(data))
     end, times = time.monotonic() + seconds, 0
-    while time.monotonic() < end or times < 20:
+    while time.monotonic() < end or times < least:
         write(data, fd)
         times += 1
 
