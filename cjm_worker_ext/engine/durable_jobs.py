@@ -605,10 +605,7 @@ class DurableJobs:
             self._put_late(late, Begun(record.job.attempts + 1, pid, time.time()))
             return True
         number = record.task.number
-        held = self._pop_held(record, worker)
-        if held is not None and held.is_written and self._releaser is None:
-            self._hold_more()
-            return True
+        held = self.held.pop(number, None)
 
         def done(refused: str | None, error: Exception | None) -> None:
             if self.starting.get(number) is not start:  # the job has ended, or goes to another worker
@@ -616,11 +613,8 @@ class DurableJobs:
             if error is None and refused is not None:  # another process was faster
                 self.watch(record)
                 error = StoreFailed(f"job {record.job.id} runs in another process")
-            if self._releaser is None:
-                go_on(error)
-            else:
-                start.ready = partial(go_on, error)
-                self._go_on_in_order(worker)
+            start.ready = partial(go_on, error)
+            self._go_on_in_order(worker)
 
         start = self.starting[number] = Starting(worker)
         self.want()
@@ -638,18 +632,11 @@ class DurableJobs:
         self._hold_more()
         return False
 
-    def _pop_held(self, record: DurableRecord, worker: int) -> Held | None:
-        held = self.held.pop(record.task.number, None)
-        if held is None or self._releaser is not None:
-            return held
-        if self.starting and any(one.worker == worker for one in self.starting.values()):
-            held = None  # an earlier one goes to this worker first: this one is written again, after that
-        if held is None or held.is_written:
-            self._let_go(record)
-        return held
-
     def _is_released(self, record: DurableRecord, done: Done) -> bool:
         "Take the note of a held job back; if that takes a while, `done` follows."
+        if self._notes is not None:
+            self._notes.let_go(record.job.id)
+            return True
 
         def go_on(is_done: bool) -> None:
             number = record.task.number
@@ -673,9 +660,10 @@ class DurableJobs:
             ready, first.ready = first.ready, None
             ready()
 
-    def _drop_start(self, number: int) -> None:
+    def drop_start(self, number: int) -> None:
+        "A job that was about to go to a worker does not."
         start = self.starting.pop(number, None)
-        if start is not None and self._releaser is not None:
+        if start is not None:
             self._loop.call_soon(self._go_on_in_order, start.worker)  # it may have been in the way
 
     def _hold_more(self) -> None:
@@ -703,7 +691,7 @@ class DurableJobs:
             held.is_written = True
             return
         del self.held[number]
-        if self._releaser is not None and refused is None and error is None and held.done is not None:
+        if refused is None and error is None and held.done is not None:
             if self._is_released(record, held.done):
                 held.done(None, None)
             return
@@ -732,7 +720,7 @@ class DurableJobs:
     def wait_again(self, records: Sequence[JobRecord]) -> None:
         "These jobs were about to go to a worker, or lie there, and have not begun: they wait for any worker."
         for record in records:
-            self._drop_start(record.task.number)
+            self.drop_start(record.task.number)
             self.waits(record)
 
     def waits(self, record: JobRecord, seconds: float = 0.0) -> None:
@@ -760,7 +748,7 @@ class DurableJobs:
         "Write the end of a job that `record.end` holds, and publish it as soon as it is committed."
         assert isinstance(record, DurableRecord)
         if self.starting:
-            self._drop_start(record.task.number)
+            self.drop_start(record.task.number)
         if record.late is not None:
             self._end_late(record, record.late)
         else:
@@ -858,7 +846,7 @@ class DurableJobs:
             return True
         if cause is not Cause.CLOSED:
             return False
-        self._drop_start(record.task.number)
+        self.drop_start(record.task.number)
         if record.job.status is JobStatus.PENDING:
             if self._row_of(record).status != "pending":
                 self.waits(record)

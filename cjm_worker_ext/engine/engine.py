@@ -596,7 +596,7 @@ class Engine:
     def _interrupt(self, action: Interrupt) -> None:
         task = self.tasks[action.task.number]
         if self.durable is not None and action.task.number in self.durable.starting:  # the worker knows nothing of it
-            del self.durable.starting[action.task.number]
+            self.durable.drop_start(action.task.number)
             self.inbox.put(self.scheduler.answered(action.worker, action.task.number, cancelled=True))
             return
         if isinstance(task, JobRecord) and task.chunks is not None:
