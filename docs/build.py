@@ -160,7 +160,7 @@ def class_rows(node: ast.ClassDef, comments: dict[int, str]) -> list[tuple[str, 
     for part in node.body:
         meaning = comments.get(getattr(part, "lineno", 0), "")
         if isinstance(part, ast.AnnAssign) and not ast.unparse(part.target).startswith("_"):
-            value = ast.unparse(part.value) if part.value else ""
+            value = ast.unparse(default_of(part.value)) if part.value else ""
             made = re.search(r"default_factory=(?:lambda: )?(\w+)", value)
             rows.append(
                 (ast.unparse(part.target), ast.unparse(part.annotation), f"{made[1]}()" if made else value, meaning)
@@ -168,6 +168,12 @@ def class_rows(node: ast.ClassDef, comments: dict[int, str]) -> list[tuple[str, 
         elif isinstance(part, ast.Assign) and meaning:
             rows.append((ast.unparse(part.targets[0]), "", ast.unparse(part.value), meaning))
     return rows
+
+
+def default_of(value: ast.expr) -> ast.expr:
+    "What a reader wants to see of a field's value: of `whole(1, most=10)`, a number with its rule, the number."
+    is_rule = isinstance(value, ast.Call) and ast.unparse(value.func) in ("whole", "seconds")
+    return value.args[0] if is_rule else value
 
 
 def cell_text(text: str) -> str:

@@ -71,3 +71,14 @@ def test_the_contents_show_what_apps_import_and_fold_the_rest(monkeypatch):
     assert {*groups["Reference"], *groups["Inside"]} == {"init", *modules}
     assert {*groups["Reference"], "inside"} <= {*shown} and not {*groups["Inside"]} & {*shown}
     assert set(build.openings) <= {*groups["Reference"]}
+
+
+def test_the_default_of_a_setting_is_its_number(monkeypatch):
+    monkeypatch.syspath_prepend(BUILD.parent)
+    import build
+
+    nodes, comments = build.parsed(build.root / "cjm_worker_ext/config.py")
+    (config,) = (node for node in nodes.values() if getattr(node, "name", "") == "WorkerConfig")
+    rows = {name: row for name, *row in build.class_rows(config, comments)}
+    assert rows["max_workers"][:2] == ["int", "1"] and rows["cancel_grace_seconds"][1] == "2.0"
+    assert rows["gpus"][1] == "None" and rows["lanes"][1] == "dict()"

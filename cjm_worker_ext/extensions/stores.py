@@ -103,6 +103,13 @@ class JobFilter:
                 what = "a text of 10,000 characters at most that UTF-8 can hold, without NUL"
                 raise ConfigError(f"JobFilter: {name} must be {what}, got {value!r:.200}")
 
+    def wants_only(
+        self,
+        *statuses: str,
+    ) -> bool:  # False: jobs of other statuses are wanted too
+        "Whether the jobs that are wanted all have one of these statuses, to which an index may lead."
+        return bool(self.statuses) and set(self.statuses) <= set(statuses)
+
 
 def _can_be_sought(value: Any) -> bool:
     if not isinstance(value, str) or "\0" in value or len(value) > 10_000:
@@ -191,9 +198,9 @@ class JobStoreProtocol(Protocol):
 
     Every method may block. `open`, `write`, `claim`, `recover`, `asked`, `prune` and `close` are called in one thread, one
     at a time; `ask`, `find`, `list_jobs` and `forget` in any thread, at the same time as the others, and also before
-    `open`, by a program that only looks. A store object serves one owner at a time. Each call is one transaction: when it returns, what it did is committed, and when it raises,
-    nothing of it was done or the store does not know. What is raised is a `StoreFailed` with the reason; a later
-    call may succeed, and the store reconnects by itself.
+    `open`, by a program that only looks. A store object serves one owner at a time. Each call is one transaction: when it
+    returns, what it did is committed, and when it raises, nothing of it was done or the store does not know. What is raised
+    is a `StoreFailed` with the reason; a later call may succeed, and the store reconnects by itself.
     """
 
     durability: Literal["committed", "behind"]  # `behind`: jobs go on before they are written, up to 20 ms

@@ -96,7 +96,8 @@ class PostgresJobStore:
     """
 
     PRUNED = 300  # Jobs that one call of `prune` deletes at most
-    SCANNED = 100_000  # Rows that one page of the history looks at, at most; a fifth of it for a text, and a twentieth by an index
+    # Rows that one page of the history looks at, at most; a fifth of it for a text, and a twentieth by an index
+    SCANNED = 100_000
     MANY = 10_000  # Jobs that are counted each time
     LARGE = 1 << 20  # Bytes from which a payload is sent by itself
     LARGEST = 256 << 20  # Bytes of a payload; the server's own limit is 1 GB for all that it makes of it
@@ -384,7 +385,7 @@ class PostgresJobStore:
         with self._sessions.any() as db:
             newest, before = self._range(db, where)
             first = position_of(after, newest)
-            has_few = _is_any_of(where, ("pending", "running")) and self._has_few_live(db)
+            has_few = where.wants_only("pending", "running") and self._has_few_live(db)
             terms, values = self._terms(db, where, has_few)
             last = before if has_few else self._last(db, where, first, before)
             sql = f"SELECT {_BRIEF} FROM jobs WHERE seq <= %s AND seq > %s{terms} ORDER BY seq DESC LIMIT %s"
@@ -402,7 +403,7 @@ class PostgresJobStore:
 
     def _last(self, db: psycopg.Connection[Any], where: JobFilter, first: int, before: int) -> int:
         "Before which row a page ends, so that it takes a moment however many jobs there are."
-        if not _is_any_of(where, _UNSUCCESSFUL):
+        if not where.wants_only(*_UNSUCCESSFUL):
             return max(before, first - (self.SCANNED // 5 if where.text else self.SCANNED))
         sql = """SELECT seq FROM jobs WHERE status IN ('failed', 'cancelled') AND seq <= %s AND seq > %s
             ORDER BY seq DESC OFFSET %s LIMIT 1"""
@@ -433,7 +434,7 @@ class PostgresJobStore:
             if value is not None:
                 terms.append(term)
                 values.append(value)
-        if _is_any_of(where, _UNSUCCESSFUL):
+        if where.wants_only(*_UNSUCCESSFUL):
             terms.append("status IN ('failed', 'cancelled')")  # in the words of the index
         if has_few_live:
             terms.append(f"seq IN ({_OWNED} UNION ALL {_FREE})")
@@ -548,21 +549,23 @@ def _insert(values: Mapping[str, str]) -> bytes:  # Of columns, in the order of 
     """.encode()
 
 
+def _update(values: Mapping[str, str]) -> bytes:  # Of columns, in the order of `_CHANGED`
+    return f"""
+    UPDATE jobs SET {", ".join(f"{name} = {values[name]}" for name in _CHANGED if name != "id")}
+    FROM {_sent(_CHANGED | {"was": "text"})}
+    WHERE {_SAME} AND jobs.status = one.was AND jobs.owner IN ('', %s)
+    AND jobs.{_LIVE} RETURNING jobs.id
+    """.encode()
+
+
 _SENT_ALONE = {
     name: f"%b::{kind}"
     for name, kind in _NEW.items()
     if name.removesuffix("_bytes") in ("result", "params", "metadata")
 }
 _INSERT, _INSERT_LARGE = _insert({name: name for name in _NEW}), _insert({name: name for name in _NEW} | _SENT_ALONE)
-_UPDATE = f"""
-    UPDATE jobs SET {", ".join(f"{name} = one.{name}" for name in _CHANGED if name != "id")}
-    FROM {_sent(_CHANGED | {"was": "text"})}
-    WHERE {_SAME} AND jobs.status = one.was AND jobs.owner IN ('', %s)
-    AND jobs.{_LIVE} RETURNING jobs.id
-""".encode()
-_UPDATE_LARGE = _UPDATE.replace(
-    b"result = one.result, result_bytes = one.result_bytes", b"result = %b::text, result_bytes = %b::bytea"
-)
+_OF_ONE = {name: f"one.{name}" for name in _CHANGED}
+_UPDATE, _UPDATE_LARGE = _update(_OF_ONE), _update(_OF_ONE | _SENT_ALONE)
 _TOLD = f"""
     UPDATE jobs SET owner = '' FROM unnest(%s::text[]) AS one (id) WHERE {_SAME} AND owner = %s AND {_NOT_LIVE}
 """.encode()
@@ -648,8 +651,3 @@ def _job(row: Sequence[Any]) -> StoredJob:
 
 def _is_state(row: Sequence[Any], job: StoredJob) -> bool:  # The row is one of `_STATES`
     return tuple(row[1:4]) == (job.status, job.owner or "", job.attempts)
-
-
-def _is_any_of(where: JobFilter, statuses: Collection[str]) -> bool:
-    "Whether a filter wants these only, or some of them."
-    return bool(where.statuses) and set(where.statuses) <= set(statuses)

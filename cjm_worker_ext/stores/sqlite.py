@@ -268,7 +268,8 @@ class SQLiteJobStore:
 
     durability: Literal["committed", "behind"]  # As the argument
     PRUNED = 300  # Jobs that one call of `prune` deletes at most
-    SCANNED = 100_000  # Rows that one page of the history looks at, at most; a fifth of it for a text, and a twentieth by an index
+    # Rows that one page of the history looks at, at most; a fifth of it for a text, and a twentieth by an index
+    SCANNED = 100_000
     CHECKED = 256 << 20, 300_000  # Bytes and jobs of a file that is checked whole when it is opened: half a second
     SEEK = 3600.0  # Seconds between two looks for files that no row names
 
@@ -421,18 +422,7 @@ class SQLiteJobStore:
         files: list[tuple[str, str, str, int]] = []  # As the rows of `files`
         done = False
         try:
-            new, changed, ended, large = list[StoredJob](), list[JobChange](), list[str](), self.files.LARGE
-            for change in changes:
-                job, was = change
-                if was:
-                    changed.append(change)
-                else:
-                    new.append(job)
-                if job.status not in _LIVE_ONES:
-                    ended.append(job.id)
-                size = len(job.params or "") + len(job.metadata or "") + len(job.result or "")
-                if size > large:  # perhaps one of them is
-                    self._put_aside(job, ("result",) if was else _PAYLOADS, files)
+            new, changed, ended = self._sorted(changes, files)
             self._is_careful = bool(files)
             with self._writing() as db:
                 if changed:
@@ -458,6 +448,24 @@ class SQLiteJobStore:
                 if not done or job_id in refused:
                     self.files.remove(name)
         return refused
+
+    def _sorted(
+        self, changes: Sequence[JobChange], files: list[tuple[str, str, str, int]]
+    ) -> tuple[list[StoredJob], list[JobChange], list[str]]:
+        "New jobs, changes of others, and the ids of those that end; large payloads go to files, and are added to those."
+        new, changed, ended, large = list[StoredJob](), list[JobChange](), list[str](), self.files.LARGE
+        for change in changes:
+            job, was = change
+            if was:
+                changed.append(change)
+            else:
+                new.append(job)
+            if job.status not in _LIVE_ONES:
+                ended.append(job.id)
+            size = len(job.params or "") + len(job.metadata or "") + len(job.result or "")
+            if size > large:  # perhaps one of them is
+                self._put_aside(job, ("result",) if was else _PAYLOADS, files)
+        return new, changed, ended
 
     def _put_aside(self, job: StoredJob, fields: Sequence[str], files: list[tuple[str, str, str, int]]) -> None:
         "Write the large payloads of a job to files."
@@ -684,11 +692,11 @@ class SQLiteJobStore:
     def list_jobs(self, where: JobFilter, after: str | None = None, limit: int = 50) -> JobPage:
         "Read a page of the history; see `JobStoreProtocol`."
         with self._connections.reading() as db:
-            terms, values = _terms(where, has_few := _is_any_of(where, _LIVE_ONES) and self._has_few_live(db))
+            terms, values = _terms(where, has_few := where.wants_only(*_LIVE_ONES) and self._has_few_live(db))
             newest, oldest = self._range(db, where)
             first = position_of(after, newest)
             last = oldest if has_few else self._last(db, where, first, oldest)
-            index = "INDEXED BY jobs_unsuccessful" if _is_any_of(where, _UNSUCCESSFUL) else "NOT INDEXED"
+            index = "INDEXED BY jobs_unsuccessful" if where.wants_only(*_UNSUCCESSFUL) else "NOT INDEXED"
             sql = f"SELECT seq, {_BRIEF} FROM jobs {index} WHERE seq <= ? AND seq > ?{terms} ORDER BY seq DESC LIMIT ?"
             rows = db.execute(sql, (first, last, *values, limit)).fetchall()
             goes_on = rows[-1][0] - 1 if len(rows) == limit else last
@@ -702,7 +710,7 @@ class SQLiteJobStore:
 
     def _last(self, db: sqlite3.Connection, where: JobFilter, first: int, oldest: int) -> int:
         "Before which row a page ends, so that it takes a moment however many jobs there are."
-        if not _is_any_of(where, _UNSUCCESSFUL):
+        if not where.wants_only(*_UNSUCCESSFUL):
             return max(oldest, first - (self.SCANNED // 5 if where.text else self.SCANNED))
         sql = """SELECT seq FROM jobs INDEXED BY jobs_unsuccessful WHERE status IN ('failed', 'cancelled')
             AND seq <= ? AND seq > ? ORDER BY seq DESC LIMIT 1 OFFSET ?"""
@@ -921,11 +929,6 @@ _OWNED = "SELECT seq FROM jobs INDEXED BY jobs_owned WHERE owner IS NOT NULL"
 _FREE = "SELECT seq FROM jobs INDEXED BY jobs_free WHERE owner IS NULL AND status = 'pending'"
 
 
-def _is_any_of(where: JobFilter, statuses: Collection[str]) -> bool:
-    "Whether a filter wants these only, or some of them."
-    return bool(where.statuses) and set(where.statuses) <= set(statuses)
-
-
 def _terms(where: JobFilter, has_few_live: bool) -> tuple[str, list[Any]]:
     "A filter as SQL, and its values."
     terms: list[str] = []
@@ -937,7 +940,7 @@ def _terms(where: JobFilter, has_few_live: bool) -> tuple[str, list[Any]]:
     if where.statuses:
         terms.append(f"status IN ({', '.join('?' * len(where.statuses))})")
         values += where.statuses
-        if _is_any_of(where, _UNSUCCESSFUL):
+        if where.wants_only(*_UNSUCCESSFUL):
             terms.append("status IN ('failed', 'cancelled')")  # in the words of the index
         if has_few_live:
             terms.append(f"seq IN ({_OWNED} UNION ALL {_FREE})")

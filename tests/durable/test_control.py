@@ -339,7 +339,7 @@ async def test_chunks_that_the_channel_never_takes_end_the_stream_of_a_reader_el
         owner._channel.append = takes_small_ones
         go(tmp_path)
         job = await owner.submit_job(*tell(tmp_path, count=1, kind="bytes"))
-        why = f"job {job.id}: the channel does not take the chunks from 0 to .* \(ValueError: an entry may have 5,000 bytes"
+        why = rf"job {job.id}: the channel does not take the chunks from 0 to .* \(ValueError: an entry may have 5,000 bytes"
         with pytest.raises(StreamGap, match=why):
             await asyncio.wait_for(read(web.stream(job.id)), 120)
         assert (await web.wait(job.id, 60)).status == "completed"

@@ -5,7 +5,7 @@ import threading
 from contextlib import aclosing
 
 import pytest
-from harness import run
+from harness import run, until
 
 from cjm_worker_ext import BaseJobManager, JobStatus, WorkerConfig
 from cjm_worker_ext.errors import NotSerializable
@@ -26,7 +26,7 @@ class CountingStore(SQLiteJobStore):
 
 def an_app(folder, **config):
     return BaseJobManager(
-        "groups", plugins={"double": double}, worker_config=WorkerConfig(max_workers=1, **config),
+        "groups", plugins={"double": double}, worker_config=WorkerConfig(**{"max_workers": 1} | config),
         job_store=CountingStore(folder / "jobs.db"),
     )  # fmt: skip
 
@@ -35,16 +35,28 @@ def double(n):
     return 2 * n
 
 
-def test_many_jobs_are_few_commits_and_keep_their_order(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        JobJournal, "POLL", 60.0
-    )  # its thread wakes up when it is told to, and not in the middle of a group
+def test_many_jobs_are_few_commits(tmp_path, monkeypatch):
+    # Nothing runs, and nothing is looked for, so the thread that writes has no other reason to wake up in the middle of a group
+    for pause in ("POLL", "RECOVER", "PRUNE"):
+        monkeypatch.setattr(JobJournal, pause, 600.0)
 
+    async def play():
+        async with an_app(tmp_path, max_workers=0) as manager:
+            jobs = manager.submit_many("double", ({"n": n} for n in range(200)))
+            first_end = asyncio.ensure_future(anext(jobs))
+            await until(lambda: len(manager.get_all_jobs()) == 200)
+            assert manager.job_store.commits_of_new == 4
+            first_end.cancel()
+            await asyncio.wait([first_end])
+
+    run(play())
+
+
+def test_many_jobs_keep_their_order(tmp_path):
     async def play():
         async with an_app(tmp_path) as manager:
             jobs = [job async for job in manager.submit_many("double", ({"n": n} for n in range(200)))]
             assert sorted(job.result for job in jobs) == list(range(0, 400, 2))
-            assert manager.job_store.commits_of_new == 4
             rows = manager.job_store.find([job.id for job in sorted(jobs, key=lambda job: job.params["n"])])
             assert [row.rank for row in rows] == sorted(row.rank for row in rows)
             results = [n async for n in manager.map("double", range(100), "n")]
