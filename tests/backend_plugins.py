@@ -74,9 +74,9 @@ def endless():
 
 def deaf(go_on, started):
     "Listen to nothing until there is a file."
-    Path(started).touch()
     while True:
         try:
+            Path(started).touch()  # within: from here on the cancel may come
             if Path(go_on).exists():
                 return "too late"
             time.sleep(0.002)

@@ -15,9 +15,9 @@ def see() -> tuple[int, str | None, str | None, str | None]:
 
 
 def see_and_wait(started: str, go_on: str) -> str | None:
-    Path(started).write_text(str(os.getpid()))
     while True:
         try:
+            Path(started).write_text(str(os.getpid()))  # within: from here on the cancel may come
             while not Path(go_on).exists():
                 time.sleep(0.005)
             return os.environ.get(CARD)

@@ -90,10 +90,10 @@ class Deaf:
     batch_wait_seconds = 0.2
 
     def execute_batch(self, batch):
-        for params in batch:
-            Path(params["started"]).touch()
         while True:
             try:
+                for params in batch:  # within: from here on the cancel may come
+                    Path(params["started"]).touch()
                 if Path(batch[0]["until"]).exists():
                     return [None for _ in batch]
                 time.sleep(0.002)

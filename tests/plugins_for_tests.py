@@ -180,10 +180,10 @@ def ignore_sigterm(started: str = "") -> None:
     "Ignore what can be ignored."
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    if started:
-        Path(started).write_text(str(os.getpid()))
     while True:
         try:
+            if started:
+                Path(started).write_text(str(os.getpid()))  # within: from here on the cancel may come
             time.sleep(3600)
         except BaseException:  # noqa: BLE001  - the very point
             pass
@@ -192,8 +192,8 @@ def ignore_sigterm(started: str = "") -> None:
 def finish_although_cancelled(started: str) -> str:
     from cjm_worker_ext.errors import JobCancelled
 
-    Path(started).write_text(str(os.getpid()))
     try:
+        Path(started).write_text(str(os.getpid()))  # within: from here on the cancel may come
         time.sleep(60)
     except JobCancelled:
         return "finished all the same"

@@ -88,8 +88,8 @@ def test_an_interrupt_is_held_back_while_a_plugin_loads(tmp_path):
             import pathlib
             import time
 
-            pathlib.Path(config_path).touch()
             try:
+                pathlib.Path(config_path).touch()
                 time.sleep(0.5)
             except BaseException as e:
                 raise SystemExit("the load was interrupted") from e

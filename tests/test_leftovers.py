@@ -265,10 +265,10 @@ class Starter:
         orphan = subprocess.check_output(["sh", "-c", "sleep 600 >/dev/null 2>&1 & echo $!"], text=True)
         part = Path(pids + ".part")
         part.write_text(f"{self.loaded.pid} {own.pid} {apart.pid} {orphan}")
-        part.rename(pids)
-        if then == "return":
-            return "done"
         try:
+            part.rename(pids)  # within: from here on the cancel may come
+            if then == "return":
+                return "done"
             while True:
                 time.sleep(0.01)
         except BaseException as e:
@@ -335,9 +335,9 @@ def test_processes_in_the_group_end_with_a_worker_that_is_killed(tmp_path):
         from pathlib import Path
 
         child = subprocess.Popen(["sleep", "600"])
-        Path(pids).write_text(f"{child.pid} ")
         while True:
             try:
+                Path(pids).write_text(f"{child.pid} ")  # within: from here on the cancel may come
                 time.sleep(1)
             except BaseException:  # noqa: BLE001, S110  - the very point
                 pass

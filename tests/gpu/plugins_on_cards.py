@@ -83,9 +83,9 @@ def hold(size: int, started: str, go_on: str, end: str = "return") -> int:
 
     block = torch.full((size,), 1, dtype=torch.uint8, device=DEVICE)
     torch.cuda.synchronize()
-    Path(started).write_text(str(os.getpid()))
     while True:
         try:
+            Path(started).write_text(str(os.getpid()))  # within: from here on the cancel may come
             while not Path(go_on).exists():
                 time.sleep(0.005)
             break

@@ -25,7 +25,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 LIST = Path(__file__).with_name("mutations.toml")
 PACKAGE = "cjm_worker_ext"
-COPIED = (PACKAGE, "nbs", "tests", "examples", "settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+COPIED = (
+    *(PACKAGE, "nbs", "tests", "examples", "benchmarks"),
+    *("settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE"),
+)
 MARK = "CJM_WORKER_EXT_MUTATIONS"  # An environment variable: it names the processes that a run has started
 # `-P`: the folder in which pytest is started comes not before PYTHONPATH
 PYTEST = (
@@ -175,7 +178,9 @@ class Copy:
         return self._log.read_text(encoding="utf-8", errors="replace")
 
     def _run(self, command: Sequence[str], log: int, limit: float) -> int | None:
-        path = os.pathsep.join(filter(None, [str(self.root), os.environ.get("PYTHONPATH")]))
+        # without the repository itself: a test that needs what is not copied must not find it there
+        given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        path = os.pathsep.join([str(self.root), *(one for one in given if one and Path(one).resolve() != ROOT)])
         inherited = {name: value for name, value in os.environ.items() if name not in HIDDEN}
         environment = {**inherited, "PYTHONPATH": path, MARK: self._mark}
         process = subprocess.Popen(
