@@ -408,7 +408,7 @@ async def another_attempt(make: Make, tmp_path, simulated):
                 (tmp_path / "logcrash read").touch()
             elif how == "hang":
                 await until(lambda job=job: job.progress_message == "still here")
-                time_is_up(manager, job)
+                await time_is_up(manager, job)
             assert [chunk async for chunk in manager.stream(job.id, start=2)] == ["2.0", "2.1"], how
             assert (job.status, job.attempts, job.result) == ("completed", 2, ["2.0", "2.1"])
             again = [data for kind, data in events.seen if kind == "job:retrying" and data["job_id"] == job.id]

@@ -158,11 +158,14 @@ def are_gone(pids: Iterable[int], rest_seconds: float) -> None:
         time.sleep(0.005)
 
 
-def time_is_up(manager, job) -> None:
-    "Let the timeout of a running job be over: a test waits for what is to come before, and not for a moment."
-    number = manager._engine.jobs.find(job).task.number
-    assert manager._engine.timers.clear("timeout", number), "it has no timeout, or does not run"
-    manager._engine.timers.set("timeout", number, 0.0)
+async def time_is_up(manager, job) -> None:
+    """Let the timeout of a running job be over: a test waits for what is to come before, and not for a moment.
+
+    The plugin may have begun before the app knows of it: then the timeout is waited for.
+    """
+    timers, number = manager._engine.timers, manager._engine.jobs.find(job).task.number
+    await until(lambda: timers.clear("timeout", number), what="the timeout of the job")
+    timers.set("timeout", number, 0.0)
 
 
 def let_pass(seconds: float) -> None:

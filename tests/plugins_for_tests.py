@@ -171,6 +171,7 @@ def hold_lock(started: str = "", child: str = "") -> None:
     if child:
         process = subprocess.Popen(["sleep", "3600"])
         Path(child).write_text(str(process.pid))
+    signal.signal(signal.SIGURG, signal.SIG_IGN)  # a cancel must not come between here and the native code
     if started:
         Path(started).write_text(str(os.getpid()))
     sum(range(10**14))  # one call of native code, which looks at no signal

@@ -80,7 +80,7 @@ def test_one_is_cancelled_and_the_others_go_on(tmp_path):
 
 def test_a_job_that_does_not_end_costs_its_worker_only_once_nobody_needs_it(tmp_path):
     async def scene():
-        async with make("Room", {"folder": str(tmp_path)}, cancel_grace_seconds=0.05) as manager:
+        async with make("Room", {"folder": str(tmp_path)}, cancel_grace_seconds=2.0) as manager:
             deaf = await manager.start_job("plugin", name="deaf", until="never", how="deaf")
             other = await manager.start_job("plugin", name="other", until="go on")
             await until((tmp_path / "other began").exists)

@@ -233,7 +233,7 @@ def test_the_time_of_one_runs_out_and_the_others_go_on(tmp_path):
             jobs = await submit(manager, *({"until": str(go_on)} for _ in range(2)))
             jobs += await submit(manager, {}, timeout=600)
             await until(lambda: all(job.progress is not None for job in jobs))
-            time_is_up(manager, jobs[2])
+            await time_is_up(manager, jobs[2])
             await manager.wait(jobs[2].id, 120)
             assert (jobs[2].status, jobs[2].error_type, jobs[0].status) == ("failed", "JobTimeout", "running")
             go_on.touch()
@@ -327,6 +327,8 @@ def test_time_in_front_of_a_batch_is_not_the_time_of_a_job(tmp_path):
             (short,) = await submit(manager, {"x": 4}, timeout=600)
             await until(lambda: len(batches(log)) == 2)
             assert short.status == "running", "it is at the worker already"
+            number, timers = manager._engine.jobs.find(short).task.number, manager._engine.timers
+            await until(lambda: ("timeout", number) not in timers._handles, what="the app's knowledge of the batch")
             let_pass(601)
             with pytest.raises(TimeoutError):
                 await manager.wait(short.id, 0.3)

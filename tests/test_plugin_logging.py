@@ -132,10 +132,14 @@ def log_while_it_answers():
     "A destructor logs at whatever moment the garbage collector chooses, also while the worker writes."
     import gc
     import logging
+    import time
+
+    gone = []
 
     class Loud:
         def __del__(self):
             logging.getLogger("acme.gone").warning("gone")
+            gone.append(1)
 
     gc.set_threshold(1)
     for i in range(300):
@@ -143,7 +147,9 @@ def log_while_it_answers():
         loud.itself = loud
         yield [{"number": i}]
     del loud
-    gc.collect()
+    while len(gone) < 300:  # nothing is collected here while another thread collects
+        gc.collect()
+        time.sleep(0.001)
 
 
 async def log_together(name, go_on):

@@ -41,7 +41,7 @@ async def time_is_up_in(manager, job, attempt: int) -> None:
     "Let the timeout of one attempt be over, once its plugin is at work."
     log = Path(job.params["log"])
     await until(lambda: log.exists() and log.read_text().count("\n") == attempt and job.status == "running")
-    time_is_up(manager, job)
+    await time_is_up(manager, job)
 
 
 ENDS = ("job:completed", "job:failed", "job:cancelled")
@@ -219,7 +219,7 @@ def test_a_cancel_after_the_timeout_is_not_followed_by_another_attempt(tmp_path)
             params = {"started": str(started), "go_on": str(go_on)}
             job = await manager.submit_job("stuck", params, timeout=600, retry=Retry(5, **NOW))
             await until(lambda: started.exists() and started.read_text() == "runs")
-            time_is_up(manager, job)
+            await time_is_up(manager, job)
             await until(lambda: started.read_text() == "cleans up")
             cancelling = asyncio.create_task(manager.cancel_job(job.id))
             await asyncio.sleep(0)

@@ -225,7 +225,7 @@ def test_a_timeout_costs_the_first_one_and_the_time_of_the_next_one_counts_from_
             ahead = [t.number for w in s.engine.scheduler.workers.ahead.values() for t in w.waiting]
             assert len(ahead) == 2 and not [key for key in s.engine.timers._handles if key[1] in ahead]
             await until(lambda: "first" in s.begun)
-            time_is_up(s.manager, s.jobs["first"])
+            await time_is_up(s.manager, s.jobs["first"])
             assert await s.ended("first", "a", "b", "c") == ["failed", "completed", "completed", "completed"]
             assert s.jobs["first"].error_type == "JobTimeout" and s.begun.count("a") == 1
 

@@ -38,7 +38,7 @@ async def hold(manager, folder, name):
     "A job that stays on its worker until its file is there."
     started = folder / f"{name} started"
     job = await manager.start_job("see_and_wait", started=str(started), go_on=str(folder / f"{name} go on"))
-    await until(started.exists, what=name)
+    await until(lambda: started.exists() and started.read_text(), what=name)
     return job
 
 
