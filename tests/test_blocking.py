@@ -373,7 +373,7 @@ def test_a_wait_does_not_wait_for_a_stream_of_its_own_thread(read):
 
 
 def test_a_reader_in_another_thread_keeps_its_chunks_or_is_gone():
-    with make_small(reader_timeout_seconds=0.3) as manager, ThreadPoolExecutor(1) as pool:
+    with make_small(reader_timeout_seconds=3.0) as manager, ThreadPoolExecutor(1) as pool:
         job = manager.start_job("count_and_log", n=20_000, path=os.devnull)
         stopped = pool.submit(manager.stream, job.id).result()
         pool.submit(next, stopped).result()
