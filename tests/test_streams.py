@@ -172,12 +172,12 @@ def test_cancel_of_a_stream_that_is_paused_keeps_the_worker(tmp_path):
 @pytest.mark.parametrize("n", [50, 101, 150, 300, 1000])
 def test_a_slow_reader_of_an_ended_job_holds_nobody_up(n):
     async def scene():
-        async with make(max_buffered_chunks=100) as manager:
+        async with make(max_buffered_chunks=100, reader_timeout_seconds=None) as manager:
             await manager.wait((await manager.start_job("echo")).id, 120)
             job = await manager.start_job("count", n=n)
             chunks = manager.stream(job.id)
             got = [await anext(chunks)]
-            await asyncio.sleep(0.2)  # the job may have ended by now, or wait for its reader
+            await until(lambda: job.status.is_final or log_of(manager, job)._paused, what="the end or a pause")
             if n <= 100 or job.status.is_final:
                 new = await manager.start_job("echo", value="new")
                 assert (await manager.wait(new.id, 120)).result == "new"
