@@ -139,7 +139,7 @@ def test_a_shutdown_whose_caller_is_cancelled_goes_on(tmp_path):
     started = tmp_path / "started"
 
     async def scene():
-        manager = make(cancel_grace_seconds=60)  # so that nothing but the shutdown's own limit ends the worker
+        manager = make(cancel_grace_seconds=600)  # so that nothing but the shutdown's own limit ends the worker
         job = await manager.start_job("hold_lock", started=str(started))
         await until(started.exists)
         impatient = asyncio.create_task(manager.shutdown(timeout=2.0))
