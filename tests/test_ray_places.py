@@ -205,7 +205,8 @@ def test_a_place_that_ray_calls_dead_is_left_only_when_its_worker_is(how, tmp_pa
     how(lies=str(lies))
 
     async def scene():
-        async with manager_of(retry=Retry(2, on=("lost",), delay_seconds=0)) as manager:
+        retry = Retry(2, on=("lost",), delay_seconds=0)
+        async with manager_of(retry=retry, idle_seconds=None) as manager:  # a place that idles is not given back
             job = await running(manager, "run_until", folder=str(tmp_path))
             _, actor, _, worker = processes_of(job)
             lies.touch()
