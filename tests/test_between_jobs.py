@@ -140,14 +140,13 @@ def test_an_order_waits_for_the_end_of_a_message(tmp_path):
 
 
 def test_a_message_that_never_ends_costs_its_worker_and_no_job(tmp_path, monkeypatch):
-    monkeypatch.setattr(local.LocalWorker, "LOOK_SECONDS", 0.2)
-
     async def scene():
         async with make() as manager:
             first = await manager.wait((await manager.start_job("log_in_two_parts", folder=str(tmp_path))).id, 30)
             (tmp_path / "begin").touch()
             (worker,) = [worker for backend in local._backends for worker in backend.workers.values()]
             await until(lambda: worker.frames.reader.part)
+            monkeypatch.setattr(local.LocalWorker, "LOOK_SECONDS", 0.2)  # not before: a start takes longer than this
             second = await manager.wait((await manager.start_job("plain")).id, 120)
             assert (second.result, second.attempts) == ("done", 1) and second.worker_pid != first.worker_pid
 
