@@ -310,6 +310,7 @@ class Node:
         self._connector = AgentConnector(host, settings)
         self._loop = asyncio.get_running_loop()
         self.processes: dict[int, RemoteProcess] = {}  # By number of the worker
+        self._asked: dict[int, Gone | None] = {}  # Workers asked for; the end of one that is read before the answer
         self.held: set[int] = set()  # Numbers of the workers that run or start there
         self.why, self.refused, self.is_draining = "it was not reached yet", False, False
         self.is_known = False  # It was reached, or could not be reached
@@ -395,6 +396,8 @@ class Node:
             end = Gone.read(message)
             if process := self.processes.get(end.worker):
                 process.on_gone(end)
+            elif end.worker in self._asked:
+                self._asked[end.worker] = end
         elif kind == READ and (process := self.processes.get(message["worker"])):
             process.on_read(message["read"])
         elif kind == STACKS and (process := self.processes.get(message["worker"])):
@@ -419,10 +422,13 @@ class Node:
         "Start a worker; raises `NoPlace` if another machine should be tried, and `AgentRefused` if that is of no use."
         session = self.link.session
         order = {"python": python, "environment": dict(environment), "stacks": writes_stacks}
+        self._asked[worker] = None
         try:
             sock, line = await self._ask(session, worker, order)
         except Exception as e:  # the border: an agent may send anything, and another one may do better
             raise NoPlace(str(e) or "it did not answer in time") from e
+        finally:
+            end = self._asked.pop(worker)
         pid = line.get("pid")
         if "refused" in line or session != self.link.session or not isinstance(pid, int):
             sock.close()
@@ -435,6 +441,8 @@ class Node:
             sock.close()
             raise NoPlace(f"this app has no descriptors left ({e}); raise ulimit -n") from e
         self.processes[worker] = process
+        if end is not None:
+            process.on_gone(end)
         device = None if line.get("device") is None else str(line["device"])[:100]
         return process, Place(process.pid, str(line.get("started_at", ""))[:40], self.host, device)
 

@@ -28,7 +28,7 @@ from remote_scenes import (
 )
 
 from cjm_worker_ext import Retry, WorkerConfig
-from cjm_worker_ext.backends.hosts import HostsBackend
+from cjm_worker_ext.backends.hosts import HostsBackend, Node
 
 TIMES = {"connect_seconds": 1.0, "ping_seconds": 0.1, "lease_seconds": 1.0, "lost_seconds": 1.6}
 
@@ -444,5 +444,27 @@ def test_a_drained_machine_gets_no_more_workers(agent):
                 assert [node.host for node in backend.nodes() if node.workers] != [used]
                 backend.drain(used, on=False)
                 assert all(node.is_up for node in backend.nodes())
+
+    run(scene())
+
+
+def test_a_worker_that_ends_before_its_start_is_known_is_heard(agent, tmp_path, monkeypatch):
+    "The agent says on its link that the worker has ended, and on the worker's own connection that it has started."
+    python, ask = tmp_path / "python", Node._ask
+    python.write_text("#!/bin/sh\nexit 3\n")
+    python.chmod(0o755)
+
+    async def ask_and_hear_of_the_end_first(node, session, worker, order):
+        answer = await ask(node, session, worker, order)
+        await until(lambda: node._asked[worker], what="the end of the worker")
+        return answer
+
+    monkeypatch.setattr(Node, "_ask", ask_and_hear_of_the_end_first)
+
+    async def scene():
+        config = WorkerConfig(python=str(python), restart_policy="backoff", max_restart_attempts=1)
+        async with manager_of(agent.host, config=config) as manager:
+            job = await ended(manager, "pid")
+            assert job.error_type == "WorkersExhausted" and "exited with code 3" in job.error
 
     run(scene())
