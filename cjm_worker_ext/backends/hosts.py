@@ -430,7 +430,8 @@ class Node:
         finally:
             end = self._asked.pop(worker)
         pid = line.get("pid")
-        if "refused" in line or session != self.link.session or not isinstance(pid, int):
+        is_left = self.is_given_up or session != self.link.session
+        if "refused" in line or is_left or not isinstance(pid, int):
             sock.close()
             if "refused" in line:
                 raise AgentRefused(f"{self.host}: {line['refused']!s:.500}")

@@ -468,3 +468,24 @@ def test_a_worker_that_ends_before_its_start_is_known_is_heard(agent, tmp_path, 
             assert job.error_type == "WorkersExhausted" and "exited with code 3" in job.error
 
     run(scene())
+
+
+def test_a_machine_that_is_left_while_a_worker_starts_there_gets_no_job(agent, monkeypatch):
+    ask, left = Node._ask, []
+
+    async def scene():
+        with AgentProcess() as other:
+            async with manager_of(agent.host, other.host) as manager:
+
+                async def ask_and_leave_the_first(node, session, worker, order):
+                    answer = await ask(node, session, worker, order)
+                    if not left:
+                        left.append(node)
+                        manager._engine.backend.remove(node, "it is left")
+                    return answer
+
+                monkeypatch.setattr(Node, "_ask", ask_and_leave_the_first)
+                job = await ended(manager, "pid")
+                assert job.status == "completed" and job.worker_pid // Node.PIDS != left[0].position
+
+    run(scene())
